@@ -258,21 +258,21 @@ def test_float_class_ids(function):
 def test_integers_that_are_not_one_hot(loss):
     name = "y_true" if loss == "cross_entropy_loss" else "targets"
     binary = [1, 0, 1, 1, 0]
-    with fails(ValueError, f"{name} holds integers that are not one-hot: [1, 0, 1, 1, 0], which add up to 3"):
+    with fails(ValueError, f"{name} contains integers that are not one-hot: [1, 0, 1, 1, 0], which add up to 3"):
         LOSSES[loss](GOOD[loss][0], binary)
     for dtype in (np.int8, np.uint16, np.int64, bool):
         targets = np.eye(V, dtype=dtype)[IDS]
         assert LOSSES[loss](GOOD[loss], targets) == LOSSES[loss](GOOD[loss], IDS)
         for wrong in ([1, 0, 1, 0, 0], [0] * 5):
             targets[3] = wrong
-            with fails(ValueError, f"{name}[3] holds integers that are not one-hot", f"({N},)", "floats"):
+            with fails(ValueError, f"{name}[3] contains integers that are not one-hot", f"({N},)", "floats"):
                 LOSSES[loss](GOOD[loss], targets)
             assert np.isfinite(LOSSES[loss](GOOD[loss], targets, where=np.arange(N) != 3))
             assert np.isfinite(LOSSES[loss](GOOD[loss], targets.astype(float)))
     targets = np.eye(V, dtype=int)[IDS]
     for wrong in ([2, 0, 0, 0, 0], [0, -1, 0, 0, 0], [1, 1, -1, 0, 0]):
         targets[3] = wrong
-        with fails(ValueError, f"{name}[3] holds integers that are not one-hot"):
+        with fails(ValueError, f"{name}[3] contains integers that are not one-hot"):
             LOSSES[loss](GOOD[loss], targets)
 
 
@@ -283,9 +283,9 @@ def test_integers_that_are_not_one_hot_with_label_smoothing_weight_z_loss(option
     for function, scores in ((cross_entropy, (LOGITS,)), (tokenloss.linear_cross_entropy, hidden)):
         assert function(*scores, targets, **options) == function(*scores, targets.astype(float), **options)
         wrong = np.where(np.arange(N)[:, None] == 4, 1, targets)
-        with fails(ValueError, "targets[4] holds integers that are not one-hot: [1, 1, 1, 1, 1]"):
+        with fails(ValueError, "targets[4] contains integers that are not one-hot: [1, 1, 1, 1, 1]"):
             function(*scores, wrong, **options)
-    with fails(ValueError, "targets[4] holds integers"):
+    with fails(ValueError, "targets[4] contains integers"):
         out = np.full(LOGITS.shape, 7.0)
         tokenloss.cross_entropy_and_grad(LOGITS, wrong, out=out, **options)
     assert (out == 7).all()  # nothing was written
@@ -317,7 +317,7 @@ def test_float_labels_with_the_probabilities_of_class_1_are_warned_of(dtype):
 
 def test_gathered_log_probs_with_class_ids():
     gathered = np.take_along_axis(LOG_PROBS, IDS[:, None], -1).reshape(2, 3)
-    with fails(ValueError, "targets[0] holds integers that are not one-hot: [0, 1, 2]", "class ids have shape (2,)"):
+    with fails(ValueError, "targets[0] contains integers that are not one-hot: [0, 1, 2]", "class ids have shape (2,)"):
         nll_loss(gathered, IDS.reshape(2, 3))
 
 
@@ -351,7 +351,7 @@ def test_meter_without_where(function):
 def test_axis_is_proposed_if_the_classes_are_on_another(loss, axis):
     scores = np.moveaxis(np.broadcast_to(GOOD[loss], (3, N, V)), -1, axis)
     targets = np.broadcast_to(IDS, (3, N))
-    with fails(ValueError, f"or give axis={axis}", "holds the classes"):
+    with fails(ValueError, f"or give axis={axis}", "the classes are on that axis"):
         LOSSES[loss](scores, targets)
     assert LOSSES[loss](scores, targets, axis=axis) == pytest.approx(LOSSES[loss](GOOD[loss], IDS))
 

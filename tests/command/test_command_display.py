@@ -64,9 +64,7 @@ def test_score_prints_no_column_of_text_without_tokens(command, npz):
 OPTIONS = "On average, each token was as hard to predict as a choice among {} equally likely options."
 OVER_ALL = "Over all data of this kind, the number is between {} and {} (95 % interval; n = {})."
 BEATEN = "A uniform guess among all 2 classes would have been better."
-CERTAIN = (
-    "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
-)
+CERTAIN = "every token has a probability of exactly 1: such log-probabilities are computed at temperature 0, and "
 FEW = "3 tokens, assumed independent"
 GUESS = "2 sequences, too few for more than a guess"
 

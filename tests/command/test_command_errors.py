@@ -54,8 +54,11 @@ NO_FILE = "is not a file" if Path("/dev/zero").exists() else "cannot be written"
         (["score", SAMPLE, "--workers", "1.5"], ["--workers", "'1.5'"]),
         (["score", SAMPLE, "--ignore-index", "none"], ["--ignore-index", "'none'"]),
         (["score", SAMPLE, "--kind", "odds"], ["--kind", "'odds'", "log_probs"]),
-        (["score", SAMPLE, "--kind", "probs"], [f"{SAMPLE}: holds logits, targets, tokens; it must hold probs"]),
-        (["score", SAMPLE, "--array", "other"], [f"{SAMPLE}: holds logits, targets, tokens; it must hold 'other'"]),
+        (["score", SAMPLE, "--kind", "probs"], [f"{SAMPLE}: contains logits, targets, tokens; it must contain probs"]),
+        (
+            ["score", SAMPLE, "--array", "other"],
+            [f"{SAMPLE}: contains logits, targets, tokens; it must contain 'other'"],
+        ),
         (["score", SAMPLE, "targets.npy"], ["targets.npy: cannot be read: No such file"]),
         (["score", SAMPLE, "--targets", "none.npy"], ["none.npy: cannot be read: No such file"]),
         (["score", SAMPLE, SAMPLE], [f"{SAMPLE}: is given twice"]),
@@ -69,9 +72,9 @@ NO_FILE = "is not a file" if Path("/dev/zero").exists() else "cannot be written"
         (["score", SAMPLE, "--workers", "-2"], ["--workers", "'-2'", "or -1"]),
         (["score", SAMPLE, "--n-bytes", "9", "--text", "x"], ["--text and --n-bytes"]),
         (["score", SAMPLE, "--n-words", "9", "--text", "x"], ["--text and --n-words"]),
-        (["score", SAMPLE, "--part", "all"], ["--part is for responses; ", " holds scores"]),
+        (["score", SAMPLE, "--part", "all"], ["--part is for responses; ", " has scores"]),
         (["score", SAMPLE, "--words", "lm-eval"], ["--words is given; it must be left out without --text"]),
-        (["score", SAMPLE, "--softcap", "1"], ["--softcap is for hidden states; ", " holds scores"]),
+        (["score", SAMPLE, "--softcap", "1"], ["--softcap is for hidden states; ", " has scores"]),
         (["score", SAMPLE, "--text", "none.txt"], ["none.txt: cannot be read: No such file"]),
         (["score", SAMPLE, "--per-token", "x.txt"], ["--per-token: ", "'x.txt'", ".npy, .csv, .parquet"]),
         (["score", SAMPLE, "--top-k", "2"], ["--top-k is for --per-token"]),
@@ -126,9 +129,9 @@ def test_workers_minus_one():
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({}, ["holds nothing", "exactly one of logits, log_probs, probs"]),
-        ({"logits": LOGITS}, ["holds no targets; it must hold them, or come with --targets"]),
-        ({"targets": TARGETS, "scores": LOGITS}, ["holds targets, scores;"]),
+        ({}, ["contains nothing", "exactly one of logits, log_probs, probs"]),
+        ({"logits": LOGITS}, ["has no targets; it must contain targets, or come with --targets"]),
+        ({"targets": TARGETS, "scores": LOGITS}, ["contains targets, scores;"]),
         ({"targets": TARGETS, "logits": LOGITS, "probs": LOGITS}, ["exactly one"]),
         ({"targets": TARGETS[:3], "logits": LOGITS}, ["targets has shape (3,)", "(4,)", "fit logits"]),
         ({"targets": TARGETS + 0.0, "probs": LOGITS}, ["targets has dtype float64", "integer"]),
@@ -161,7 +164,7 @@ def test_npy_files_that_do_not_fit(command, npy, npz):
     assert_refused(command("score", scores), f"{scores}: ", "targets")
     assert_refused(command("score", scores, scores.parent / "none.npy"), "none.npy: cannot be read: No such file")
     assert_refused(
-        command("score", scores, archive), f"{scores}: holds no targets; it must hold them, or come with --t"
+        command("score", scores, archive), f"{scores}: has no targets; it must contain targets, or come with --t"
     )
     refused = command("score", scores, "--targets", archive)
     assert_refused(refused, f"{archive}: is not a .npy file; it must be one")
@@ -226,7 +229,7 @@ def test_num_workers_of_the_environment_that_is_no_number(argv, command, monkeyp
 
 def test_out_of_memory(command, monkeypatch):
     monkeypatch.setattr(npz_format.np, "ndarray", raising(MemoryError()))
-    words = f"out of memory: {SAMPLE} does not fit; a file that is not compressed need not"
+    words = f"out of memory: {SAMPLE} does not fit into memory; an uncompressed file need not"
     assert_refused(command("score", SAMPLE), words)
 
 
@@ -401,14 +404,14 @@ SPELLINGS = [
     (
         lambda: evaluate("marked.npz"),
         "score marked.npz",
-        "if 255 marks what has no label, give {}",
+        "if 255 marks positions without a label, give {}",
         ["ignore_index=255"],
         ["--ignore-index 255"],
     ),
     (
         lambda: evaluate("probs.npz"),
         "score probs.npz",
-        "come with {} and its array's name, or with {} if it holds logits",
+        "come with {} and its array's name, or with {} if it has logits",
         ["kind='probs'", "kind='logits'"],
         ["--kind probs", "--kind logits"],
     ),

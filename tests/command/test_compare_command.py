@@ -78,12 +78,14 @@ def test_compare_files_that_do_not_fit(models, command):
     base, other, targets = models.path / "base.npz", models.path / "other.npy", models.path / "targets.npy"
     refused = command("compare", other, other, "--html", "page.html")
     assert_refused(refused, "--html needs columns that are not known without targets: base_nll, nll")
-    assert_refused(command("compare", other, other, "--shift"), f"{other}: holds no targets", "--targets")
+    assert_refused(command("compare", other, other, "--shift"), f"{other}: has no targets", "--targets")
     assert_refused(
-        command("compare", base, SAMPLE), f"{SAMPLE}: holds 15 rows of 51864 classes; it must hold 24 rows of 9"
+        command("compare", base, SAMPLE), f"{SAMPLE}: contains 15 rows of 51864 classes; it must contain 24 rows of 9"
     )
     np.save(targets, models.targets[:, ::-1])
-    assert_refused(command("compare", base, other, "--targets", targets), f"{targets}: holds other targets", f"{base}")
+    assert_refused(
+        command("compare", base, other, "--targets", targets), f"{targets}: its targets differ from those in", f"{base}"
+    )
     np.save(targets, models.targets + 5)
     assert_refused(command("compare", other, other, "--targets", targets), f"{other}, {targets}: targets[", "[0, 9)")
     np.save(targets, models.base.reshape(24, 9))
@@ -96,7 +98,7 @@ def test_compare_files_that_do_not_fit(models, command):
 def test_compare_files_of_other_targets(command, models):
     np.savez(models.path / "else.npz", logits=models.other, targets=models.targets[:, ::-1])
     base, other = models.path / "base.npz", models.path / "else.npz"
-    assert_refused(command("compare", base, other), f"{other}: holds other targets; it must hold those of {base}")
+    assert_refused(command("compare", base, other), f"{other}: its targets differ from those in {base}")
 
 
 def test_definitions_llama_cpp(models, compare_json, tmp_path):
@@ -310,36 +312,36 @@ OF_ROWS = "--classes=3 --definitions=llama.cpp --divergences=tv"
 # by what files hold: the options that are not for them, and the words that say so
 NOT_FOR = {
     "scores": {
-        "--hidden=h --logit-scale=2 --softcap=5 --base-hidden=h": "is for hidden states; x.npz, q.npz hold scores",
-        "--part=all --skip-failed": "is for responses; x.npz, q.npz hold scores",
-        "--mask=m": "is for log-probabilities in files with names; x.npz, q.npz hold scores",
-        "--run=2026": "is for folders of samples; x.npz, q.npz hold scores",
+        "--hidden=h --logit-scale=2 --softcap=5 --base-hidden=h": "is for hidden states; x.npz, q.npz have scores",
+        "--part=all --skip-failed": "is for responses; x.npz, q.npz have scores",
+        "--mask=m": "is for log-probabilities in files with names; x.npz, q.npz have scores",
+        "--run=2026": "is for folders of samples; x.npz, q.npz have scores",
         "--margin=0.1 --cluster=c": "is for samples of lm-evaluation-harness",
     },
     "responses": {
-        f"{OF_SCORES} --segment-ids=s.npy --array=a": "is for scores; x.jsonl, q.jsonl hold responses",
+        f"{OF_SCORES} --segment-ids=s.npy --array=a": "is for scores; x.jsonl, q.jsonl have responses",
         "--hidden=h --logit-scale=2 --softcap=5 --lm-head=head.npy --base-lm-head=head.npy": "is for hidden states",
         OF_ROWS: "needs all classes of each token",
         "--mask=m --logprobs": "is for log-probabilities",
         "--margin=0.1 --cluster=c": "is for samples of lm-evaluation-harness",
     },
     "log-probabilities": {
-        OF_SCORES: "is for scores; xl.npz, ql.npz hold log-probabilities",
-        "--hidden=h --logit-scale=2 --softcap=5": "is for hidden states; xl.npz, ql.npz hold log-probabilities",
+        OF_SCORES: "is for scores; xl.npz, ql.npz have log-probabilities",
+        "--hidden=h --logit-scale=2 --softcap=5": "is for hidden states; xl.npz, ql.npz have log-probabilities",
         OF_ROWS: "needs all classes of each token",
-        "--part=all --skip-failed": "is for responses; xl.npz, ql.npz hold log-probabilities",
+        "--part=all --skip-failed": "is for responses; xl.npz, ql.npz have log-probabilities",
         "--margin=0.1 --cluster=c": "is for samples of lm-evaluation-harness",
         "--size=q=4G --noise=xs.jsonl": "needs the most likely classes of each token",
         "--html=x.html": "needs columns that the tokens here do not have: base_nll, kl, nll",
     },
     "samples": {
-        f"{OF_SCORES} --segment-ids=s.npy --array=a": "is for scores; xs.jsonl, qs.jsonl hold samples",
+        f"{OF_SCORES} --segment-ids=s.npy --array=a": "is for scores; xs.jsonl, qs.jsonl have samples",
         "--hidden=h --logit-scale=2 --softcap=5 --lm-head=head.npy":
-            "is for hidden states; xs.jsonl, qs.jsonl hold samples",
+            "is for hidden states; xs.jsonl, qs.jsonl have samples",
         f"{OF_ROWS} --shift --state=f --scheduler=x --noise=q.npz --size=q=4G --draft --temperature=0.5":
             "does not apply to samples of lm-evaluation-harness",
         "--html=x.html --plot=x.png --per-token=x.csv": "needs tokens, which this comparison does not have",
-        "--part=all --skip-failed": "is for responses; xs.jsonl, qs.jsonl hold samples",
+        "--part=all --skip-failed": "is for responses; xs.jsonl, qs.jsonl have samples",
         "--mask=m --logprobs": "is for log-probabilities",
     },
 }  # fmt: skip
@@ -365,9 +367,9 @@ def test_an_option_that_is_not_for_what_files_hold_is_refused(content, sources, 
 def test_one_head_is_for_the_files_that_may_hold_hidden_states(sources, command):
     """Not for responses beside them, nor for a base whose kind is given."""
     refused = command("compare", "xh.npz", "q.jsonl", "--lm-head", "head.npy")
-    assert_refused(refused, "xh.npz: holds 6 rows with targets in sequence 0; it must hold 2, as q.jsonl does")
+    assert_refused(refused, "xh.npz: has 6 rows with targets in sequence 0; it must have 2, as q.jsonl does")
     refused = command("compare", "x.npz", "q.npz", "--base-kind", "logits", "--lm-head", "head.npy")
-    assert_refused(refused, "q.npz: holds logits, a; it must hold exactly one of hidden_states, hidden")
+    assert_refused(refused, "q.npz: contains logits, a; it must contain exactly one of hidden_states, hidden")
 
 
 def test_the_mask_of_lines_beside_an_array_without_names(sources, command):
@@ -377,14 +379,14 @@ def test_the_mask_of_lines_beside_an_array_without_names(sources, command):
     counts = [json.loads(command(*argv, *mask)[1])["candidates"][0]["count"] for mask in ([], ["--mask", "m"])]
     assert counts == [3, 2]
     refused = command(*argv, "--mask", "n")
-    assert_refused(refused, "rollout.jsonl: line 1: it has no mask 'n'; it must have it beside logprobs")
+    assert_refused(refused, "rollout.jsonl: line 1: it has no mask 'n'; it must have it next to logprobs")
     refused = command("score", "trainer.npy", "--logprobs", "--mask", "m")
-    assert_refused(refused, "--mask is for log-probabilities in files with names; trainer.npy holds log-probabilities")
+    assert_refused(refused, "--mask is for log-probabilities in files with names; trainer.npy has log-probabilities")
     for array in ["--array", "z"], ["--base-array", "z", "--array", "a"]:
         refused = command("compare", "xl.npz", "ql.npz", "--logprobs", *array)
-        assert_refused(refused, "l.npz: holds logprobs, a, m; it must hold 'z'")
+        assert_refused(refused, "l.npz: contains logprobs, a, m; it must contain 'z'")
     for options in {"array": "z"}, {"mask": "z"}:
-        with pytest.raises(ValueError, match=r"trainer.npy: holds one array without a name; it must name 'z'"):
+        with pytest.raises(ValueError, match=r"trainer.npy: contains one array without a name; it must name 'z'"):
             open_logprobs("trainer.npy", **options)
-        with pytest.raises(ValueError, match=r"xl.npz: holds logprobs, a, m; it must hold 'z'"):
+        with pytest.raises(ValueError, match=r"xl.npz: contains logprobs, a, m; it must contain 'z'"):
             open_logprobs("xl.npz", **options)

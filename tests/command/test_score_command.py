@@ -242,7 +242,7 @@ def test_text_from_a_pipe(npz, tmp_path):
 
 def test_text_that_is_empty(command, tmp_path):
     (tmp_path / "text").write_bytes(b"")
-    assert_refused(command("score", SAMPLE, "--text", tmp_path / "text"), "text: is empty; it must hold a text")
+    assert_refused(command("score", SAMPLE, "--text", tmp_path / "text"), "text: is empty; it must contain a text")
 
 
 def test_text_and_bytes(score_json, command, npz, tmp_path):

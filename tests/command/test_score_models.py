@@ -107,10 +107,10 @@ def test_models_without_names_are_noticed(command, npz, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["A=a.npz", "b.npz"], "FILE b.npz: has no name; each FILE must have one, NAME=FILE, or none"),
+        (["A=a.npz", "b.npz"], "FILE b.npz: has no name; each FILE must have a name, as in NAME=FILE, or none of them"),
         (
             ["folder"],
-            "folder holds samples of lm-evaluation-harness, which tokenloss compare BASE OTHER compares; ",
+            "folder contains samples of lm-evaluation-harness, which tokenloss compare BASE OTHER compares; ",
         ),
         (["A=a.npz", "A=b.npz"], "FILE A=b.npz: the name A is given twice"),
         (["A=a.npz", "B="], "FILE B=: has no FILE; it must be NAME=FILE, or FILE"),

@@ -127,9 +127,9 @@ def test_outputs_say_what_a_sketch_tells(tail, several, files, command):
 WRONG = {
     "no output": (["all.npz"], "FILE all.npz: is the only file"),
     "another name": (["all.npz", "a.npz"], "a name that ends in .sketch"),
-    "no ids": (["no-ids.npz", "a.sketch"], "holds no targets"),
-    "no shift": (["all.npz", "a.sketch"], "holds input ids and no targets"),
-    "distributions": (["soft.npz", "a.sketch"], "hold class ids, which a sketch keeps"),
+    "no ids": (["no-ids.npz", "a.sketch"], "has no targets"),
+    "no shift": (["all.npz", "a.sketch"], "contains input ids and no targets"),
+    "distributions": (["soft.npz", "a.sketch"], "contain class ids, which a sketch keeps"),
     "a sketch": (["wanted.sketch", "a.sketch"], "is a sketch"),
     "another seed": (["all.npz", "wanted.sketch", "--shift", "--append"], "has seed 3"),
     "no number": (["all.npz", "a.sketch", "--top", "0"], "argument --top"),

@@ -637,7 +637,9 @@ def test_noise_beyond_the_limit_beside_a_verdict_that_holds_does_not_say_that_no
 
 
 def test_noise_beside_a_candidate_of_its_name_is_refused(runs):
-    with pytest.raises(ValueError, match=r"^a name of others is 'noise'; it must be another one, where noise is given"):
+    with pytest.raises(
+        ValueError, match=r"^a name of others is 'noise'; it must be another name, because noise is given"
+    ):
         compare_files(runs["base"], {"noise": runs["q4"]}, noise=runs["twin"])
 
 

@@ -191,13 +191,13 @@ def test_other_questions_are_refused(form, pair):
     def other(key, value):
         return lambda files: files["samples/2_epoch_2.json"].update({key: value})
 
-    for key, value, words in (("input", "Else?", "doc_id 2 is another document than "), ("target", "C", "doc_id 2 has "
-                              "another target than ")):  # fmt: skip
+    for key, value, words in (("input", "Else?", "doc_id 2 differs from the document "), ("target", "C", "doc_id 2 has "
+                              "a different target from ")):  # fmt: skip
         with pytest.raises(ValueError, match=words) as error:
             compare_pair(*pair(other(key, value), form))
         assert "line" not in str(error.value)
         assert {"deflate": "1.eval: samples/2_epoch_2.json: ", "json": "1.json: samples["}[form] in str(error.value)
-    with pytest.raises(ValueError, match="holds no sample for "):
+    with pytest.raises(ValueError, match="has no sample for "):
         compare_pair(*pair(lambda files: files.pop("samples/2_epoch_2.json"), form))
 
 
@@ -231,7 +231,7 @@ def test_the_newest_run_of_a_folder_is_read(folder, tmp_path, command):
     base.mkdir()
     shutil.copy(LOGS / "base.eval", base / f"{NAMES[0]}{ID}.eval")
     assert open_samples(folder).tasks == {"even": str(folder / f"{NAMES[1]}{ID}.eval")}
-    with pytest.warns(UserWarning, match="holds 2 runs of even") as told:
+    with pytest.warns(UserWarning, match="contains 2 runs of even") as told:
         result = compare_pair(base, folder)
     assert any("identical to base" in str(one.message) for one in told)
     assert result.metrics[0].task == "even"
@@ -243,7 +243,7 @@ def test_a_folder_of_several_models_is_refused(folder):
     files = members("base")
     files["header.json"]["eval"]["model"] = "other/model"
     save(folder / f"2027-01-01T00-00-00-00-00_odd_{ID}.eval", files)
-    with pytest.raises(ValueError, match=r"holds logs of several models: mockllm/model, other/model"):
+    with pytest.raises(ValueError, match=r"has logs of several models: mockllm/model, other/model"):
         open_samples(folder)
 
 
@@ -252,9 +252,9 @@ def test_a_folder_of_several_models_is_refused(folder):
 
 def test_other_commands_and_sources_refuse_logs(command, tmp_path):
     log = LOGS / "base.eval"
-    assert_refused(command("score", log), "holds logs of Inspect, which tokenloss compare BASE OTHER compares")
+    assert_refused(command("score", log), "contains logs of Inspect, which tokenloss compare BASE OTHER compares")
     (tmp_path / "x.jsonl").write_text('{"doc_id": 1, "filtered_resps": [], "acc": 1}')
-    assert_refused(command("compare", log, tmp_path / "x.jsonl"), " is another document than ")
+    assert_refused(command("compare", log, tmp_path / "x.jsonl"), " differs from the document ")
 
 
 def test_a_package_that_is_missing_is_named(run_python):
@@ -266,8 +266,8 @@ def test_a_package_that_is_missing_is_named(run_python):
 
 WRONG = {
     "an empty file": (lambda path: path.write_bytes(b""), "cannot be read: File is not a zip file"),
-    "another zip": (lambda path: save(path, {"a.txt": b"x"}), "holds no header.json; it must hold it"),
-    "no samples": (lambda path: save(path, {"header.json": members("base")["header.json"]}), "holds no sample for"),
+    "another zip": (lambda path: save(path, {"a.txt": b"x"}), "has no header.json; it must have it"),
+    "no samples": (lambda path: save(path, {"header.json": members("base")["header.json"]}), "has no sample for"),
     "version 1": (lambda path: save(path, {"header.json": {"version": 1, "eval": {}}}), "has version 1; it must"),
     "no object": (lambda path: save(path, {"header.json": [1]}), "header.json: is not a JSON object"),
     "no JSON": (lambda path: save(path, {"header.json": b"{"}), "header.json: cannot be read: line 1"),
@@ -300,12 +300,12 @@ def test_members_that_are_not_what_their_header_says(claim, tmp_path):
     offset, value = change[claim]
     data[at + offset : at + offset + 4] = value.to_bytes(4, "little")
     (path := tmp_path / "x.eval").write_bytes(data)
-    with pytest.raises(ValueError, match=r"samples/1_epoch_1\.json: cannot be read: its bytes are not those of its"):
+    with pytest.raises(ValueError, match=r"samples/1_epoch_1\.json: cannot be read: its bytes do not match its"):
         compare_samples(path, LOGS / "other.eval")
 
 
 @pytest.mark.parametrize(("claim", "words"), [(1 << 30, "needs 1073741824 bytes at once"),
-                                              (1000, "its bytes are not those of its checksum")])  # fmt: skip
+                                              (1000, "its bytes do not match its checksum")])  # fmt: skip
 def test_a_bomb_takes_no_memory(claim, words, tmp_path):
     path = save(tmp_path / "x.eval", members("base") | {"samples/1_epoch_1.json": b" " * (100 << 20)})
     data = bytearray(path.read_bytes())

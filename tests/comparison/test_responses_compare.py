@@ -136,7 +136,7 @@ def test_a_token_of_the_prompt_is_none_that_was_generated(tmp_path):
     is_prompt = response.is_prompt.copy()
     is_prompt[-1] = True
     with pytest.raises(
-        ValueError, match=r"b: line 1: token 8 is .*\(prompt\); it must be .*\(generated\), as line 1 of a"
+        ValueError, match=r"b: line 1: token 8 is .*\(prompt\); it must be .*\(generated\), as on line 1 of a"
     ):
         response_comparison._check_tokens(response, dataclasses.replace(response, is_prompt=is_prompt), "a", "b")
 
@@ -248,7 +248,7 @@ def test_skip_failed_leaves_sequences_of_full_scores_out(documents, saved, tmp_p
     responses = open_responses(saved[1], skip_failed=True)
     result = clients.compare_pair(scores, responses)
     assert (result.count, result.n_skipped) == (8, 1)
-    with pytest.raises(ValueError, match="requests failed, and nothing says which rows are theirs"):
+    with pytest.raises(ValueError, match="requests failed, and it is not known which rows are theirs"):
         clients.compare_pair(scores_file(documents, tmp_path / "b.npz"), responses)
 
 
@@ -267,16 +267,19 @@ def test_full_scores_that_do_not_fit(documents, saved, tmp_path):
         rf"other.jsonl: line 1: token 4 has id \d+; it must have id {changed[3]}, the target of row 3", targets=changed
     )
     few = {"logits": documents.rows("base")[:5], "targets": targets[:5]}
-    refused("holds 0 rows with targets left; it must hold 8, as .* in line 2", **few)
-    refused("holds 16 more rows with targets", logits=np.zeros((32, 40)), targets=np.tile(targets, 2))
+    refused("has 0 rows with targets left; it must have 8, as .* on line 2", **few)
+    refused("has 16 more rows with targets", logits=np.zeros((32, 40)), targets=np.tile(targets, 2))
     refused(
-        "holds 4 rows with targets in sequence 0; it must hold 5, as .* in line 1",
+        "has 4 rows with targets in sequence 0; it must have 5, as .* on line 1",
         segment_ids=np.maximum(segments, np.arange(16) > 3),
     )
     rows = documents.rows("base")
     rows[7, 3] = np.nan
-    refused("row 7 has no probabilities; it must hold no nan", logits=rows)
-    refused("holds sequences in pieces", segment_ids=segments % 2 + (segments == 3) * 0 + np.arange(16) % 2)
+    refused("row 7 has no probabilities; it must contain no nan", logits=rows)
+    refused(
+        "has the rows of a sequence in several places",
+        segment_ids=segments % 2 + (segments == 3) * 0 + np.arange(16) % 2,
+    )
 
 
 def test_classes_that_full_scores_do_not_have_are_refused(rng, tmp_path):
@@ -357,11 +360,11 @@ def test_other_tokens_are_refused_by_both_lines_and_position(documents, saved):
     bodies[1]["choices"][0]["prompt_token_ids"][0] = (documents.ids[1][0] + 1).item() % 40
     clients.save_lines(other, *bodies)
     with pytest.raises(
-        ValueError, match=r"other.jsonl: line 2: token 0 is id \d+; it must be id \d+, as line 2 of .*base"
+        ValueError, match=r"other.jsonl: line 2: token 0 is id \d+; it must be id \d+, as on line 2 of .*base"
     ):
         clients.compare_pair(base, other)
     clients.save_lines(other, *(documents.responses("other", 7)[i] for i in (1, 0, 2, 3)))
-    with pytest.raises(ValueError, match=r"line 1: it has 9 tokens; it must have 6, as line 1 of"):
+    with pytest.raises(ValueError, match=r"line 1: it has 9 tokens; it must have 6, as on line 1 of"):
         clients.compare_pair(base, other)
     clients.save_lines(other, *documents.responses("other", 7)[:3])
     with pytest.raises(ValueError, match=r"base.jsonl: line 4: choice 0 has no partner in .*other.jsonl"):
@@ -463,7 +466,7 @@ class TestCommand:
         assert_refused(refused, f"{ids}: segment_ids has shape (15,)")
         np.save(ids, np.maximum(documents.segment_ids, np.arange(16) > 3))
         for argv in ((scores, saved[1]), (saved[1], scores)):
-            assert_refused(command("compare", *argv, "--segment-ids", ids), "holds 4 rows with targets in sequence 0")
+            assert_refused(command("compare", *argv, "--segment-ids", ids), "has 4 rows with targets in sequence 0")
 
     @pytest.mark.parametrize(
         "argv",
@@ -502,7 +505,7 @@ def test_a_folder_of_responses_is_refused(saved, command):
     folder = saved[0].parent
     for argv in [(folder, folder), (saved[0], folder), (folder, saved[0])]:
         assert_refused(
-            command("compare", *argv), folder, "holds responses in 2 files", "be one file, with a response on"
+            command("compare", *argv), folder, "contains responses in 2 files", "be one file, with one response per"
         )
 
 
@@ -510,7 +513,7 @@ def test_files_without_responses_are_refused(documents, tmp_path):
     scores = scores_file(documents, tmp_path / "scores.npz")
     responses = clients.save_lines(tmp_path / "b.jsonl", chat([0], np.zeros((1, 9)), 1))
     words = (
-        rf"b.jsonl: can be compared by the most likely classes; it must be .* by all classes, as {scores} is, or apart"
+        rf"b.jsonl: can be compared by the most likely classes; it must be .* by all classes, like {scores}, or apart"
     )
     with pytest.raises(ValueError, match=words):
         compare_files(scores, {"a": scores, "b": responses})

@@ -143,14 +143,14 @@ def test_two_runs_of_a_task_in_one_folder(folders, command):
         folders.save("base", f"more{n}", lines("more", [1]))
     with pytest.warns(UserWarning, match="newest is read") as warned:
         folders.compared()
-    assert "base: holds 2 runs of a and of 2 other tasks; " in str(warned[0].message)
+    assert "base: contains 2 runs of a and of 2 other tasks; " in str(warned[0].message)
 
 
 @pytest.mark.parametrize("samples", [lines("a", [1] * 10), lines("else", [1] * SIZES["a"])], ids=["shorter", "others"])
 def test_a_newer_run_of_other_documents_is_refused(samples, folders):
     folders.save("other", "a", samples, LATER)
-    words = f"; {folders.path / 'other'}: holds 2 runs of a; the newest is read"
-    with pytest.raises(ValueError, match=f"it must hold the documents of .*{re.escape(words)}"):
+    words = f"; {folders.path / 'other'}: contains 2 runs of a; the newest is read"
+    with pytest.raises(ValueError, match=f"it must contain the same documents as .*{re.escape(words)}"):
         folders.compared()
     assert len(folders.compared(run="2025").metrics) == 3
 
@@ -166,8 +166,8 @@ def test_pattern_of_a_file_of_samples(folders):
 def test_runs_that_are_not_there(folders, command):
     base, other = folders.path / "base", folders.path / "other"
     refused = command("compare", base, other, "--run=2024", "--run=2023")
-    assert_refused(refused, f"{base}: holds no run of 2024 or 2023; it must be read with --run {NEW}")
-    with pytest.raises(ValueError, match=rf"holds no run of 2024; it must be read with run='{NEW}'"):
+    assert_refused(refused, f"{base}: has no run of 2024 or 2023; it must be read with --run {NEW}")
+    with pytest.raises(ValueError, match=rf"has no run of 2024; it must be read with run='{NEW}'"):
         open_samples(base, run="2024")
     files = [folders.folder(model) / f"samples_a_{NEW}.jsonl" for model in ("base", "other")]
     assert_refused(command("compare", *files, "--run=2025"), "--run is given; it must be left out where files are")
@@ -190,12 +190,12 @@ def test_a_task_of_one_folder_is_named(folders):
     folders.save("other", "less", lines("less", [1, 0]))
     result = folders.compared()
     assert result.left_out == {
-        "less": "only the folder of the other model holds it", "more": "only the folder of the base holds it",
+        "less": "it is only in the folder of the other model", "more": "it is only in the folder of the base",
     }  # fmt: skip
     (folders.folder("other") / f"samples_c_{NEW}.jsonl").unlink()
     result = folders.compared()
     assert result.groups == []
-    assert result.left_out["sub: acc"] == "both folders do not hold it of c"
+    assert result.left_out["sub: acc"] == "it is not in both folders for c"
 
 
 def test_a_group_that_is_no_mean_of_its_tasks_is_left_out(folders):
@@ -203,7 +203,7 @@ def test_a_group_that_is_no_mean_of_its_tasks_is_left_out(folders):
     result = folders.compared()
     assert result.groups == []
     assert result.left_out == {
-        "g: acc": "it is not a mean of its tasks' metrics", "g: f1": "both folders do not hold it of a",
+        "g: acc": "it is not a mean of its tasks' metrics", "g: f1": "it is not in both folders for a",
     }  # fmt: skip
 
 
@@ -238,7 +238,7 @@ def test_a_group_is_not_joined_from_metrics_that_its_tasks_do_not_hold(folders):
     result = folders.compared()
     assert norm.is_derived
     assert result.groups == []
-    assert result.left_out["g: acc_norm"] == "both folders do not hold it of mc"
+    assert result.left_out["g: acc_norm"] == "it is not in both folders for mc"
 
 
 @pytest.mark.parametrize(
@@ -313,11 +313,15 @@ def test_folders_that_do_not_fit(folders, command, tmp_path):
     with pytest.raises(ValueError, match=r"none: does not exist; it must be a folder of files such as samples_TASK"):
         open_samples(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    assert_refused(command("compare", tmp_path / "empty", base), f"{tmp_path / 'empty'}: is empty; it must hold files")
+    assert_refused(
+        command("compare", tmp_path / "empty", base), f"{tmp_path / 'empty'}: is empty; it must contain files"
+    )
     (base / "org__more").mkdir()
     clients.save_lines(base / "org__more" / "samples_a.jsonl", *lines("a", [1]))
-    words = f"{base}: holds folders of several models: org__base, org__more; it must be the folder of one"
+    words = f"{base}: contains folders of several models: org__base, org__more; it must be the folder of one"
     assert_refused(command("compare", base, other), words)
     clients.save_lines(tmp_path / "samples_else.jsonl", *lines("else", [1]))
-    assert_refused(command("compare", tmp_path, other), f"{other}: holds no task of {tmp_path}: a, b, c; it must hold")
+    assert_refused(
+        command("compare", tmp_path, other), f"{other}: has no task of {tmp_path}, only a, b, c; it must have"
+    )
     assert_refused(command("compare", other, other, "--classes=3"), "--classes does not apply to samples")

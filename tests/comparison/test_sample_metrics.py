@@ -27,7 +27,7 @@ def test_pairs_of_gold_and_prediction_are_no_weighted_values(compared):
 
 def test_metrics_of_one_file_are_left_out(compared):
     comparison = compared(of_values([1, 0]), [line | {"f": 1.0} for line in of_values([1, 0])])
-    assert comparison.left_out == {"f": "only the file of the other model holds it"}
+    assert comparison.left_out == {"f": "it is only in the file of the other model"}
 
 
 def test_a_metric_beyond_1_of_one_model_is_no_fraction(compared):
@@ -92,15 +92,18 @@ WRONG = {
     "a pair of one": ({"bits_per_byte": [-3.0]}, r"bits_per_byte is \[-3.0\]"),
     "a pair of nan": ({"bits_per_byte": ["nan", 3]}, r"bits_per_byte\[0\] is 'nan'"),
     "negative words": ({"word_perplexity": [-3.0, -3]}, r"word_perplexity\[1\] is -3"),
-    "probabilities above 1": ({"brier_score": [0, "[0.9 0.9]"]}, "brier_score is .* sum to 1"),
+    "probabilities above 1": ({"brier_score": [0, "[0.9 0.9]"]}, "brier_score is .* add up to 1"),
     "a choice beyond": ({"brier_score": [2, "[0.9 0.1]"]}, "brier_score is "),
-    "a metric that is missing": ({"metrics": ["acc", "f"]}, "holds no f; it must hold it, as metrics names it"),
+    "a metric that is missing": (
+        {"metrics": ["acc", "f"]},
+        "has no f; it must have it, because it is listed in metrics",
+    ),
     "names that are none": ({"metrics": [1]}, r"metrics is \[1\]; it must be a list of names"),
     "an id that is a list": ({"doc_id": [1]}, r"doc_id is \[1\]"),
     "an id that is a boolean": ({"doc_id": True}, "doc_id is True"),
     "a filter that is a number": ({"filter": 3}, "filter is 3"),
     "a hash that is a number": ({"doc_hash": 3}, "doc_hash is 3"),
-    "no sample": ("{}", "is not a sample of lm-evaluation-harness; it must hold doc_id and filtered_resps"),
+    "no sample": ("{}", "is not a sample of lm-evaluation-harness; it must have doc_id and filtered_resps"),
     "no JSON": ("{", ""),
 }
 
@@ -346,7 +349,7 @@ def test_options_that_do_not_apply_to_samples(argv, files, command):
     ids=lambda one: one[0] if isinstance(one, tuple) else "",
 )  # fmt: skip
 def test_options_about_other_content_than_samples(argv, content, files, command):
-    words = f"{argv[0]} is for {content}; {files[0]}, {files[1]} hold samples"
+    words = f"{argv[0]} is for {content}; {files[0]}, {files[1]} have samples"
     assert_refused(command("compare", *files, *argv), words)
 
 
@@ -362,7 +365,7 @@ def test_compare_of_samples_with_something_else(files, tmp_path, command):
     other = clients.save(tmp_path / "c.jsonl", "vllm/completion_00.json")
     for pair in ((files[0], other), (other, files[0])):
         words = (
-            f"{other}: holds responses; it must hold samples of lm-evaluation-harness, as the other models' files do"
+            f"{other}: contains responses; it must contain samples of lm-evaluation-harness, as the other models' files"
         )
         assert_refused(command("compare", *pair), words)
     damaged = tmp_path / "d.jsonl"

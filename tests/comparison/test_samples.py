@@ -271,7 +271,7 @@ def test_types_of_margin_and_cluster(compared):
 
 
 def test_margin_without_a_metric_that_it_fits(real):
-    with pytest.raises(ValueError, match="holds no metric between 0 and 1"):
+    with pytest.raises(ValueError, match="has no metric between 0 and 1"):
         real("rolling", margin=0.1)
 
 
@@ -346,11 +346,9 @@ def test_repeats_pair_in_order_and_count_as_one_document(compared):
     assert (comparison.count, comparison.n_documents, acc.n_clusters) == (6, 3, 3)
     _, error = clustered([-1, 0, 0, 0, -1, 0], np.ones(6), [0, 1, 2, 0, 1, 2])
     assert acc.difference.stderr == pytest.approx(error, rel=1e-13)
-    with pytest.raises(ValueError, match=r"other.jsonl: holds no sample for line 4 of .*base.jsonl: doc_id 0"):
+    with pytest.raises(ValueError, match=r"other.jsonl: has no sample for line 4 of .*base.jsonl: doc_id 0"):
         compared(files[0], files[1][:3])
-    with pytest.raises(
-        ValueError, match=r"base.jsonl: holds no sample for line 4 of .*other.jsonl: .*; 2 more samples"
-    ):
+    with pytest.raises(ValueError, match=r"base.jsonl: has no sample for line 4 of .*other.jsonl: .*; 2 more samples"):
         compared(files[0][:3], files[1])
 
 
@@ -369,23 +367,25 @@ def test_the_same_document_under_two_ids(compared):
 
 def test_other_documents_are_refused(compared):
     files = lines_of("mc"), lines_of("mc", "noise")
-    with pytest.raises(ValueError, match=r"other.jsonl: holds no sample for line 3 of .*: doc_id 2, filter 'none'"):
+    with pytest.raises(ValueError, match=r"other.jsonl: has no sample for line 3 of .*: doc_id 2, filter 'none'"):
         compared(files[0], files[1][:2] + files[1][3:])
     for line in files[1][4:6]:
         line["doc_hash"] = "0" * 64
-    with pytest.raises(ValueError, match=r"other.jsonl: line 5: doc_id 4 is another document .* line 5 .*; 3 more"):
+    with pytest.raises(
+        ValueError, match=r"other.jsonl: line 5: doc_id 4 differs from the document .* line 5 .*; 3 more"
+    ):
         compared(*files)
 
 
 def test_other_filters_are_refused(compared):
-    with pytest.raises(ValueError, match=r"holds no sample for line 1 of .*, filter 'strict'"):
+    with pytest.raises(ValueError, match=r"has no sample for line 1 of .*, filter 'strict'"):
         compared([sample(filter="strict", acc=1)], [sample(filter="flexible", acc=1)])
 
 
 def test_other_targets_are_refused(compared):
     files = lines_of("mc"), lines_of("mc", "noise")
     files[1][3]["target_hash"] = files[1][5]["target_hash"] = "0" * 64
-    with pytest.raises(ValueError, match=r"line 4: doc_id 3 has another target than line 4 .*, and so have 1 more"):
+    with pytest.raises(ValueError, match=r"line 4: doc_id 3 has a different target from line 4 .*, and so have 1 more"):
         compared(*files)
 
 
@@ -448,17 +448,19 @@ def test_compare_files_refuses_samples(is_source, paths, npz):
     for path, pair in [(paths[0], (base, noise)), (paths[0], (base, scores)), (paths[1], (scores, {"x": noise}))]:
         with pytest.raises(ValueError) as caught:
             compare_files(*pair)
-        held = "holds samples of lm-evaluation-harness, which compare_samples compares"
+        held = "contains samples of lm-evaluation-harness, which compare_samples compares"
         assert str(caught.value) == f"{path} {held}; compare_files needs the loss of each token"
 
 
 def test_compare_samples_refuses_other_sources(paths, npz):
     scores = npz("scores.npz", logits=np.zeros((2, 3)), targets=[0, 1])
     for pair in (open_scores(scores), paths[1]), (paths[0], open_scores(scores)):
-        with pytest.raises(ValueError, match=r"scores.npz: holds scores; it must hold samples of lm-evaluation-harn"):
+        with pytest.raises(
+            ValueError, match=r"scores.npz: contains scores; it must contain samples of lm-evaluation-harn"
+        ):
             compare_samples(*pair)
     for pair in (scores, paths[1]), (paths[0], scores):
-        with pytest.raises(ValueError, match=r"scores.npz: holds no samples of lm-evaluation-harness"):
+        with pytest.raises(ValueError, match=r"scores.npz: has no samples of lm-evaluation-harness"):
             compare_samples(*pair)
     with pytest.raises(ValueError, match=r"base is \[.*\]; it must be one file of samples, or one folder of them"):
         compare_samples(paths, paths[1])

@@ -476,12 +476,24 @@ def test_ids_of_a_part_of_the_classes_are_not_taken_for_labels():
 @pytest.mark.parametrize(
     ("targets", "classes", "hint"),
     [
-        ([0, 1, 2, 3, 255], 5, "if 255 marks what has no label, give ignore_index=255"),  # class 4 does not occur
-        ([0, 1, 1, -1], 3, "if -1 marks what has no label, give ignore_index=-1"),
-        ([2, 1, 0, -1], 4, "if -1 marks what has no label, give ignore_index=-1"),
-        ([7, -1], 50_000, "if -1 marks what has no label, give ignore_index=-1"),
-        ([0, 1, 99], 3, f"if 99 marks what has no label, give ignore_index=99; if these are .*{re.escape(UNIQUE)}"),
-        ([1, -1], 2, f"if -1 marks what has no label, give ignore_index=-1; if these are .*{re.escape(UNIQUE)}"),
+        (
+            [0, 1, 2, 3, 255],
+            5,
+            "if 255 marks positions without a label, give ignore_index=255",
+        ),  # class 4 does not occur
+        ([0, 1, 1, -1], 3, "if -1 marks positions without a label, give ignore_index=-1"),
+        ([2, 1, 0, -1], 4, "if -1 marks positions without a label, give ignore_index=-1"),
+        ([7, -1], 50_000, "if -1 marks positions without a label, give ignore_index=-1"),
+        (
+            [0, 1, 99],
+            3,
+            f"if 99 marks positions without a label, give ignore_index=99; if these are .*{re.escape(UNIQUE)}",
+        ),
+        (
+            [1, -1],
+            2,
+            f"if -1 marks positions without a label, give ignore_index=-1; if these are .*{re.escape(UNIQUE)}",
+        ),
     ],
 )
 def test_marks_of_no_label_are_not_taken_for_a_class(targets, classes, hint):

@@ -208,7 +208,7 @@ def test_bad_arguments_are_refused(tmp_path):
         assert_close(path, BASE, max_kl=1)
     samples = [clients.save(tmp_path / f"{run}.jsonl", f"{run}/mc.jsonl") for run in ("base", "noise")]
     with fails(
-        ValueError, "holds samples of lm-evaluation-harness, which compare_samples compares; assert_close needs"
+        ValueError, "contains samples of lm-evaluation-harness, which compare_samples compares; assert_close needs"
     ):
         assert_close(*samples, max_kl=1)
     responses = [clients.save(tmp_path / f"{name}.jsonl", *clients.COMPLETIONS[:3]) for name in ("a", "b")]

@@ -218,18 +218,18 @@ def test_what_has_no_calibration_is_refused(tmp_path):
     for source, words in (
         (
             open_hidden_states(tmp_path / "h.npz", tmp_path / "head.npy"),
-            "holds hidden states; it must hold scores of all",
+            "contains hidden states; it must contain scores of all",
         ),
-        (tmp_path / "soft.npz", "holds distributions as targets; it must hold class ids, for calibration=True"),
+        (tmp_path / "soft.npz", "has distributions as targets; it must contain class ids, for calibration=True"),
         (tmp_path / "logprobs.npy", "calibration"),
     ):
         with pytest.raises(ValueError, match=words):
             evaluate(source, calibration=True)
-    with pytest.raises(ValueError, match=r"h\.npz: holds hidden states; it must hold scores of all"):
+    with pytest.raises(ValueError, match=r"h\.npz: contains hidden states; it must contain scores of all"):
         compare_files(
             open_hidden_states(tmp_path / "h.npz", tmp_path / "head.npy"), tmp_path / "other.npy", calibration=True
         )
-    with pytest.raises(ValueError, match="holds no targets; it must hold class ids, for calibration=True"):
+    with pytest.raises(ValueError, match="has no targets; it must contain class ids, for calibration=True"):
         compare_files(tmp_path / "other.npy", tmp_path / "copy.npy", calibration=True)
     one, other = ((np.zeros((1, 2, 3)), np.zeros((1, 2), int)) for _ in range(2))
     with pytest.raises(ValueError, match="calibration is True in one and False in the other"):

@@ -128,7 +128,7 @@ def test_nan_and_infinite_divergences_are_warned_of(tmp_path, command):
 def test_probabilities_of_0_are_warned_of_where_they_make_a_loss_infinite(tmp_path, command):
     base, other, targets = np.full((9, 4), 0.25), np.full((9, 4), 0.25), np.zeros(9, int)
     other[5] = 0, 0, 0.5, 0.5
-    words = "a probability of 0 for a target makes its loss infinite"
+    words = "a probability of 0 for a target makes its loss and the perplexity infinite"
     np.savez(tmp_path / "base.npz", probs=base, targets=targets)
     np.savez(tmp_path / "other.npz", probs=other, targets=targets)
     for first, second in itertools.permutations((base, other)):
@@ -156,11 +156,13 @@ def test_what_functions_say_of_axis_and_ignore_index_names_options_in_the_comman
     np.save(tmp_path / "logits.npy", logits)
     np.save(tmp_path / "targets.npy", targets)
     np.savez(tmp_path / "images.npz", logits=logits, targets=targets)
-    words = "or save the classes last, if axis 1 of logits holds them: np.moveaxis(logits, 1, -1)"
+    words = "or save the classes last, if they are on axis 1 of logits: np.moveaxis(logits, 1, -1)"
     assert_refused(command("score", tmp_path / "logits.npy", tmp_path / "targets.npy"), words)
     assert_refused(command("score", tmp_path / "images.npz"), words)
     np.savez(tmp_path / "images.npz", logits=np.moveaxis(logits, 1, -1), targets=targets)
-    words = "targets[0, 0, 0] = 255 is out of range [0, 5); if 255 marks what has no label, give --ignore-index 255"
+    words = (
+        "targets[0, 0, 0] = 255 is out of range [0, 5); if 255 marks positions without a label, give --ignore-index 255"
+    )
     assert_refused(command("score", tmp_path / "images.npz"), words)
     assert command("score", tmp_path / "images.npz", "--ignore-index", "255")[0] == 0
     np.savez(tmp_path / "binary.npz", probs=np.full(9, 0.25), labels=np.arange(9) % 2)
@@ -262,7 +264,7 @@ def test_masked_rows_are_left_out_without_targets(shape, candidates):
 def test_shards_that_hold_targets_in_part(candidates):
     np.savez(candidates.path / "alone.npz", logits=candidates.base)
     paths = [candidates.path / "base.npz", candidates.path / "alone.npz"]
-    with pytest.raises(ValueError, match=r"alone.npz: holds no targets; it must hold them"):
+    with pytest.raises(ValueError, match=r"alone.npz: has no targets; it must contain targets"):
         compare_files(paths, {"a": [candidates.files["a"], candidates.files["b"]]})
 
 
@@ -305,7 +307,7 @@ def test_sizes_of_candidates(candidates, compare_json, command):
     assert compare_json(base, files["a"], "--size", f"{files['a']}={model}")["size"] == 350
     assert compare_json(base, f"a={files['a']}", "--size", f"{files['a']}=1G")["size"] == 10**9
     for given, words in [
-        ("x=1G", "names no candidate"), ("a", "names no candidate"), ("a=", "names no candidate"),
+        ("x=1G", "fits no candidate"), ("a", "fits no candidate"), ("a=", "fits no candidate"),
         ("a=none.gguf", "a number of bytes such as 4.9G"), ("a=-3", "a number of bytes"), ("a=1e9", "number of bytes"),
     ]:  # fmt: skip
         assert_refused(command("compare", base, f"a={files['a']}", "--size", given), words)
@@ -342,7 +344,7 @@ def test_a_list_of_paths_is_of_candidates_by_their_paths(tmp_path):
         ("a.npy", {"definitions": None}, ValueError, "definitions is None"),
         ("a.npy", {"shift": "yes"}, ValueError, "shift is 'yes'"),
         ("a.npy", {"classes": 0}, ValueError, "classes is 0"),
-        ("a.npy", {"sizes": {"b": 3}}, ValueError, "a name of sizes is 'b'; it must be that of a candidate: a.npy"),
+        ("a.npy", {"sizes": {"b": 3}}, ValueError, "a name of sizes is 'b'; it must be the name of a candidate: a.npy"),
         ("a.npy", {"sizes": {"a.npy": -3}}, ValueError, r"sizes\['a.npy'\] is -3"),
         ("a.npy", {"sizes": {"a.npy": 1.5}}, TypeError, r"sizes\['a.npy'\] is 'float'"),
         ("a.npy", {"sinks": 3}, TypeError, "sinks is 'int'"),
@@ -369,7 +371,7 @@ def test_unequal_vocabularies(candidates, compare_json, command):
     rng = np.random.default_rng(3)
     more = rng.normal(size=(4, 10, 3)).astype(np.float32) - 2
     np.save(padded, np.concatenate([candidates.logits["a"], more], -1))
-    words = f"{padded}: holds 40 rows of 16 classes; it must hold 40 rows of 13, as {base} does; --classes 13"
+    words = f"{padded}: contains 40 rows of 16 classes; it must contain 40 rows of 13, as {base} does; --classes 13"
     assert_refused(command("compare", base, candidates.files["b"], padded), words)
     result = compare_json(base, padded, candidates.files["a"], "--classes", V)
     assert result["classes"] == V
@@ -383,7 +385,7 @@ def test_unequal_vocabularies(candidates, compare_json, command):
     assert figures[str(candidates.files["a"])]["left_out"] is None
     for classes, words in (
         ("5", "is out of range [0, 5)"),
-        ("14", f"{base}: holds 13 classes; it must hold the first 14 that are to be compared"),
+        ("14", f"{base}: has 13 classes; it must have at least the 14 that are to be compared"),
     ):
         assert_refused(command("compare", base, padded, "--classes", classes), words)
 
@@ -433,14 +435,17 @@ def test_classes_and_shift_of_unequal_vocabularies(are_hidden, sizes, batch, tmp
         if len(batch) > 1:  # else a sequence would go on in the next shard, whose numbers are its own
             np.testing.assert_array_equal(parts.kl, result.kl)
     if sizes[0] != sizes[1]:
-        for classes, words in (None, "compares the first 13 of both"), (V + 1, "the first 14 that are to be compared"):
+        for classes, words in (
+            (None, "compares the first 13 of both"),
+            (V + 1, "at least the 14 that are to be compared"),
+        ):
             with pytest.raises(ValueError, match=words):
                 compare_files(base, others, classes=classes, shift=True)
 
 
 def test_shift_of_other_shapes(candidates):
     """Rows in another arrangement make other sequences."""
-    message = r"a.npy: holds logits of shape \(40, 13\); it must have rows of shape \(4, 10\), as .*base.npz does"
+    message = r"a.npy: contains logits of shape \(40, 13\); it must have rows of shape \(4, 10\), as .*base.npz does"
     with pytest.raises(ValueError, match=message):
         compare_files(candidates.path / "base.npz", candidates.files["a"], shift=True)
 
@@ -450,7 +455,7 @@ def test_rows_in_another_arrangement(shift, candidates):
     """A transposed array has as many rows, which are of other tokens."""
     path, logits = candidates.path, candidates.logits["b"]
     np.save(path / "t.npy", logits.transpose(1, 0, 2))
-    words = r"t.npy: holds logits of shape \(10, 4, 13\); it must have rows of shape \(4, 10\), as .*base.npz does"
+    words = r"t.npy: contains logits of shape \(10, 4, 13\); it must have rows of shape \(4, 10\), as .*base.npz does"
     with pytest.raises(ValueError, match=words):
         compare_files(path / "base.npz", path / "t.npy", shift=shift)
     np.save(path / "x.npy", candidates.base)
@@ -611,7 +616,9 @@ def test_a_transform_of_hidden_states_is_refused_where_a_file_holds_scores(optio
     ):
         argv += "--targets", hidden.path / "targets.npy"
         result = command("compare", *argv, option, "0.5")
-        assert_refused(result, f"{refused}: holds scores, to which {option} does not apply; it must hold hidden states")
+        assert_refused(
+            result, f"{refused}: contains scores, to which {option} does not apply; it must contain hidden states"
+        )
         assert compare_json(*argv, option, neutral) == compare_json(*argv) | {
             name: value for name, value in compare_json(*argv, option, neutral).items() if name.endswith("head")
         }
@@ -645,11 +652,11 @@ def test_base_of_logits_that_would_be_read_as_hidden_states(hidden, command):
     for classes in [], ["--classes", "5"]:
         result = command("compare", logits, other, "--lm-head", head, *classes)
         assert_refused(
-            result, f"{other}: has another width than {logits}", "--base-kind is the kind of a base of scores"
+            result, f"{other}: differs in width from {logits}", "--base-kind is the kind of a base of scores"
         )
     states = open_hidden_states(logits, head), open_hidden_states(other, head)
     with pytest.raises(
-        ValueError, match=r"has another width than .*logits.npy, both read as hidden .*; it must have the"
+        ValueError, match=r"differs in width from .*logits.npy; both are read as hidden .*; it must have the"
     ):
         compare_files(*states, classes=5)
 
@@ -681,7 +688,7 @@ def test_input_ids_and_text_of_hidden_states(hidden, compare_json, command):
     np.savez(hidden.path / "ids.npz", hidden_states=hidden.states["base"], input_ids=targets, tokens=tokens)
     argv = hidden.path / "ids.npz", f"q={base}", "--lm-head", head
     np.savez(base, hidden_states=0.9 * hidden.states["base"])
-    assert_refused(command("compare", *argv), "ids.npz: holds input ids and no targets", "--shift")
+    assert_refused(command("compare", *argv), "ids.npz: contains input ids and no targets", "--shift")
     result = compare_json(*argv, "--shift")
     assert (result["count"], result["n_without_next"], result["same_top"]) == (99, 1, 1)
     assert {row["group"]: row["count"] for row in result["by_token_type"]} == {
@@ -705,7 +712,7 @@ def test_state_of_hidden_states_with_another_head(hidden, command, compare_json)
     first = compare_json(*argv)
     assert compare_json(*argv) == first
     np.save(head, 2 * hidden.heads["base"])
-    words = f"{state}: holds the result of {base}", "since the candidates or a file changed"
+    words = f"{state}: contains the result of {base}", "since the candidates or a file changed"
     assert_refused(command("compare", *argv), *words)
 
 

@@ -251,7 +251,7 @@ def test_state_of_compare_that_is_refused(sides, command, monkeypatch, compare_j
         ),
         ((base, q8, q4, "--definitions", "llama.cpp"), "was written with definitions 'exact'"),
         ((base, q8, q4, "--classes", "11"), "was written with classes None"),
-        ((base, q8), "holds the result of"),
+        ((base, q8), "contains the result of"),
         ((base, q4, q8), "since the candidates or a file changed"),
         ((base / "part-9.npz", q8 / "part-9.npz", q4 / "part-9.npz"), "part-10.npz; it must be another file"),
     ]:
@@ -291,7 +291,9 @@ def test_state_of_compare_of_another_array_kind_hidden_or_lm_head(
     )
     if option == "lm-head":  # another file, which may have another name
         words, before = "base.npz; it must be another file, since the candidates or a file changed", ""
-    assert_refused(command(*argv, after), f"state: {'was written with' if before else 'holds the result of'} ", words)
+    assert_refused(
+        command(*argv, after), f"state: {'was written with' if before else 'contains the result of'} ", words
+    )
 
 
 def test_state_of_compare_holds_the_columns_of_the_base_once(sides, command):
@@ -362,7 +364,9 @@ def test_shards_of_other_numbers_in_their_names(sides, command, compare_json):
 def test_shards_of_other_rows(sides, command):
     base, q8 = sides.path / "base", sides.path / "q8"
     np.savez(q8 / "part-10.npz", logits=sides.q8[:5])
-    words = f"{q8 / 'part-10.npz'}: holds 5 rows of 11 classes; it must hold 27 rows of 11, as {base / 'part-10.npz'}"
+    words = (
+        f"{q8 / 'part-10.npz'}: contains 5 rows of 11 classes; it must contain 27 rows of 11, as {base / 'part-10.npz'}"
+    )
     assert_refused(command("compare", base, q8), words)
 
 
@@ -370,7 +374,7 @@ def test_shards_of_other_targets(sides, command):
     base, q8 = sides.path / "base", sides.path / "q8"
     np.savez(q8 / "part-9.npz", logits=sides.q8[:13], targets=sides.targets[:13] + 1)
     refused = command("compare", base, q8)
-    assert_refused(refused, f"{q8 / 'part-9.npz'}: holds other targets; it must hold those of {base / 'part-9.npz'}")
+    assert_refused(refused, f"{q8 / 'part-9.npz'}: its targets differ from those in {base / 'part-9.npz'}")
 
 
 def test_numbers_of_sequences_that_cannot_be_counted_on(sides, command, compare_json):
@@ -379,7 +383,7 @@ def test_numbers_of_sequences_that_cannot_be_counted_on(sides, command, compare_
     for number, rows in enumerate(ids):
         np.save(sides.path / f"ids-{number}.npy", rows)
     refused = command("compare", base, q8, "--segment-ids", sides.path / "ids-*.npy")
-    assert_refused(refused, f"{sides.path / 'ids-1.npy'}: holds numbers of sequences that are too high")
+    assert_refused(refused, f"{sides.path / 'ids-1.npy'}: has sequence numbers that are too high")
     np.save(sides.path / "ids.npy", np.concatenate(ids))  # numbers of all shards
     assert compare_json(base, q8, "--segment-ids", sides.path / "ids.npy")["sequences"][0]["sequence"] == 2**62
 
@@ -407,4 +411,4 @@ def test_targets_of_shards_in_compare(sides, compare_json, command):
     expected = tokenloss.compare(sides.q8, sides.q4, sides.targets)
     assert (one["mean_kl"], one["perplexity"]) == (expected.mean_kl, expected.perplexity)
     np.save(targets, sides.targets[:-1])
-    assert_refused(command("compare", q8, q4, "--targets", targets), "has shape (59,); it must hold 60 class ids")
+    assert_refused(command("compare", q8, q4, "--targets", targets), "has shape (59,); it must contain 60 class ids")

@@ -358,13 +358,13 @@ BAD = {
     "CRLF": (rewritten(lambda text: text.replace(b", ", b",\r\n")), r"t\.txt: byte \d+: line 2 continues with"),
     "surrogate": (rewritten(lambda text: text + "\ud800".encode("utf-8", "surrogatepass")),
                   r"t\.txt: byte 67: b'\\xed\\xa0\\x80' is not UTF-8; it must be text in UTF-8"),
-    "documents": (other_documents, r"b\.npz: holds 3 documents, not 4; it must hold those of .*a\.npz"),
-    "moved": (moved_documents, r"b\.npz: holds a document 2 of bytes 40 to 64, not 40 to 61; it must hold those of"),
+    "documents": (other_documents, r"b\.npz: contains 3 documents, not 4; it must have the same as .*a\.npz"),
+    "moved": (moved_documents, r"b\.npz: contains a document 2 of bytes 40 to 64, not 40 to 61; it must have the same"),
     "masked": (masked_prompt, "t.txt: byte 0: line 1 continues .*; 2 ignored ids of the file cannot be of the text"),
-    "mixed": (mixed_documents, r"a\.npz: holds sequences whose tokens are mixed; it must hold them one after"),
+    "mixed": (mixed_documents, r"a\.npz: has sequences whose tokens are mixed; it must have them one after"),
     "high": (high_mask, r"a\.npz: numbers texts up to 1048576 by its mask, in sequences up to 0; it must stay below"),
-    "empty": (empty_document, r"b\.npz: holds no text in its document 3; it must hold text in each document"),
-    "distributions": (distributions, r"a\.npz: holds targets of shape \(2, 3\); it must hold an id for each row"),
+    "empty": (empty_document, r"b\.npz: has no text in its document 3; it must have text in each document"),
+    "distributions": (distributions, r"a\.npz: contains targets of shape \(2, 3\); it must contain an id for each row"),
 }  # fmt: skip
 
 
@@ -385,7 +385,7 @@ def test_responses_are_refused(two, tmp_path, command):
     """They list only the most likely classes, in text."""
     a, b = two
     a.path = clients.save(tmp_path / "a.json", "vllm/chat_00.json")
-    with pytest.raises(ValueError, match=r"a\.json: is JSON; it must hold scores or hidden states; formats\.open_resp"):
+    with pytest.raises(ValueError, match=r"a\.json: is JSON; it must have scores or hidden states; formats\.open_resp"):
         compared(a, b)
     words = "a.json gives only the most likely classes; {} needs all classes of each token"
     with fails(ValueError, words.format("compare_texts")):
@@ -405,7 +405,7 @@ def test_documents_that_stop_at_other_characters_are_refused_in_either_order(tmp
     a = model(tmp_path, "a", [[b"ab", b" c"], [b"d", b" ef"]])
     b = model(tmp_path, "b", [[b"ab"], [b"cd", b" ef"]])
     for one, other, numbers in (a, b, "0 to 2, not 0 to 4"), (b, a, "0 to 4, not 0 to 2"):
-        with pytest.raises(ValueError, match=f"holds a document 0 of bytes {numbers}"):
+        with pytest.raises(ValueError, match=f"contains a document 0 of bytes {numbers}"):
             compared(one, other)
 
 
@@ -419,7 +419,7 @@ def test_documents_that_stop_at_other_characters_are_refused_in_either_order(tmp
             "window is given; it must be left out where models are compared by text",
         ),
         ({"shift": 2}, "shift is 2; it must be True, False or None"),
-        ({"names": ("new", 3)}, "names is ('new', 3); it must be two names: that of a, and that of b"),
+        ({"names": ("new", 3)}, "names is ('new', 3); it must be two names, for a and for b"),
         ({"text": b"a"}, "text is 'bytes'; it must be a path"),
         (
             {"sinks": [sinks.HtmlPage("x.html")]},
@@ -435,14 +435,14 @@ def test_arguments_of_compare_texts_are_checked(options, words, two):
 
 def test_distributions_as_targets_are_refused(two):
     distributions(*two)
-    with pytest.raises(ValueError, match=r"a\.npz: holds distributions as targets; it must hold class ids"):
+    with pytest.raises(ValueError, match=r"a\.npz: contains distributions as targets; it must contain class ids"):
         compared(*two, shift=False)
 
 
 def test_targets_that_lack_the_first_token_are_refused_with_a_hint(two):
     a, b = two
     np.savez(a.path, logits=a.logits[:-1], targets=a.ids[1:], segment_ids=a.segments[:-1])
-    with pytest.raises(ValueError, match="targets that are the next tokens already lack the first token of each text"):
+    with pytest.raises(ValueError, match="targets that are already the next tokens lack the first token of each text"):
         compared(a, b, shift=False)
 
 
@@ -466,21 +466,21 @@ def test_text_that_a_tokenizer_cannot_write_is_refused_with_its_document(two, tm
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
     }))  # fmt: skip
     np.savez(a.path, logits=np.zeros((5, 3)), targets=[1, 2, 1, 2, 0], segment_ids=[0, 0, 1, 1, 1])
-    with pytest.raises(ValueError, match=r"a\.npz: holds id 0 in document 1, the mark of .*leave that document out of"):
+    with pytest.raises(ValueError, match=r"a\.npz: has id 0 in document 1, the mark of .*leave that document out of"):
         compared(a, b, shift=False)
 
 
 def test_compare_of_models_with_other_tokenizers_names_the_options_that_fit(two, command):
     a, b = two
     refused = command("compare", a.path, b.path, "--shift")
-    assert_refused(refused, "b.npz: holds", "; models with different tokenizers need --text, --tokenizer-a and --to")
+    assert_refused(refused, "b.npz: contains", "; models with different tokenizers need --text, --tokenizer-a and --to")
 
 
 def test_packed_texts_without_segment_ids_are_told_what_they_lack(tmp_path):
     (tmp_path / "t.txt").write_text("a b\nc d")
     a, b = (model(tmp_path, name, [[b"a", b" b", b""], [b"c", b" d", b""]]) for name in "ab")
     np.savez(b.path, logits=b.logits, input_ids=b.ids)
-    with pytest.raises(ValueError, match=r"b\.npz: holds 1 documents, not 2; .*segment_ids separate them"):
+    with pytest.raises(ValueError, match=r"b\.npz: contains 1 documents, not 2; .*segment_ids separates them"):
         compared(a, b)
 
 

@@ -301,7 +301,7 @@ def test_target_out_of_range_is_named_by_its_index(shape, axis, bad, value, rng)
 def test_targets_of_integers_that_are_not_one_hot():
     targets = np.eye(3, dtype=int)[np.zeros(10, int)]
     targets[7, 1] = 1
-    words = "in the block at [4]: targets[3] holds integers that are not one-hot: [1, 1, 0]"
+    words = "in the block at [4]: targets[3] contains integers that are not one-hot: [1, 1, 0]"
     for compute in (score, lambda *arrays: cross_entropy(*arrays).compute()):
         with pytest.raises(ValueError, match=re.escape(words)):
             compute(da.zeros((10, 3), chunks=(4, 3)), targets)
@@ -493,7 +493,7 @@ def test_scheduler_that_is_not_there(scheduler):
 @pytest.mark.usefixtures("client")
 def test_errors_on_workers_name_options_as_the_caller_writes_them(cluster, command, tmp_path):
     np.savez(path := tmp_path / "probs.npz", logits=np.full((4, 5), 0.2), targets=np.arange(4))
-    words = "come with {} and its array's name, or with {} if it holds logits"
+    words = "come with {} and its array's name, or with {} if it has logits"
     refused = command("score", path, "--scheduler", cluster.scheduler_address)
     assert_refused(refused, words.format("--kind probs", "--kind logits"))
     with pytest.raises(ValueError, match=words.format("kind='probs'", "kind='logits'")):

@@ -231,7 +231,7 @@ def test_check_has_no_gate_for_drafts(files):
 def test_drafts_of_other_rows_are_refused(files, tmp_path):
     np.save(tmp_path / "short.npy", files.target[0])
     np.save(tmp_path / "whole.npy", files.target[1:3])
-    with pytest.raises(ValueError, match=r"short\.npy: holds 20 rows of 13 classes; it must hold 40 rows"):
+    with pytest.raises(ValueError, match=r"short\.npy: contains 20 rows of 13 classes; it must contain 40 rows"):
         drafts_of(tmp_path / "whole.npy", tmp_path / "short.npy")
 
 
@@ -244,7 +244,7 @@ def test_input_ids_that_differ_are_those_of_other_texts(option, tmp_path, comman
     np.savez(tmp_path / "other.npz", logits=logits, input_ids=ids[::-1])
     argv = "compare", tmp_path / "target.npz"
     assert command(*argv, tmp_path / "same.npz", option)[0] == 0
-    assert_refused(command(*argv, tmp_path / "other.npz", option), "other.npz: holds other input ids")
+    assert_refused(command(*argv, tmp_path / "other.npz", option), "other.npz: its input ids differ from those in")
 
 
 def test_drafts_of_a_single_text_have_no_numbered_sequence_as_arrays_and_as_files(tmp_path):

@@ -14,9 +14,9 @@ LOGITS, IDS = np.zeros((2, 3, 4), np.float32), np.ones((2, 3), int)
     [
         ([], {}, ValueError, "source is empty; it must be paths or blocks"),
         (iter(()), {}, ValueError, "source is empty"),
-        ({"id": "a"}, {}, TypeError, "source is 'dict'; it must be paths, or blocks .*; save what a server sent"),
+        ({"id": "a"}, {}, TypeError, "source is 'dict'; it must be paths, or blocks .*; save a server's response"),
         ('{"id": "' + "a" * 300, {}, TypeError, "source is '{\"id\": \"aaaaaaaa...'; it must be paths"),
-        (['[{"id": "a"}]'], {}, TypeError, "source is '.*; it must be a path; save what a server sent"),
+        (['[{"id": "a"}]'], {}, TypeError, "source is '.*; it must be a path; save a server's response"),
         (LOGITS, {}, TypeError, "source is 'ndarray'; it must be paths, or blocks such as"),
         (3, {}, TypeError, "source is 'int'; it must be paths or blocks"),
         ((LOGITS, IDS), {}, TypeError, r"block 0 is 'ndarray'; .*; a single block is \[\(logits, targets\)\]$"),
@@ -47,7 +47,7 @@ LOGITS, IDS = np.zeros((2, 3, 4), np.float32), np.ones((2, 3), int)
         ([(LOGITS, IDS[:, 1:])], {}, ValueError, r"block 0: targets has shape \(2, 2\); it must be \(2, 3\)"),
         ([(LOGITS, IDS), (LOGITS, IDS + 3)], {}, IndexError, r"^block 1: targets\[0, 0\] = 4 is out of range \[0, 4\)"),
         ([(LOGITS, IDS * 9)], {"shift": True}, IndexError, r"block 0: shifted targets\[0, 0\] = 9 is out of range"),
-        ([(LOGITS, np.eye(4)[IDS])], {"shift": True}, ValueError, "^block 0: holds targets of shape"),
+        ([(LOGITS, np.eye(4)[IDS])], {"shift": True}, ValueError, "^block 0: contains targets of shape"),
         ([(LOGITS, IDS), (LOGITS[..., :3], IDS)], {}, ValueError, r"block 1: logits has shape \(2, 3, 3\).*\(..., 4\)"),
         ([(LOGITS, IDS, IDS)], {}, TypeError, "block 0: where has dtype int64; it must be bool"),
         ([(LOGITS, IDS, [True])] * 2 + [(LOGITS, IDS, [True] * 4)], {}, ValueError, r"block 2: where has shape \(4,\)"),
@@ -79,7 +79,7 @@ def test_evaluate_refuses(source, options, error, words, tmp_path, monkeypatch):
         ({"kind": "odds"}, ValueError, "kind is 'odds'; it must be 'logits', 'log_probs', 'probs'"),
         ({"ignore_index": "x"}, TypeError, "ignore_index is 'x'; it must be an integer or None"),
         ({"shift": "no"}, ValueError, "shift is 'no'"),
-        ({"array": "x"}, ValueError, "a.npz: holds logits, targets; it must hold 'x'"),
+        ({"array": "x"}, ValueError, "a.npz: contains logits, targets; it must contain 'x'"),
     ],
 )
 def test_openers_refuse_what_evaluate_refused(options, error, words, tmp_path):

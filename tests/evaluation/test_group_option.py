@@ -300,13 +300,13 @@ def test_ten_thousand_groups_and_no_more(npz, monkeypatch):
         (
             "topic",
             ValueError,
-            r"scores.npz: holds logits, targets, weight; it must hold the array of by='topic'",
+            r"scores.npz: contains logits, targets, weight; it must have the array of by='topic'",
         ),
         ("weight", ValueError, r"weight has dtype float64; it must be text, integers or bool"),
         (
             "position",
             ValueError,
-            r"holds tokens that are in no sequence; it must have sequences, in which by='position'",
+            r"contains tokens that are in no sequence; it must have sequences, in which by='position'",
         ),
     ],
 )
@@ -326,7 +326,7 @@ def test_fields_that_do_not_fit(npz, records):
     path = records(response([("a", -0.5)], topic={"a": 1}))
     with pytest.raises(ValueError, match=r"line 1: topic is \{'a': 1\}; it must be text, a number, a boolean or null"):
         evaluate(path, by="topic")
-    with pytest.raises(ValueError, match=r"rows.jsonl: holds no field 'other'; it must hold that of by='other'"):
+    with pytest.raises(ValueError, match=r"rows.jsonl: has no field 'other'; it must have the field of by='other'"):
         evaluate(path, by="other")
     with pytest.raises(ValueError, match="source is blocks, which are made one by one; by needs files"):
         evaluate([(LOGITS, TARGETS)], by="domain")
@@ -452,7 +452,7 @@ def test_groups_of_responses_of_two_models(records):
     assert table["group"].tolist() == [0, 1]
     mean, stderr = mean_by_hand(np.array([0.5, 1.0, 2.0]), np.arange(3))
     assert (table["loss_difference"][0], table["loss_difference_stderr"][0]) == pytest.approx((mean, stderr))
-    with pytest.raises(ValueError, match=r"base.jsonl: holds no field 'other'; it must hold that of by='other'"):
+    with pytest.raises(ValueError, match=r"base.jsonl: has no field 'other'; it must have the field of by='other'"):
         compare_files(base, path, by="other")
 
 
@@ -476,7 +476,7 @@ def test_groups_of_a_trainer_and_a_sampler(records, tmp_path, command):
         np.save(tmp_path / f"{name}.npy", np.reshape(array, (2, 3)))
     arrays = [open_logprobs(tmp_path / f"{name}.npy") for name in "tr"]
     assert compare_files(arrays[0], {"r": arrays[1]}, by="position").popitem()[1].groups["count"].tolist() == [2, 2, 2]
-    with pytest.raises(ValueError, match="holds an array, which has no fields; it must be lines of JSON"):
+    with pytest.raises(ValueError, match="contains an array, which has no fields; it must be lines of JSON"):
         compare_files(arrays[0], {"r": arrays[1]}, by="task")
 
 

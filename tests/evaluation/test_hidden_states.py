@@ -156,20 +156,21 @@ def test_lm_head_that_is_refused(path):
     assert f"has shape ({D},)" in refused_head(path, path / "flat.npy")
     np.save(path / "integers.npy", np.ones((V, D), np.int8))
     assert "dtype int8" in refused_head(path, path / "integers.npy")
-    assert "holds one array without a name" in refused_head(path, f"{path / 'head.npy'}:lm_head")
+    assert "contains one array without a name" in refused_head(path, f"{path / 'head.npy'}:lm_head")
     assert "No such file" in refused_head(path, path / "none.npy")
     assert "No such file" in refused_head(path, f"{path / 'none.npy'}:lm_head.weight")
     (path / "notes.txt").write_text("notes")
     assert f"notes.txt: is not a file of a head; it must be {HEAD_FILES}" in refused_head(path, path / "notes.txt")
     np.savez(path / "two.npz", first=WEIGHT, second=WEIGHT)
-    assert "two.npz: holds no head of a usual name; it must hold lm_head.weight, or come as FILE:NAME" in refused_head(
-        path, path / "two.npz"
+    assert (
+        "two.npz: has no head with a usual name; it must have lm_head.weight, or be given as FILE:NAME"
+        in refused_head(path, path / "two.npz")
     )
-    assert "two.npz: holds no third" in refused_head(path, f"{path / 'two.npz'}:third")
+    assert "two.npz: has no third" in refused_head(path, f"{path / 'two.npz'}:third")
     np.savez_compressed(path / "small.npz", head=WEIGHT)
     assert "small.npz: head: is compressed" in refused_head(path, path / "small.npz")
     model = {"model__embed_tokens__weight": WEIGHT, "lm_head__qweight": np.ones((V, 3), np.int32)}
-    assert "holds no head" in refused_head(path, save_model(path / "quantized.safetensors", **model))
+    assert "has no head" in refused_head(path, save_model(path / "quantized.safetensors", **model))
     biased = save_model(path / "biased.safetensors", lm_head__weight=WEIGHT, lm_head__bias=BIAS[1:])
     assert f"lm_head.bias is float32 of shape ({V - 1},)" in refused_head(path, biased)
 
@@ -189,16 +190,16 @@ def test_lm_head_in_shards_that_is_refused(path):
         ('{"weight_map": 3}', "no object weight_map"),
         ('{"weight_map": {"lm_head.weight": "../head.safetensors"}}', "names '../head.safetensors' for lm_head.weight"),
         ('{"weight_map": {"lm_head.weight": "index.json"}}', "names 'index.json'"),
-        ('{"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}', "holds no lm_head.weight; it must"),
-        ('{"weight_map": {"model.norm.weight": "a.safetensors", "b": "b.safetensors"}}', "holds no head"),
+        ('{"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}', "has no lm_head.weight; it must"),
+        ('{"weight_map": {"model.norm.weight": "a.safetensors", "b": "b.safetensors"}}', "has no head"),
     ]:
         index.write_text(text)
         assert words in refused_head(path, path / "model")
     index.write_text('{"weight_map": {}}')
     (path / "model" / "other.safetensors.index.json").write_text("{}")
-    assert "model: holds 2 indices of shards" in refused_head(path, path / "model")
+    assert "model: has 2 indices of shards" in refused_head(path, path / "model")
     (path / "empty").mkdir()
-    assert "empty: holds 0 indices" in refused_head(path, path / "empty")
+    assert "empty: has 0 indices" in refused_head(path, path / "empty")
 
 
 @pytest.mark.parametrize("damage", ["cut", "header", "rewritten"])
@@ -250,18 +251,18 @@ def test_hidden_is_found_by_its_name(save, name, path, command):
         save(file, **{name: HIDDEN}, targets=TARGETS)
     result = evaluate(open_hidden_states(file, path / "head.npy"))
     assert result.meter.loss == pytest.approx(loss_of(product()), abs=1e-6)
-    assert_refused(command("score", file), f"{file}: holds {name} and no scores", "--lm-head FILE")
+    assert_refused(command("score", file), f"{file}: contains {name} and no scores", "--lm-head FILE")
 
 
 def test_hidden_that_is_refused(path, command):
     np.savez(path / "both.npz", hidden=HIDDEN, hidden_states=HIDDEN, targets=TARGETS)
     head = "--lm-head", path / "head.npy"
     assert_refused(
-        command("score", path / "both.npz", *head), "both.npz: holds ", "exactly one of hidden_states, hidden"
+        command("score", path / "both.npz", *head), "both.npz: contains ", "exactly one of hidden_states, hidden"
     )
-    assert_refused(command("score", path / "both.npz", *head, "--hidden", "logits"), "hold 'logits'")
+    assert_refused(command("score", path / "both.npz", *head, "--hidden", "logits"), "contain 'logits'")
     np.savez(path / "logits.npz", logits=HIDDEN, targets=TARGETS)
-    assert_refused(command("score", path / "logits.npz", *head), "logits.npz: holds logits, targets")
+    assert_refused(command("score", path / "logits.npz", *head), "logits.npz: contains logits, targets")
     np.savez(path / "integers.npz", hidden=np.ones((N, D), int), targets=TARGETS)
     assert_refused(command("score", path / "integers.npz", *head), "dtype int64")
     np.savez(path / "beyond.npz", hidden=HIDDEN, targets=np.where(TARGETS[1] == TARGETS, V, TARGETS))
@@ -271,10 +272,10 @@ def test_hidden_that_is_refused(path, command):
     np.savez(path / "hidden.npz", hidden=HIDDEN, targets=TARGETS)
     for option in ("--kind", "logits"), ("--array", "hidden"):
         refused = command("score", path / "hidden.npz", *head, *option)
-        assert_refused(refused, f"{option[0]} is for scores; ", "hidden.npz holds hidden states")
+        assert_refused(refused, f"{option[0]} is for scores; ", "hidden.npz has hidden states")
     for option in ("--hidden", "x"), ("--logit-scale", "2"), ("--softcap", "3"):
         refused = command("score", path / "logits.npz", *option)
-        assert_refused(refused, f"{option[0]} is for hidden states; ", "logits.npz holds scores")
+        assert_refused(refused, f"{option[0]} is for hidden states; ", "logits.npz has scores")
     for option, words in [
         (("--logit-scale", "0"), "--logit-scale is 0.0"), (("--softcap", "-1"), "--softcap is -1.0"),
         (("--softcap", "x"), "argument --softcap: "),
@@ -285,13 +286,13 @@ def test_hidden_that_is_refused(path, command):
 def test_token_ids_and_input_ids_are_not_chosen_from(path, command):
     np.savez(path / "two.npz", hidden_states=HIDDEN, token_ids=TARGETS, input_ids=TARGETS)
     refused = command("score", path / "two.npz", "--lm-head", path / "head.npy", "--shift")
-    assert_refused(refused, "two.npz: holds token_ids and input_ids; it must hold one of them")
+    assert_refused(refused, "two.npz: contains token_ids and input_ids; it must contain only one of them")
 
 
 def test_head_of_what_is_no_hidden_states_is_refused(path, command):
     responses = DATA / "vllm.json"
     refused = command("score", responses, "--lm-head", path / "head.npy")
-    assert_refused(refused, f"--lm-head is for hidden states; {responses} holds responses")
+    assert_refused(refused, f"--lm-head is for hidden states; {responses} has responses")
     with pytest.raises(TypeError, match="lm_head is 'int'; it must be a path"):
         open_hidden_states(path / "hidden.npy", 3)
 
@@ -382,13 +383,13 @@ def test_state(parts, command, score_json, monkeypatch):
     np.save(other_head, WEIGHT)
     for option, *words in [
         (["--softcap", "3"], f"{parts.state}: was written with softcap None; it must be another file, with 3.0"),
-        (["--lm-head", other_head], f"{parts.state}: holds the result of", "part-a.npz", "its head changed"),
+        (["--lm-head", other_head], f"{parts.state}: contains the result of", "part-a.npz", "its head changed"),
     ]:
         assert_refused(command("score", *argv, *option, "--state", parts.state), *words)
     changed = parts.head.stat().st_mtime_ns
     os.utime(parts.head, ns=(1, 1))
     refused = command("score", *argv, "--state", parts.state)
-    assert_refused(refused, f"{parts.state}: holds the result of", "part-a.npz", "its head changed")
+    assert_refused(refused, f"{parts.state}: contains the result of", "part-a.npz", "its head changed")
     assert parts.state.read_bytes() == kept
     os.utime(parts.head, ns=(changed, changed))
     weight = np.load(parts.head)
@@ -415,7 +416,7 @@ def test_scheduler(parts, score_json, monkeypatch):
 def test_widths_of_shards_that_differ(parts, command):
     np.savez(parts.head.parent / "part-b.npz", hidden=HIDDEN[:, 1:], targets=TARGETS)
     refused = command("score", parts.pattern, "--lm-head", parts.head)
-    assert_refused(refused, f"part-b.npz: holds hidden states of {D - 1} features; it must fit the head of {D}")
+    assert_refused(refused, f"part-b.npz: has hidden states of {D - 1} features; it must fit the head of {D}")
 
 
 # -- input ids, as vLLM writes them ------------------------------------------------------------------------------------
@@ -441,7 +442,9 @@ def test_token_ids_of_requests_are_shifted(layers, path, command, score_json):
     assert (result["count"], result["n_sequences"], result["n_without_next"]) == (6, 2, 2)
     assert result["loss"] == pytest.approx(sum(losses) / 6, abs=1e-6)
     refused = command("score", pattern, *head)
-    assert_refused(refused, "request-0.safetensors: holds input ids and no targets; it must hold targets", "--shift")
+    assert_refused(
+        refused, "request-0.safetensors: contains input ids and no targets; it must contain targets", "--shift"
+    )
 
 
 def test_targets_come_before_token_ids(path, score_json):
@@ -507,7 +510,7 @@ def test_norm_seems_missing(seed, path, command):
     status, _, err = command("score", *argv)
     assert status == 0
     assert err == (
-        "tokenloss: warning: the hidden states seem to lack the model's final norm, by their root mean squares; store "
+        "tokenloss: warning: the hidden states seem to lack the model's final norm, judging by their size; store "
         "them after it\n"
     )
     with pytest.warns(NormWarning, match="final norm") as caught:
@@ -539,7 +542,7 @@ def test_targets_as_the_second_file(path, score_json):
 
 def test_file_of_llama_cpp_holds_no_hidden_states(path):
     llama_cpp.write(path / "base.kld", np.arange(8), [np.zeros((3, 9))], 8)
-    with pytest.raises(ValueError, match=r"holds log_probs of llama\.cpp; it must hold hidden_states"):
+    with pytest.raises(ValueError, match=r"contains log_probs of llama\.cpp; it must contain hidden_states"):
         open_hidden_states(path / "base.kld", path / "head.npy")
 
 

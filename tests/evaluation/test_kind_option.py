@@ -23,7 +23,7 @@ def test_targets_as_second_file(command, score_json, npy):
     for dtype in (np.bool_, np.int64):
         scores, targets = npy(LOGITS, np.eye(3, dtype=dtype)[TARGETS])
         assert_refused(
-            command("score", scores, targets), f"{targets}: holds {np.dtype(dtype)} of the shape", "--targets"
+            command("score", scores, targets), f"{targets}: has dtype {np.dtype(dtype)} and the shape", "--targets"
         )
         result = score_json(scores, "--targets", targets)
         assert (result["targets"], result["loss"]) == ("distributions", tokenloss.cross_entropy(LOGITS, TARGETS))
@@ -153,7 +153,7 @@ def test_kind_log_probs_of_wrong_logsumexp(wrong, named, command, npz, npy):
     targets = np.concatenate([TARGETS, TARGETS])
     argv = [npz(log_probs=scores, targets=targets)] if named else [*npy(scores, targets), "--kind", "log_probs"]
     got = tokenloss.logsumexp(scores[4:5])[0]
-    words = f"{argv[0]}: log_probs has a row whose logsumexp is {got:.4g}; natural log-probabilities have 0"
+    words = f"{argv[0]}: log_probs has a row whose logsumexp is {got:.4g}; for natural log-probabilities it is 0"
     if got < 0 and not named:  # as of rows that were cut
         assert command("score", *argv)[0] == 0
     else:
@@ -186,7 +186,7 @@ def test_kind_log_probs_of_the_likeliest_classes_alone(dtype, score_json, comman
     targets = logs.argmax(-1)
     cut = np.where(logs >= np.sort(logs)[:, -5:-4], logs, -np.inf).astype(dtype)
     path = npz(log_probs=cut, targets=targets)
-    words = "log_probs has a row whose logsumexp is -", "--kind log_probs accepts rows that were cut"
+    words = "log_probs has a row whose logsumexp is -", "--kind log_probs accepts truncated rows"
     assert_refused(command("score", path), *words)
     assert score_json(path, "--kind", "log_probs")["loss"] == tokenloss.nll_loss(cut, targets)
 

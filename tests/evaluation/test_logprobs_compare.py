@@ -150,28 +150,28 @@ def write(name, array):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (lambda: ("rollout.jsonl", "flat.npy"), "rollout.jsonl: holds responses of the engine that sampled; it must"),
+        (lambda: ("rollout.jsonl", "flat.npy"), "rollout.jsonl: contains responses of the engine that sampled; it"),
         (
             lambda: (write("short.npy", np.load("flat.npy")[:-1]), "rollout.jsonl"),
-            "short.npy: holds 20 log-probabilities; it must hold 21, one for each token of the 4 sequences",
+            "short.npy: contains 20 log-probabilities; it must contain 21, one for each token of the 4 sequences",
         ),
         (
             lambda: (write("full.npy", np.full((4, 8), -1.0)), "rollout.jsonl"),
-            "full.npy: row 0 has 8 numbers, 0 of them nan; it must hold 5 log-probabilities, as many as line 1 of "
-            "rollout.jsonl has tokens, and then nan or 0, or nan before them",
+            "full.npy: row 0 has 8 numbers, 0 of them nan; it must have 5 log-probabilities, one per token on line 1 "
+            "of rollout.jsonl, followed by nan or 0, or preceded by nan",
         ),
         (
             lambda: (write("narrow.npy", np.load("nan.npy")[:, :6]), "rollout.jsonl"),
-            "narrow.npy: row 1 has 6 numbers, 0 of them nan; it must hold 7 log-probabilities, as many as line 2",
+            "narrow.npy: row 1 has 6 numbers, 0 of them nan; it must have 7 log-probabilities, one per token on line 2",
         ),
-        (lambda: ("flat.npy", "nan.npy"), "nan.npy: has shape (4, 8); it must have (21,), as flat.npy"),
+        (lambda: ("flat.npy", "nan.npy"), "nan.npy: has shape (4, 8); it must have shape (21,), like flat.npy"),
         (
             lambda: (write("high.npy", np.ones(21)), "rollout.jsonl"),
             "high.npy: logprobs[0] = 1 is not a log-probability: it is above 0",
         ),
         (lambda: ("flat.npy", "rollout.jsonl", "lists.jsonl"), "the list of others is '2 files'; it must be one file"),
         (lambda: ("flat.npy", "rollout.jsonl", "--html", "a.html"), "--html needs columns that the tokens here do not"),
-        (lambda: ("flat.npy", "rollout.jsonl", "--kind", "probs"), "--kind is for scores; flat.npy holds log-prob"),
+        (lambda: ("flat.npy", "rollout.jsonl", "--kind", "probs"), "--kind is for scores; flat.npy has log-prob"),
         (lambda: ("flat.npy", "rollout.jsonl", "--max-kl", "1"), "--max-kl does not apply to log-probabilities"),
         (lambda: ("rollout.jsonl", "other.jsonl", "--max-k3", "1"), "--max-k3 does not apply to scores of"),
         (lambda: ("flat.npy", "rollout.jsonl", "--segment-ids", "ids.npy"), "--segment-ids is for arrays, and rollou"),
@@ -181,7 +181,7 @@ def write(name, array):
         ),
         (
             lambda: ("ours.jsonl", clients.save_lines(Path("one.jsonl"), *[{"logprobs": [-1.0]}] * 4)),
-            "ours.jsonl: line 1: it has 5 tokens; it must have 1, as line 1 of one.jsonl",
+            "ours.jsonl: line 1: it has 5 tokens; it must have 1, as on line 1 of one.jsonl",
         ),
     ],
 )  # fmt: skip
@@ -200,7 +200,9 @@ def test_arrays_without_a_name_are_refused_until_someone_says_what_they_hold(unn
     """No guess decides: scores of all classes may have the same shape."""
     for argv in (unnamed, other), (other, unnamed):
         refused = command("compare", *argv)
-        assert_refused(refused, ".npy: h", "it must come with --logprobs, if it holds log-prob", "or come with --kind")
+        assert_refused(
+            refused, ".npy: ", "it must come with --logprobs, if it contains log-prob", "or come with --kind"
+        )
         with pytest.raises(ValueError, match=r"it must be opened by open_logprobs, if it .*, or come with kind="):
             compare_files(*argv)
     assert_refused(command("score", unnamed), f"{unnamed}: h", "it must come with --logprobs")
@@ -222,7 +224,7 @@ def test_scores_beside_log_probabilities_are_compared_by_those_of_their_tokens(f
         assert statistic(result, name) == pytest.approx(statistic(expected, name), rel=1e-12)
         assert type(statistic(lines, name)) is type(statistic(expected, name))
     np.save("scores.npy", np.arange(32.0).reshape(4, 8))
-    assert_refused(command("compare", "scores.npy", "base.npz"), "scores.npy: holds no targets")
+    assert_refused(command("compare", "scores.npy", "base.npz"), "scores.npy: has no targets")
 
 
 def test_zeros_that_count_as_tokens_are_refused_or_void_unless_something_shows_the_ends(folder):
@@ -230,7 +232,7 @@ def test_zeros_that_count_as_tokens_are_refused_or_void_unless_something_shows_t
     mask = ~np.isnan(np.load("nan.npy"))
     np.savez("masked.npz", logprobs=np.load("zeros.npy"), mine=mask)
     with pytest.raises(
-        ValueError, match=r"zeros.npy: its rows end in zeros, .* it must hold nan there, or come with m"
+        ValueError, match=r"zeros.npy: its rows end in zeros, .* it must have nan there, or come with m"
     ):
         evaluate(open_logprobs("zeros.npy"))
     whole = evaluate(open_logprobs("nan.npy"))
@@ -239,7 +241,7 @@ def test_zeros_that_count_as_tokens_are_refused_or_void_unless_something_shows_t
     with pytest.raises(ValueError, match=r"zeros_base.npy: row 0 has 8 tokens before its padding of nan; it must have"):
         compare_files(open_logprobs("nan.npy"), base)
     with pytest.raises(
-        ValueError, match=r"zeros.npy: its rows end in zeros, .* it must hold nan there, or come with m"
+        ValueError, match=r"zeros.npy: its rows end in zeros, .* it must have nan there, or come with m"
     ):
         compare_files(open_logprobs("zeros.npy"), base)
     expected = only(compare_files(open_logprobs("nan.npy"), open_logprobs("nan_base.npy")))
@@ -253,7 +255,7 @@ def test_segment_ids_of_arrays_beside_lines_are_refused(folder):
     with pytest.raises(ValueError, match=r"segment_ids is for arrays, and lists.jsonl has its own sequences"):
         compare_files(named, "lists.jsonl")
     np.save("others.npy", np.repeat(np.arange(4), LENGTHS[::-1]))
-    with pytest.raises(ValueError, match=r"others.npy: has other sequences; it must have those of ids.npy"):
+    with pytest.raises(ValueError, match=r"others.npy: its sequences differ from those in ids.npy"):
         compare_files(named, open_logprobs("flat_base.npy", segment_ids="others.npy"))
 
 
@@ -312,7 +314,7 @@ def test_state_of_score_resumes_to_the_same_json_and_refuses_a_changed_file(layo
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         refused = command("score", name, *options, "--state", "state")
         assert refused[0] == 2
-        assert "state: holds the result of" in refused[2] or path in refused[2]
+        assert "state: contains the result of" in refused[2] or path in refused[2]
         Path(path).write_bytes(content)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert_refused(command("score", "ours.jsonl", "--state", "state"), "state: ")
@@ -344,7 +346,7 @@ def test_state_of_compare_resumes_to_the_same_json_and_refuses_a_changed_file(pa
         times = Path(path).stat()
         os.utime(path, ns=(1, 1))
         refused = command(*argv, "--state", "state")
-        assert_refused(refused, "state: holds the result of", "since the candidates or a file changed")
+        assert_refused(refused, "state: contains the result of", "since the candidates or a file changed")
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert_refused(command("score", "lists.jsonl", "--state", "state"), "state: was written with command 'compare'; it")
     assert Path("state").read_bytes() == state
@@ -512,8 +514,8 @@ def test_rollouts_of_trainers_are_read_with_their_masks(name, mask, trainer, ans
         ('{"rollout_log_probs": [-1, -2], "response_mask": [1]}', "response_mask has 1 elements; it must have 2, one"),
         ('{"rollout_log_probs": [-1, -2], "response_mask": [1, 2]}', "response_mask[1] is 2; it must be 0 or 1"),
         ('{"rollout_log_probs": [-1, "a"], "response_mask": [1, 1]}', "rollout_log_probs[1] is 'a'; it must be a"),
-        ('{"rollout_log_probs": [-1], "logprobs": [-1]}', "it holds logprobs and rollout_log_probs; it must hold"),
-        ('{"old_log_probs": [-1, -2]}', "it holds old_log_probs; it must be a response with choices (vLLM, OpenAI), "
+        ('{"rollout_log_probs": [-1], "logprobs": [-1]}', "it has logprobs and rollout_log_probs; it must have"),
+        ('{"old_log_probs": [-1, -2]}', "it has old_log_probs; it must be a response with choices (vLLM, OpenAI), "
          'meta_info (SGLang) or completion_probabilities (llama.cpp); compare also takes lines {"logprobs": [...]}'),
     ],
 )  # fmt: skip
@@ -528,19 +530,19 @@ def test_rollouts_that_are_not_understood_name_the_line_that_is(line, message, t
 def test_a_trainers_file_that_cannot_be_read_is_named_and_not_the_rollout(folder, command):
     """The message was about logprobs.jsonl, which is right."""
     Path("trainer.pt").write_bytes(pickle.dumps(np.zeros(3)))
-    message = "trainer.pt: is a pickle, as torch.save writes; it must be saved by numpy.save, or"
+    message = "trainer.pt: is a pickle, such as torch.save writes; it must be saved by numpy.save, or"
     for rollout in "lists.jsonl", "rollout.jsonl":
         assert_refused(command("compare", "trainer.pt", rollout), message)
     assert_refused(command("compare", "none.npy", "lists.jsonl"), "none.npy: cannot be read: No such file")
     clients.save_lines(Path("odd.jsonl"), {"input": "a", "output": "b"})
-    assert_refused(command("compare", "odd.jsonl", "lists.jsonl"), "odd.jsonl: line 1: it holds input, output; it must")
+    assert_refused(command("compare", "odd.jsonl", "lists.jsonl"), "odd.jsonl: line 1: it has input, output; it must")
 
 
 def test_a_row_that_fits_a_response_at_both_ends_is_refused(tmp_path):
     """[nan, x, nan] of two tokens: the first or the last of these may be missing."""
     np.save(tmp_path / "trainer.npy", [[math.nan, -1.0, math.nan], [-1.0, -2.0, math.nan]])
     clients.save_lines(tmp_path / "rollout.jsonl", *[{"logprobs": [-1.0, -2.0]}] * 2)
-    with pytest.raises(ValueError, match=r"trainer.npy: row 0 has 3 numbers, 2 of them nan; it must hold 2 log-prob"):
+    with pytest.raises(ValueError, match=r"trainer.npy: row 0 has 3 numbers, 2 of them nan; it must have 2 log-prob"):
         compare_files(open_logprobs(tmp_path / "trainer.npy"), tmp_path / "rollout.jsonl")
 
 
@@ -558,7 +560,7 @@ def test_rows_of_padding_must_be_of_one_length(folder):
     ours = np.load("nan.npy")
     np.savez("longer.npz", logprobs=np.where(np.arange(8) == 5, -1.0, ours))
     with pytest.raises(
-        ValueError, match=r"^longer.npz: row 0 has 6 tokens before its padding of nan; it must have 5, as"
+        ValueError, match=r"^longer.npz: row 0 has 6 tokens before its padding of nan; it must have 5, like"
     ):
         compare_files("batch.npz", "longer.npz")
 
@@ -697,11 +699,11 @@ def test_tokens_of_scores_outside_of_sequences(tmp_path, monkeypatch, rng):
         assert result.k3.stderr == mismatch(ours, theirs, segment_ids=np.repeat(np.arange(4), 3)).k3.stderr
         assert result.n_sequences == 4
     for numbers, words in (
-        ([0, 1] * 6, "sequences in pieces"),
-        ([-1] * 3 + [0] * 9, "tokens outside of all sequences"),
+        ([0, 1] * 6, "the rows of a sequence in several places"),
+        ([-1] * 3 + [0] * 9, "tokens that are in no sequence"),
     ):
         np.savez("flat.npz", logits=logits, targets=ids, segment_ids=numbers)
-        with pytest.raises(ValueError, match=f"flat.npz: holds {words}"):
+        with pytest.raises(ValueError, match=f"flat.npz: has {words}"):
             compare_files("flat.npz", open_logprobs("theirs.npy"))
     np.savez("flat.npz", logits=logits, targets=np.full((12, 5), 0.2))
     with pytest.raises(ValueError, match=r"flat.npz: has distributions as targets"):

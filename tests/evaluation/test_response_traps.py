@@ -97,7 +97,7 @@ def test_an_empty_echo_is_not_a_loss_of_zero_as_in_llama_cpp_27174(kind, read):
     with pytest.raises(ValueError, match="line 1: the server returned no prompt log-probabilities: it ignored echo"):
         read(value, part="prompt")
     if kind in ("empty", "null", "no logprobs"):
-        with pytest.raises(ValueError, match="generated tokens, nor of a prompt: the server ignored echo"):
+        with pytest.raises(ValueError, match="generated tokens or of a prompt: the server ignored echo"):
             read(value)
 
 
@@ -128,22 +128,22 @@ def test_a_null_is_not_known_rather_than_a_certain_token(read):
 def test_a_prompt_of_one_token_has_no_number_and_is_no_error_among_others(read):
     one, more = echo(["a"], [None], usage=(1, 0)), echo(["a", "b"], [None, -1.0], usage=(2, 0))
     assert [len(response.ids) for response in read(one, more)] == [1, 2]
-    with pytest.raises(ValueError, match="holds no log-probability"):
+    with pytest.raises(ValueError, match="has no log-probability"):
         read(one, one, part="prompt")
 
 
 def test_a_prompt_after_what_was_generated_needs_a_choice(read):
     generated, prompt = echo(["x"], [-1.0], usage=(3, 1)), echo(["a", "b"], [None, -1.0], usage=(2, 0))
-    with pytest.raises(ValueError, match=r"line 2: it holds log-probabilities of a prompt, .* choose the part"):
+    with pytest.raises(ValueError, match=r"line 2: it has log-probabilities of the prompt, .* choose the part"):
         read(generated, prompt)
-    with pytest.raises(ValueError, match="line 2: it holds log-probabilities of a prompt"):
+    with pytest.raises(ValueError, match="line 2: it has log-probabilities of the prompt"):
         read(generated, prompt, part="all")
 
 
 def test_nothing_generated_is_no_error_if_the_server_says_so(read):
     nothing = echo([], [], usage=(3, 0))
     assert [len(response.ids) for response in read(echo(["x"], [-1.0], usage=(3, 1)), nothing)] == [1, 0]
-    with pytest.raises(ValueError, match="line 2: it holds no log-probabilities of generated tokens"):
+    with pytest.raises(ValueError, match="line 2: it has no log-probabilities of generated tokens"):
         read(echo(["x"], [-1.0], usage=(3, 1)), echo([], [], usage=(3, 1)))
 
 
@@ -200,10 +200,10 @@ def test_minus_infinity_is_a_loss_of_infinity(read):
 
 
 def test_probabilities_after_sampling_are_not_the_models(read):
-    with pytest.raises(ValueError, match="holds probabilities after sampling, which are not the model's"):
+    with pytest.raises(ValueError, match="has probabilities after sampling, not the model's own"):
         read(clients.response("llama_server/completion_post_sampling.json"))
     old = {"content": " a", "completion_probabilities": [{"content": " a", "probs": [{"tok_str": " a", "prob": 0.9}]}]}
-    with pytest.raises(ValueError, match="holds probabilities after sampling"):
+    with pytest.raises(ValueError, match="has probabilities after sampling"):
         read(old)
 
 
@@ -222,7 +222,7 @@ def test_sorted_keys_of_vllm_are_refused_without_ids(order, i, read):
     lists = value["choices"][0]["prompt_logprobs"]
     lists[:] = [entries and dict(sorted(entries.items(), key=by[order])) for entries in lists]
     with pytest.raises(
-        ValueError, match=r"do not show which entry is the prompt's own token; .* ask for return_token_ids"
+        ValueError, match=r"do not show which entry is the prompt's own token; .* request return_token_ids"
     ):
         read(value)
 
@@ -276,7 +276,7 @@ def test_a_short_prompt_is_read_as_the_others_of_its_file(read):
 
 def test_a_token_of_no_entry_is_refused(read):
     value = objects([(5, -1.0, 1), (6, -2.0, 2)], prompt_token_ids=[1, 7])
-    with pytest.raises(ValueError, match=r"choices\[0\].prompt_logprobs\[1\] does not hold the prompt's token 7"):
+    with pytest.raises(ValueError, match=r"choices\[0\].prompt_logprobs\[1\] does not list the prompt's token 7"):
         read(value)
     with pytest.raises(ValueError, match=r"choices\[0\].prompt_logprobs has 2 elements; it must have 3"):
         read(objects([(5, -1.0, 1)], prompt_token_ids=[1, 5, 6]))
@@ -313,7 +313,7 @@ def test_a_choice_without_log_probabilities_beside_one_with_them_is_refused(part
     value = clients.chat(("a", -1.0))
     value["choices"].append({"index": 1, "message": {"content": "b"}, "logprobs": None})
     file = open_responses(clients.save_lines(tmp_path / "responses.jsonl", value), part=part)
-    with pytest.raises(ValueError, match="line 1: it holds no log-probabilities"):
+    with pytest.raises(ValueError, match="line 1: it has no log-probabilities"):
         list(file)
 
 
@@ -463,7 +463,7 @@ def test_an_echo_that_nothing_divides_is_only_read_as_a_whole(read):
         with pytest.raises(ValueError, match="nothing shows where the echoed prompt ends"):
             read(value, part=part)
     assert len(read(value, part="all")[0].ids) == 3
-    with pytest.raises(ValueError, match="an echo of 3 tokens, where usage counts 5 of the prompt and 1"):
+    with pytest.raises(ValueError, match="an echo of 3 tokens, but usage counts 5 of the prompt and 1"):
         read(echo(["a", "b", "x"], [None, -1.0, -2.0], usage=(5, 1)))
 
 
@@ -502,7 +502,7 @@ def test_an_echo_of_another_tokens_values_is_refused(read):
     value = clients.response("vllm/completion_echo.json")
     value["choices"][0]["logprobs"]["token_logprobs"][4] -= 1
     with pytest.raises(
-        ValueError, match=r"choices\[0\].prompt_logprobs\[4\] and .*token_logprobs\[4\] are .* the same token's"
+        ValueError, match=r"choices\[0\].prompt_logprobs\[4\] and .*token_logprobs\[4\] are .* for the same token"
     ):
         read(value)
 
@@ -574,17 +574,20 @@ def test_failed_lines_are_an_error_or_counted(line, reason, tmp_path):
 
 def test_mixed_layouts_are_refused_with_their_line(read):
     values = [clients.response(name) for name in ("vllm/completion_00.json", "sglang/generate_00.json")]
-    with pytest.raises(ValueError, match="line 2: it is of the layout SGLang; it must be of completions"):
+    with pytest.raises(ValueError, match="line 2: it has the layout SGLang; it must have the layout completions"):
         read(*values)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"a": 1, "b": 2}, "it holds a, b; it must be a response with choices"),
-        ({"choices": [{"index": 0}]}, r"its first choice holds index; it must hold text \(of completions\), message"),
-        ({}, "it holds nothing"),
-        ({"choices": []}, "it holds choices"),
+        ({"a": 1, "b": 2}, "it has a, b; it must be a response with choices"),
+        (
+            {"choices": [{"index": 0}]},
+            r"its first choice has index; it must also have text \(of completions\), message",
+        ),
+        ({}, "it has nothing"),
+        ({"choices": []}, "it has choices"),
         ({"custom_id": "q", "method": "POST", "url": "/v1/completions", "body": {}}, "it is a request"),
         ({"choices": [{"index": 0, "delta": {"content": "a"}}]}, "the stream breaks off"),
         ({"content": " a", "tokens_predicted": 1, "stop": False}, "the stream breaks off"),
@@ -624,9 +627,9 @@ def test_what_is_no_response_is_refused(value, message, read):
         (['data: {"choices": [{"text": " a", "finish_reason": null}]}'], "line 1: the stream breaks off"),
         (['data: {"content": " a", "stop": false}'], "line 1: the stream breaks off"),
         (["", 'data: {"choices": [}'], "line 2: byte 20: Expecting value"),
-        (["data: [DONE]"], "holds no log-probability"),
-        (["data: [1]"], r"line 1: holds \[1\]; it must hold a JSON object"),
-        (["data: {}", "date: {}"], r"line 2: holds b'date: \{\}'; it must hold data: and a JSON object"),
+        (["data: [DONE]"], "has no log-probability"),
+        (["data: [1]"], r"line 1: is \[1\]; it must be a JSON object"),
+        (["data: {}", "date: {}"], r"line 2: is b'date: \{\}'; it must be data: and a JSON object"),
         (['data: {"choices": [{"index": "0"}]}'], r"line 1: choices\[0\].index is '0'"),
         (['data: {"choices": 3}'], "line 1: choices is 3; it must be a list"),
         (['data: {"text": "a", "meta_info": {}}'], "line 1: it is a piece of a stream of SGLang's own endpoint"),
@@ -637,7 +640,7 @@ def test_what_is_no_response_is_refused(value, message, read):
         (['data: {"id": "x", "choices": []}', 'data: {"error": {"message": "oh"}}'], "the request failed: oh"),
         (
             [f"data: {json.dumps(echo(['a'], [-1.0]))}"] * 2,
-            r"line 2: choices\[0\] continues after its finish_reason; it must be of a response with",
+            r"line 2: choices\[0\] continues after its finish_reason; it must belong to a response with",
         ),
     ],
 )
@@ -649,7 +652,7 @@ def test_what_is_no_stream_of_responses_is_refused(lines, message, tmp_path):
 def test_pieces_of_a_stream_among_whole_responses_are_refused(read):
     piece = {"choices": [{"text": " a", "logprobs": None, "finish_reason": None}]}
     with pytest.raises(
-        ValueError, match="line 2: it is a piece of a stream; it must be a whole response, as those bef"
+        ValueError, match="line 2: it is a piece of a stream; it must be a whole response, like those bef"
     ):
         read(clients.chat(("a", -1.0)), piece)
 

@@ -424,7 +424,7 @@ def test_files_of_different_parts_are_refused(command, score_json, tmp_path):
     prompt = clients.save(tmp_path / "a.json", COMPLETIONS[0])
     generated = clients.save(tmp_path / "b.json", "llama_server/completion_00.json")
     assert_refused(command("score", prompt, generated), generated, "'generated'", "--part")
-    assert_refused(command("score", prompt, generated), "all come with --part generated")
+    assert_refused(command("score", prompt, generated), "or all with --part generated")
     assert score_json(prompt, generated, "--part", "generated")["dialect"] == "completions, llama.cpp"
 
 
@@ -441,7 +441,7 @@ def test_a_file_without_a_token_to_score_is_counted_as_a_line_is(options, comman
     assert re.search("not scored +1 +of 10 responses, without any log-prob", command("score", tmp_path / "many")[1])
     for files in [COMPLETIONS[8:9], COMPLETIONS[8:9] * 2]:  # but not if there are no others
         paths = [clients.save(tmp_path / f"{i}.json", name) for i, name in enumerate(files)]
-        words = "holds no log-probability of a prompt (no server returns one for its first token)"
+        words = "has no log-probability of a prompt (no server returns one for its first token)"
         assert_refused(command("score", *paths, "--part", "prompt"), paths[0], words)
         assert score_json(*paths)["part"] == "generated"
 
@@ -450,7 +450,7 @@ def test_a_state_of_another_part_is_refused(command, score_json, tmp_path):
     single, other = (clients.save(tmp_path / f"{name[-7:-5]}.json", name) for name in (COMPLETIONS[8], COMPLETIONS[0]))
     assert score_json(single, "--state", tmp_path / "state")["part"] == "generated"
     outcome = command("score", single, other, "--state", tmp_path / "state")
-    assert_refused(outcome, single, "is in the state by the part 'generated'", "'prompt', with a new state")
+    assert_refused(outcome, single, "was scored with the part 'generated'", "'prompt' and a new state")
 
 
 def test_names_of_files_of_responses(completions, command, score_json, tmp_path):
@@ -460,7 +460,7 @@ def test_names_of_files_of_responses(completions, command, score_json, tmp_path)
     (tmp_path / "a.txt").write_bytes(text)
     assert_refused(command("score", tmp_path / "a.txt"), "begins like JSON", ".json or .jsonl")
     (tmp_path / "b.txt").write_text("notes")
-    assert_refused(command("score", tmp_path / "b.txt"), "is not a file of scores", "one of responses (.json, .jsonl)")
+    assert_refused(command("score", tmp_path / "b.txt"), "is not a file of scores", "; or responses (.json, .jsonl)")
 
 
 def test_state(completions, score_json, command, tmp_path):
@@ -505,14 +505,14 @@ def test_options_of_scores_are_refused(options, completions, command):
         return
     assert_refused(
         command("score", completions, *options.split()),
-        f"{option} is for scores; {completions} holds responses",
+        f"{option} is for scores; {completions} has responses",
     )
 
 
 def test_part_and_skip_failed_are_refused_of_scores(npz, command):
     path = npz(logits=LOGITS, targets=TARGETS)
     for option in ["--part", "all"], ["--skip-failed"]:
-        assert_refused(command("score", path, *option), f"{option[0]} is for responses; {path} holds scores")
+        assert_refused(command("score", path, *option), f"{option[0]} is for responses; {path} has scores")
     with pytest.raises(ValueError, match="part is 'answer'; it must be 'prompt', 'generated', 'all'"):
         open_responses(path, part="answer")
 
@@ -520,9 +520,11 @@ def test_part_and_skip_failed_are_refused_of_scores(npz, command):
 def test_responses_and_scores_together_are_refused(completions, npz, command):
     scores = npz(logits=LOGITS, targets=TARGETS)
     for argv in (completions, scores), (scores, completions):
-        words = [f"{argv[1]}: holds scores; it must hold responses, as {argv[0]} does"]
+        words = [f"{argv[1]}: contains scores; it must contain responses, as {argv[0]} does"]
         words = (
-            words if argv[1] == scores else [f"{completions}: holds responses; it must hold scores, as {scores} does"]
+            words
+            if argv[1] == scores
+            else [f"{completions}: contains responses; it must contain scores, as {scores} does"]
         )
         assert_refused(command("score", *argv), *words)
 

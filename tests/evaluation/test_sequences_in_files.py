@@ -129,7 +129,7 @@ def test_sequences_are_summed_once_they_end(numbers, most_pending, score_json, n
         ({"cu_seqlens": np.array([0, -1, 4])}, "cu_seqlens"),
         ({"cu_seqlens": np.array([0.0, 4.0])}, "cu_seqlens has dtype float64"),
         ({"cu_seqlens": np.array([[0, 4]])}, "cu_seqlens has shape (1, 2); it must have shape (G + 1,)"),
-        ({"cu_seqlens": np.array([0, 4]), "segment_ids": np.zeros(4, int)}, "holds segment_ids and cu_seqlens"),
+        ({"cu_seqlens": np.array([0, 4]), "segment_ids": np.zeros(4, int)}, "contains segment_ids and cu_seqlens"),
     ],
 )
 def test_sequences_that_are_wrong(others, words, save, command, tmp_path, monkeypatch):
@@ -187,7 +187,9 @@ def test_segment_ids_option_comes_before_sequences_in_a_file(parts, score_json, 
 def test_segment_ids_that_do_not_fit(parts, command):
     pattern, ids = parts.path / "part-*.npz", parts.path / "ids-a.npy"
     refused = command("score", pattern, "--segment-ids", ids)
-    assert_refused(refused, f"{ids}: has shape (12,); it must hold 30 ids, one for each row of the 2 files of scores")
+    assert_refused(
+        refused, f"{ids}: has shape (12,); it must contain 30 ids, one for each row of the 2 files of scores"
+    )
     refused = command("score", parts.path / "part-b.npz", "--segment-ids", ids)
     assert_refused(refused, f"{ids}: segment_ids has shape (12,); it must be (18,), to fit logits")
     three = [word for name in ("ids-a", "ids-b", "all") for word in ("--segment-ids", parts.path / f"{name}.npy")]

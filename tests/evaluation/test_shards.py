@@ -41,15 +41,15 @@ def test_shards_add_up(shards, score_json):
 
 def test_shards_that_do_not_fit_together(shards, command):
     logits, targets = shards.path / "logits-*.npy", shards.path / "targets-a.npy"
-    assert_refused(command("score", logits), "logits-a.npy: holds no targets", "--targets")
+    assert_refused(command("score", logits), "logits-a.npy: has no targets", "--targets")
     assert_refused(
-        command("score", logits, "--targets", targets), f"{targets}: has shape (13,); it must hold 60 class ids"
+        command("score", logits, "--targets", targets), f"{targets}: has shape (13,); it must contain 60 class ids"
     )
     both = [word for name in "ab" for word in ("--targets", shards.path / f"targets-{name}.npy")]
     assert_refused(command("score", logits, *both), f"{targets}: is one of 2 files of targets; it must be 3")
     np.savez(shards.path / "part-d.npz", logits=shards.logits[:, :7], targets=shards.targets % 7)
     refused = command("score", shards.path / "part-*.npz")
-    assert_refused(refused, "part-d.npz: holds logits of 7 classes; it must hold logits of 11, as ", "part-a.npz")
+    assert_refused(refused, "part-d.npz: contains logits of 7 classes; it must contain logits of 11, as ", "part-a.npz")
     np.savez(shards.path / "part-d.npz", logits=shards.logits, targets=np.full(60, 11))
     assert_refused(command("score", shards.path / "part-*.npz"), "part-d.npz: targets[0] = 11", "[0, 11)")
 
@@ -79,7 +79,7 @@ def test_targets_option_comes_before_targets_in_a_file(shards, score_json):
 def test_targets_missing_for_two_files_of_logits(shards, command, score_json):
     np.save(shards.path / "half-0.npy", shards.logits[:30])
     np.save(shards.path / "half-1.npy", shards.logits[30:])
-    words = f"{shards.path / 'half-0.npy'}: holds no targets; it must hold them, or come with --targets"
+    words = f"{shards.path / 'half-0.npy'}: has no targets; it must contain targets, or come with --targets"
     assert_refused(command("score", shards.path / "half-*.npy"), words)
     result = score_json(shards.path / "half-*.npy", "--targets", shards.path / "all.npy")
     assert (result["count"], result["targets"]) == (np.count_nonzero(shards.targets != -100), "class ids")
@@ -257,7 +257,7 @@ def test_state_of_other_sequences_is_refused(sequences, shards, command):
     np.save(shards.path / "other.npy", np.where(ids == 2, 3, ids))
     for argv in (sequences[:1], (*sequences[:2], shards.path / "other.npy")):
         refused = command("score", *argv, "--state", state)
-        assert_refused(refused, f"{state}: holds the result of {shards.path / 'part-a.npz'}", "changed")
+        assert_refused(refused, f"{state}: contains the result of {shards.path / 'part-a.npz'}", "changed")
     kept = read_state(state)
     del kept["options"]["state_format"]
     write_state(state, kept)
@@ -294,10 +294,10 @@ def test_state_of_other_options_or_files_is_refused(interrupted, shards, command
         assert_refused(command("score", pattern, "--state", interrupted, *options), f"{interrupted}: ", *words)
     part = shards.path / "part-b.npz"
     refused = command("score", part, "--state", interrupted)
-    assert_refused(refused, f"{interrupted}: holds the result of {shards.path / 'part-a.npz'}", "not to be scored")
+    assert_refused(refused, f"{interrupted}: contains the result of {shards.path / 'part-a.npz'}", "does not score it")
     os.utime(part, ns=(1, 1))
     refused = command("score", pattern, "--state", interrupted)
-    assert_refused(refused, f"{interrupted}: holds the result of {part}", "changed")
+    assert_refused(refused, f"{interrupted}: contains the result of {part}", "changed")
     assert interrupted.read_bytes() == before
 
 
@@ -350,7 +350,7 @@ def test_state_that_names_a_shard_twice_is_refused(interrupted, shards, command)
     write_state(interrupted, state)
     before = interrupted.read_bytes()
     refused = command("score", shards.path / "part-*.npz", "--state", interrupted)
-    assert_refused(refused, f"{interrupted}: holds two results of {shards.path / 'part-a.npz'}")
+    assert_refused(refused, f"{interrupted}: contains two results of {shards.path / 'part-a.npz'}")
     assert interrupted.read_bytes() == before
 
 

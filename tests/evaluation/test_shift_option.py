@@ -59,7 +59,7 @@ def test_shift_of_targets_that_are_no_sequence(command, npz, tmp_path):
     soft = npz(logits=LOGITS, targets=np.eye(3)[TARGETS])
     assert_refused(command("score", soft, "--shift"), "targets of shape (4, 3)", "an id for each row")
     llama_cpp.write(tmp_path / "base.kld", np.zeros(10, int), [LOGITS], 10)
-    assert_refused(command("score", tmp_path / "base.kld", "--shift"), "holds targets that are the next tokens")
+    assert_refused(command("score", tmp_path / "base.kld", "--shift"), "contains targets that are the next tokens")
 
 
 def test_shift_of_the_opener_holds_and_its_opposite_is_refused(npz):
@@ -160,7 +160,7 @@ def test_shift_with_state(sequence, command, score_json):
     kept["done"][0]["shard"]["next"][0] = 6 if sequence.ids[4] != 6 else 5
     write_state(state, kept)
     refused = command("score", *sequence.argv, "--shift", "--state", state)
-    assert_refused(refused, f"{state}: holds the result of", "changed")
+    assert_refused(refused, f"{state}: contains the result of", "changed")
 
 
 def test_shift_with_scheduler(sequence, score_json):
@@ -194,15 +194,15 @@ def test_shift_in_compare(n_rows, compare_json, tmp_path):
 def test_shift_in_compare_of_other_shapes(command, models, tmp_path):
     base, other = models.path / "base.npz", models.path / "other.npy"
     assert_refused(
-        command("compare", base, other, "--shift"), f"{other}: holds logits of shape (24, 9)", "shape (4, 6)"
+        command("compare", base, other, "--shift"), f"{other}: contains logits of shape (24, 9)", "shape (4, 6)"
     )
     assert_refused(
         command("compare", other, other, "--targets", models.path / "targets.npy", "--shift"),
-        "targets.npy: holds targets of shape (4, 6)",
+        "targets.npy: contains targets of shape (4, 6)",
     )
     llama_cpp.write(tmp_path / "base.kld", np.zeros(10, int), [LOGITS], 10)
     refused = command("compare", tmp_path / "base.kld", tmp_path / "base.kld", "--shift")
-    assert_refused(refused, "base.kld: holds targets that are the next tokens")
+    assert_refused(refused, "base.kld: contains targets that are the next tokens")
 
 
 # -- the warning -------------------------------------------------------------------------------------------------------

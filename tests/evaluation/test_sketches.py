@@ -277,16 +277,19 @@ def test_hidden_states_are_compared_by_their_head(tmp_path):
 REFUSED = {
     "the other way round": (lambda p: (p / "x.npy", p / "a.sketch", {}), "be the base"),
     "two sketches": (lambda p: (p / "a.sketch", p / "b.sketch", {}), "be the base"),
-    "other rows": (lambda p: (p / "a.sketch", p / "few.npy", {}), "holds 3 rows"),
+    "other rows": (lambda p: (p / "a.sketch", p / "few.npy", {}), "contains 3 rows"),
     "other classes": (lambda p: (p / "a.sketch", p / "small.npy", {}), "300 classes"),
-    "other targets": (lambda p: (p / "a.sketch", p / "targets.npz", {}), "holds other targets"),
+    "other targets": (lambda p: (p / "a.sketch", p / "targets.npz", {}), "its targets differ from those in"),
     "a temperature": (lambda p: (p / "a.sketch", p / "x.npy", {"temperature": 0.5}), "temperature needs all classes"),
     "some classes": (lambda p: (p / "a.sketch", p / "x.npy", {"classes": 9}), "classes needs all classes"),
     "formulas": (
         lambda p: (p / "a.sketch", p / "x.npy", {"definitions": "llama.cpp"}),
         "definitions needs all classes",
     ),
-    "responses of another text": (lambda p: (p / "a.sketch", DATA / "vllm.json", {}), "holds 6 rows .* must hold 7"),
+    "responses of another text": (
+        lambda p: (p / "a.sketch", DATA / "vllm.json", {}),
+        "has 6 rows .* must have 7",
+    ),
     "log-probabilities": (lambda p: (p / "a.sketch", p / "logprobs.jsonl", {}), "be the base, and come with scores"),
     "responses at another temperature": (
         lambda p: (p / "a.sketch", DATA / "vllm.json", {"temperature": 0.5}),

@@ -58,7 +58,7 @@ def test_state_of_a_file_that_changed_but_for_its_time(save, command, score_json
     first = score_json(*argv)
     for path, other in zip(files, others, strict=True):
         copy(other, path)
-        assert_refused(command("score", *argv), f"state: holds the result of {files[0]}", "changed")
+        assert_refused(command("score", *argv), f"state: contains the result of {files[0]}", "changed")
         copy(path.with_name(f"kept-{path.name}"), path)  # the same content, in another inode
         assert score_json(*argv)["loss"] == first["loss"]
 
@@ -70,7 +70,7 @@ def test_state_of_files_in_another_order_beside_one_file_of_segment_ids(tmp_path
     np.save(tmp_path / "ids.npy", np.arange(8) // 3)
     ordered, reversed_ = (open_scores(given, segment_ids=tmp_path / "ids.npy") for given in (paths, paths[::-1]))
     first = evaluate(ordered, state=tmp_path / "state")
-    with fails(ValueError, "state: holds the result of", "a.npz", "changed"):
+    with fails(ValueError, "state: contains the result of", "a.npz", "changed"):
         evaluate(reversed_, state=tmp_path / "state")
     assert evaluate(ordered, state=tmp_path / "state") == first
 
@@ -88,7 +88,7 @@ def test_state_of_a_large_file_whose_last_bytes_change_but_for_its_time(tmp_path
         file.seek(-8, os.SEEK_END)
         file.write(np.float64(9).tobytes())
     set_times(path)
-    with fails(ValueError, "state: holds the result of", "logits.npy", "changed"):
+    with fails(ValueError, "state: contains the result of", "logits.npy", "changed"):
         evaluate(source, state=state)
 
 
@@ -115,7 +115,7 @@ def test_state_of_a_zarr_store_with_a_changed_chunk(change, command, score_json,
         times[0] -= change == "touch"  # earlier than the newest
     for chunk, time in zip((first, second), times, strict=True):
         os.utime(chunk, ns=(time, time))
-    assert_refused(command("score", *argv), f"state: holds the result of {store}", "changed")
+    assert_refused(command("score", *argv), f"state: contains the result of {store}", "changed")
 
 
 @pytest.mark.parametrize("line", [0, 1])

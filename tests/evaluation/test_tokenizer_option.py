@@ -470,7 +470,7 @@ def test_tokenizer_of_ranks_lacks_special_ids_which_the_text_proves(command, tmp
     (tmp_path / "text").write_text("a b\nc")
     argv = "score", tmp_path / "a.npz", "--shift", "--tokenizer", tmp_path
     np.savez(tmp_path / "a.npz", logits=np.zeros((6, 7)), input_ids=[5, 0, 1, 4, 2, 4])  # texts in a row
-    assert_refused(command(*argv), "= 4 is out of range [0, 3)", "its lines hold no special ids")
+    assert_refused(command(*argv), "= 4 is out of range [0, 3)", "its lines have no special ids")
     result = evaluate(open_scores(tmp_path / "a.npz", tokenizer=tmp_path), shift=True, text=tmp_path / "text")
     assert (result.n_bytes, result.count) == (len("a bc"), 5)
     (tmp_path / "text").write_text("a bxc")
@@ -536,7 +536,7 @@ def test_tokenizer_with_a_text_that_got_more_blanks_refuses_an_old_state(text, t
     text.write_text("undo it")
     first = evaluate(source, **options)
     text.write_text("undo   it")
-    with fails(ValueError, "state: holds the result of", "a.npz", "changed"):
+    with fails(ValueError, "state: contains the result of", "a.npz", "changed"):
         evaluate(source, **options)
     text.write_text("undo it")
     assert evaluate(source, **options) == first
@@ -578,7 +578,7 @@ def test_tokenizer_does_not_come_with_lengths_or_responses(command, tmp_path):
     assert_refused(refused, "--tokenizer and --n-bytes cannot be given together")
     responses = TESTS / "data" / "vllm.json"
     assert_refused(
-        command("score", responses, "--tokenizer", MODEL), "--tokenizer is for scores; ", "vllm.json holds responses"
+        command("score", responses, "--tokenizer", MODEL), "--tokenizer is for scores; ", "vllm.json has responses"
     )
     np.savez(tmp_path / "soft.npz", probs=np.full((2, 512), 1 / 512), targets=np.full((2, 512), 1 / 512))
     assert_refused(command("score", tmp_path / "soft.npz", "--tokenizer", MODEL), "soft.npz: targets are distributions")
@@ -641,7 +641,7 @@ def test_tokenizer_refuses_a_text_that_ids_do_not_write(name, command, text, tmp
 def test_tokenizer_says_that_next_tokens_lack_the_first_of_a_text(command, text, tmp_path):
     np.savez(tmp_path / "a.npz", logits=LOGITS[0][:-1], targets=IDS[0][1:])
     refused = command("score", tmp_path / "a.npz", "--tokenizer", MODEL, "--text", text)
-    assert_refused(refused, "byte 0", "targets that are the next tokens already lack the first token of each text")
+    assert_refused(refused, "byte 0", "targets that are already the next tokens lack the first token of each text")
 
 
 def test_tokenizer_refuses_ids_that_it_lacks(command, text, tmp_path):

@@ -69,8 +69,10 @@ def test_what_a_causal_model_was_given(name, mask, save, command):
     expected.update(sequence_losses(token_scores(logits, ids, where=where)))
     assert evaluate(path, shift=True).meter == expected
     if "ids" in name:
-        words = "it must hold targets, or come with --targets or --targets-array; if these ids are the model's input, "
-        assert_refused(command("score", path), f"{path}: holds input ids and no targets; {words}add --shift")
+        words = (
+            "it must contain targets, or come with --targets or --targets-array; if these ids are the model's input, "
+        )
+        assert_refused(command("score", path), f"{path}: contains input ids and no targets; {words}add --shift")
     elif mask is not None:
         assert_refused(command("score", path), f"{path}: attention_mask[", "or come with --shift if they are input ids")
 
@@ -92,7 +94,7 @@ def test_masks_that_are_added_to_attention_are_refused(save):
     """They are 0 of tokens and negative of padding, the other way round."""
     mask = np.where(LEFT, 0.0, -np.inf)
     path, other = save(logits=LOGITS, input_ids=IDS, attention_mask=mask), save("other", logits=LOGITS * 0.9)
-    message = r"attention_mask\[0, 0\] is -inf; it must be 0 of padding and positive of tokens"
+    message = r"attention_mask\[0, 0\] is -inf; it must be 0 for padding and positive for tokens"
     with pytest.raises(ValueError, match=message):
         evaluate(path, shift=True)
     with pytest.raises(ValueError, match=message):
@@ -107,7 +109,7 @@ def test_documents_of_a_mask_are_told_apart_or_refused_without_an_index_to_ignor
 
 def test_models_are_compared_by_input_ids_or_without_targets(save):
     base, other = save("base", logits=LOGITS, input_ids=IDS), save("other", logits=LOGITS * 0.9)
-    with pytest.raises(ValueError, match=r"holds input ids and no targets; .*; for divergences only, shift=False$"):
+    with pytest.raises(ValueError, match=r"contains input ids and no targets; .*; for divergences only, shift=False$"):
         compare_files(base, other)
     logits, ids, where = next_token(LOGITS, IDS, None)
     shifted, alone = (next(iter(compare_files(base, other, shift=shift).values())) for shift in (True, False))
@@ -138,14 +140,14 @@ def test_a_file_without_targets_says_what_it_holds(save, command):
     refused = command("score", path)
     assert_refused(
         refused,
-        f"{path}: holds no targets, but ",
-        "; it must hold them, or come with --targets or --targets-array",
+        f"{path}: has no targets, but ",
+        "; it must contain targets, or come with --targets or --targets-array",
     )
     names = refused[2].split("no targets, but ")[1].split(";")[0].split(", ")
     assert {*names} == {"logits", "input_ids"} | ({"y"} if path.suffix != ".zarr" else set())  # looks up known names
     for name in "z", "logits":
         refused = command("score", path, "--targets-array", name)
-        assert_refused(refused, f"{path}: holds ", f"it must hold the targets '{name}' beside logits")
+        assert_refused(refused, f"{path}: contains ", f"it must contain the targets '{name}' next to logits")
 
 
 def test_targets_beside_scores_that_cannot_be_taken(tmp_path, command):
@@ -154,10 +156,12 @@ def test_targets_beside_scores_that_cannot_be_taken(tmp_path, command):
     np.savez(scores, logits=LOGITS, targets=IDS)
     np.save(ids, IDS.astype(np.float32))
     refused = command("score", logits, ids)
-    assert_refused(refused, f"{ids}: holds float32 of the shape of targets; it must hold integers, to be class ids")
+    assert_refused(
+        refused, f"{ids}: has dtype float32 and the shape of targets; it must contain integers, to be class ids"
+    )
     np.save(ids, IDS)
     refused = command("score", scores, ids)
-    words = f"{ids}: holds int64 as targets do, and {scores} holds targets; it must come with --targets to "
+    words = f"{ids}: contains int64, like targets, but {scores} has targets; it must come with --targets to "
     assert_refused(refused, words)
     losses = {evaluate(source).loss for source in (open_scores(scores, ids), open_scores(logits, ids), [logits, ids])}
     assert losses == {cross_entropy(LOGITS, IDS)}
@@ -166,7 +170,7 @@ def test_targets_beside_scores_that_cannot_be_taken(tmp_path, command):
 def test_files_without_names_have_no_targets_array(tmp_path, command):
     np.save(tmp_path / "a.npy", LOGITS)
     refused = command("score", tmp_path / "a.npy", "--targets-array", "y")
-    assert_refused(refused, f"{tmp_path / 'a.npy'}: holds one array without a name; it must name 'y'")
+    assert_refused(refused, f"{tmp_path / 'a.npy'}: contains one array without a name; it must name 'y'")
 
 
 class Output(dict):
@@ -185,16 +189,16 @@ def test_what_is_something_else(tmp_path, command):
             refused = command("score", one)
             assert_refused(
                 refused,
-                f"{one}: is a pickle, as torch.save writes; it must be saved by numpy.save, or by numpy.savez or ",
+                f"{one}: is a pickle, such as torch.save writes; it must be saved by numpy.save, or by numpy.savez or ",
             )
     np.savez(tmp_path / "ragged.npz", logits=np.array([LOGITS[0], LOGITS[1, :2]], dtype=object))
     refused = command("score", tmp_path / "ragged.npz")
-    assert_refused(refused, "logits: cannot be read: it holds Python objects; rows of different lengths must be padded")
+    assert_refused(refused, "logits: cannot be read: it has Python objects; rows of different lengths must be padded")
     (tmp_path / "samples.jsonl").write_text('{"doc_id": 0, "resps": [], "filtered_resps": []}\n')
     (tmp_path / "results.json").write_text('{"results": {}, "configs": {}}\n')
     for name, words in {
-        "samples.jsonl": " holds samples of lm-evaluation-harness, which tokenloss compare BASE OTHER compares; ",
-        "results.json": ": line 1: it is of lm-evaluation-harness; it must be a response; two models' samples are",
+        "samples.jsonl": " contains samples of lm-evaluation-harness, which tokenloss compare BASE OTHER compares; ",
+        "results.json": ": line 1: it is a sample of lm-evaluation-harness; it must be a response; two models' samples",
     }.items():
         assert_refused(command("score", tmp_path / name), f"{name}{words}")
     for block, message in [

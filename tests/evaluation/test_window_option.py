@@ -143,7 +143,7 @@ def test_state_of_a_window_knows_its_place(command, tmp_path):
     first, again = (evaluate(source, state=tmp_path / "state") for _ in range(2))
     assert first.meter == again.meter == evaluate(source).meter
     refused = command("score", *files, *OPTIONS, "--state", tmp_path / "state")  # 1.npz is no longer the first
-    assert_refused(refused, "state: holds the result of", "1.npz", "changed")
+    assert_refused(refused, "state: contains the result of", "1.npz", "changed")
     refused = command("score", *files[1:], "--shift", "--state", tmp_path / "state")
     assert_refused(refused, "was written with window 16")
 
@@ -166,13 +166,13 @@ def test_texts_in_windows_are_merged_if_these_are_equal(npz):
         ({}, "--stride 16", "--stride is given; it must be left out without --window"),
         ({}, "--window 16 --stride 17", "--stride is 17; it must be an integer from 1 to 16, the window"),
         ({}, "--window 1 --stride 1", "argument --window: must be an integer >= 2, not '1'"),
-        ({}, "--window 16 --stride 6 --no-shift", "--shift is False; it must be True, or left out, if there is"),
+        ({}, "--window 16 --stride 6 --no-shift", "--shift is False; it must be True, or left out, if"),
         ({}, "--window 16 --stride 6 --segment-ids x.npy", "--segment-ids is given"),
-        ({}, "--window 16 --stride 5", "windows 0 and 1 hold different ids where they overlap; it must hold"),
-        ({}, "--window 15 --stride 6", "holds windows of 16 tokens; it must hold windows of 15"),
-        ({}, "--window 17 --stride 6", "holds windows of 16 tokens; it must hold windows of 17"),
-        ({"segment_ids": np.zeros((5, 16), int)}, "--window 16 --stride 6", "holds segment_ids or cu_seqlens; it must"),
-        ({"input_ids": None}, "--window 16 --stride 6", "holds no targets"),
+        ({}, "--window 16 --stride 5", "windows 0 and 1 have different ids where they overlap; it must contain"),
+        ({}, "--window 15 --stride 6", "contains windows of 16 tokens; it must contain windows of 15"),
+        ({}, "--window 17 --stride 6", "contains windows of 16 tokens; it must contain windows of 17"),
+        ({"segment_ids": np.zeros((5, 16), int)}, "--window 16 --stride 6", "contains segment_ids or cu_seqlens; it"),
+        ({"input_ids": None}, "--window 16 --stride 6", "has no targets"),
         ({"logits": np.zeros((26, V)), "input_ids": IDS[:26]}, "--window 16 --stride 6", "ends with a window of 10"),
     ],
 )  # fmt: skip
@@ -188,20 +188,22 @@ def test_window_and_ids_of_another_text_are_refused(n, command, tmp_path):
     np.save(tmp_path / "a.npy", padded(LOGITS, 0))
     np.save(tmp_path / "ids.npy", np.zeros(n, int))
     refused = command("score", tmp_path / "a.npy", tmp_path / "ids.npy", *OPTIONS)
-    assert_refused(refused, f"has shape ({n},); it must hold 40 ids, of the text in these windows, or 80, one for each")
+    assert_refused(
+        refused, f"has shape ({n},); it must contain 40 ids, of the text in these windows, or 80, one for each"
+    )
 
 
 def test_window_in_files_of_another_order_is_refused(command, tmp_path):
     a_file_each(tmp_path)
     paths = [tmp_path / f"{number}.npz" for number in (1, 0, 2)]
-    assert_refused(command("score", *paths, *OPTIONS), "0.npz: windows 1 and 2 hold different ids")
+    assert_refused(command("score", *paths, *OPTIONS), "0.npz: windows 1 and 2 have different ids")
     paths = [tmp_path / f"{number}.npz" for number in (4, 0, 1)]
-    assert_refused(command("score", *paths, *OPTIONS), "4.npz: ends with a window of 12; it must hold windows of 16")
+    assert_refused(command("score", *paths, *OPTIONS), "4.npz: ends with a window of 12; it must contain windows of 16")
 
 
 def test_window_is_for_files_of_scores(command):
     refused = command("score", TESTS / "data" / "vllm.json", *OPTIONS)
-    assert_refused(refused, "--window is for scores; ", "vllm.json holds responses")
+    assert_refused(refused, "--window is for scores; ", "vllm.json has responses")
     with pytest.raises(TypeError, match="window"):
         blocks([(LOGITS[0], IDS[:16])], window=SIZE)
 

@@ -119,7 +119,7 @@ def wrong_npz():
     stored, deflated = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
     for compression in (stored, deflated):
         for shape in ((4, 7), (4, 5), (10**20, 10**20)):
-            words = f"logits: has 224 bytes; it must have {128 + 4 * math.prod(shape)} per its header"
+            words = f"logits: has 224 bytes; it must have {128 + 4 * math.prod(shape)}, by its header"
             yield npz(compression, logits=npy(HEADER | {"shape": shape})), words
         for part, descr in (("tokens", "<U0"), ("targets", "|V0"), ("targets", "|S0")):
             empty = npy(HEADER | {"descr": descr, "shape": (8,)}, 0)
@@ -133,7 +133,7 @@ def wrong_npz():
     yield npz(deflated, logits=np.asfortranarray(LOGITS)), words
     yield npz(logits=LOGITS, tokens=np.arange(8)), "tokens has dtype int64; it must be text"
     yield npz(logits=LOGITS, tokens=np.array(["a"])), "tokens has shape (1,); it must have shape (8,)"
-    yield zipped({"logits.npy": npy_of(LOGITS), "logits": npy_of(LOGITS)}), "holds logits twice"
+    yield zipped({"logits.npy": npy_of(LOGITS), "logits": npy_of(LOGITS)}), "contains logits twice"
 
 
 def wrong_safetensors():
@@ -147,18 +147,21 @@ def wrong_safetensors():
     yield b"\1\2\3", "byte 3: the file ends; it must have a header"
     yield safetensors_bytes({"logits": ENTRY}, length=2**63), f"byte 0: the length of the header is {2**63}", "fit into"
     for text in (b"{" + b" " * 9, b"[" * 100_000, b"\xff\xfe\xfd{", b"9" * 5000):
-        yield safetensors_bytes(text), "byte 8: the header is no JSON"
+        yield safetensors_bytes(text), "byte 8: the header is not JSON"
     for header, *words in [
-        ([ENTRY], "byte 8: by the header all is [{", "dtype, shape and data_offsets"),
-        ({"logits": 3}, "by the header logits is 3;"),
+        ([ENTRY], "byte 8: according to the header, all is [{", "dtype, shape and data_offsets"),
+        ({"logits": 3}, "according to the header, logits is 3;"),
         ({"logits": ENTRY, "other": ENTRY}, "other begins at 0", "begin at 96"),
         (
             {"top_logprobs": ENTRY},
-            "holds top_logprobs; it must",
-            "; of lists of likely tokens, see topk_divergence_bound",
+            "contains top_logprobs; it must",
+            "; for lists of likely tokens, see topk_divergence_bound",
         ),
-        ({"weights": ENTRY}, "holds weights; it must hold exactly one of logits, log_probs, "),
-        ({"h.0.qweight": ENTRY}, "holds a model's weights, such as h.0.qweight; it must hold what the model predicts"),
+        ({"weights": ENTRY}, "contains weights; it must contain exactly one of logits, log_probs, "),
+        (
+            {"h.0.qweight": ENTRY},
+            "contains a model's weights, such as h.0.qweight; it must contain its predictions",
+        ),
     ]:
         yield safetensors_bytes(header), *words
     for entry, *words in [
@@ -168,7 +171,7 @@ def wrong_safetensors():
         ({"shape": [2**62, 2**62]}, "logits has 96 bytes; it must have "),
         ({"shape": [2**62] * 100_000}, "logits is {"),
         ({"data_offsets": [0, 97]}, "logits has 97 bytes"),
-        ({"data_offsets": [96, 0]}, "byte 8: by the header logits"),
+        ({"data_offsets": [96, 0]}, "byte 8: according to the header, logits"),
         ({"data_offsets": [8, 104]}, "logits begins at 8", "begin at 0"),
         ({"data_offsets": [0]}, "logits is {"),
         ({"data_offsets": [0, 2**64]}, "logits is {"),
@@ -179,7 +182,7 @@ def wrong_safetensors():
         yield safetensors_bytes({"logits": ENTRY | entry}, min(max(offsets), 104)), *words
     yield safetensors_bytes({"logits": ENTRY}, 97), "the file continues for 1 bytes"
     yield safetensors_bytes({"logits": ENTRY}, 95), "the file ends"
-    yield safetensors_bytes({}, 0), "holds nothing"
+    yield safetensors_bytes({}, 0), "contains nothing"
     entry = json.dumps(ENTRY)
     yield safetensors_bytes(f'{{"logits": {entry}, "logits": {entry}}}'.encode()), "has the key 'logits' twice"
     empty = {"dtype": "F32", "shape": [0, 6], "data_offsets": [0, 0]}
@@ -274,9 +277,9 @@ def test_zarr_with_damaged_chunk_or_metadata(tmp_path):
 
 
 def test_zarr_directory_without_arrays(tmp_path):
-    assert "is empty; it must hold files of scores" in refusal(tmp_path)
+    assert "is empty; it must contain files of scores" in refusal(tmp_path)
     zarr.open_group(tmp_path / "empty.zarr", mode="w")
-    assert "holds nothing" in refusal(tmp_path / "empty.zarr")
+    assert "contains nothing" in refusal(tmp_path / "empty.zarr")
 
 
 def test_files_of_other_formats(tmp_path):
@@ -294,21 +297,21 @@ def test_names_that_are_very_long(tmp_path):
     path.write_bytes(safetensors_bytes({name: ENTRY}))
     message = refusal(path)
     assert len(message) < 4100
-    assert message.startswith(f"{path}: holds {name[:1000]}")
-    assert "; it must hold exactly one of logits, log_probs, probs" in message
+    assert message.startswith(f"{path}: contains {name[:1000]}")
+    assert "; it must contain exactly one of logits, log_probs, probs" in message
 
 
 @pytest.mark.parametrize("save", [save_npz, save_safetensors, save_zarr_3])
 def test_array_and_kind_that_are_missing(save, tmp_path):
     path = save(tmp_path / "scores")
-    assert "it must hold 'other'" in refusal(path, array="other")
-    assert "it must hold probs" in refusal(path, kind="probs")
+    assert "it must contain 'other'" in refusal(path, array="other")
+    assert "it must contain probs" in refusal(path, kind="probs")
 
 
 @pytest.mark.parametrize("save", [save_npy, save_zarr_array, save_llama_cpp])
 def test_array_of_a_file_without_names(save, tmp_path):
     path = save(tmp_path / "scores")
-    assert "holds one array without a name; it must name 'other'" in refusal(path, array="other")
+    assert "contains one array without a name; it must name 'other'" in refusal(path, array="other")
 
 
 @pytest.mark.parametrize("name", ["targets", "tokens"])
@@ -327,8 +330,8 @@ def test_mask_of_a_trainer_is_not_ignored_in_silence(save, name, tmp_path):
     path = save(tmp_path / "masked", LOGITS, TARGETS, **{name: np.arange(8) % 2})
     with pytest.raises(ValueError, match=name) as raised:
         evaluate(path)
-    fits = f"it must hold targets of -100 where it is 0, and no {name}"
-    assert str(raised.value) == f"{path}: holds {name}, which is not read; {fits}"
+    fits = f"it must have targets of -100 where it is 0, and no {name}"
+    assert str(raised.value) == f"{path}: has {name}, which is not read; {fits}"
     assert [row["count"] for row in evaluate(path, by=name).figures["groups"]] == [4, 4]
 
 
@@ -338,7 +341,7 @@ def test_attention_mask_beside_targets_that_score_the_padding(save, tmp_path):
     mask, targets = np.ones(8, np.int64), TARGETS.copy()
     assert evaluate(save(tmp_path / "ones", LOGITS, targets, attention_mask=mask), shift=False).meter.count == 8
     mask[2:] = 0
-    fits = "it must hold targets that are ignored where it is 0, or come with shift=True if they are input ids"
+    fits = "it must have targets that are ignored where it is 0, or come with shift=True if they are input ids"
     path = save(tmp_path / "padding", LOGITS, targets, attention_mask=mask)
     with pytest.raises(ValueError, match="attention_mask") as raised:
         evaluate(path)

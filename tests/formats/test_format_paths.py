@@ -119,11 +119,10 @@ def test_a_table_is_to_be_saved_as_arrays(suffix, tmp_path):
 def test_arrays_of_other_names_are_read_by_these(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, scores=LOGITS, y=np.zeros(LOGITS.shape[:-1], int))
-    words = (
-        "holds scores, y; it must hold exactly one of logits, log_probs, probs, or come with the name of its array: "
-    )
+    words = "contains scores, y; it must contain exactly one of logits, log_probs, probs, or come with the name of its "
+    words += "array: "
     assert refusal(path) == f"{path}: {words}array=; targets_array= names targets"
-    of_command = "--array, of a base --base-array; --targets-array names targets"
+    of_command = "--array, or --base-array for the base; --targets-array names targets"
     assert run("score", path) == (2, f"tokenloss: error: {path}: {words}{of_command}\n")
     assert evaluate(open_scores(path, array="scores", targets_array="y")).count == LOGITS[..., 0].size
     hidden = "exactly one of hidden_states, hidden, or come with the name of its array: array=; "

@@ -219,7 +219,7 @@ def test_uncompressed_files_are_mapped(logits, tmp_path):
 def test_kind_and_most_rows_that_do_not_fit(logits, tmp_path):
     path = save_llama_cpp(tmp_path / "base.kld", logits, None)
     assert open_scores(path, kind="log_probs").kind == "log_probs"
-    assert "holds log_probs of llama.cpp; it must hold probs" in refusal(path, kind="probs")
+    assert "contains log_probs of llama.cpp; it must contain probs" in refusal(path, kind="probs")
     with pytest.raises(ValueError, match="kind is 'odds'; it must be 'logits', 'log_probs', 'probs'"):
         open_scores(path, kind="odds")
     with pytest.raises(ValueError, match="most_rows is 0; it must be a positive integer"):

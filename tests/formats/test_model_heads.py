@@ -244,14 +244,14 @@ def test_lm_head_config_scales_and_caps(shards, config, transform, states, tmp_p
         ({"model_type": "cohere", "logit_scale": -1}, "--logit-scale", "logit_scale is -1"),
         ({"model_type": "cohere", "logit_scale": 10**400}, "--logit-scale", "logit_scale is 1000"),
         ({"model_type": "cohere", "logit_scale": 2, "text_config": {"logit_scale": 3}}, "--logit-scale", "is 3"),
-        ({"model_type": "cohere"}, "--logit-scale", "logit_scale is not there, which models of type 'cohere' have"),
-        ({"model_type": "gemma2"}, "--softcap", "final_logit_softcapping is not there"),
+        ({"model_type": "cohere"}, "--logit-scale", "logit_scale is missing, but models of type 'cohere' have"),
+        ({"model_type": "gemma2"}, "--softcap", "final_logit_softcapping is missing"),
         (
             {"model_type": "paligemma", "text_config": {"model_type": "gemma2"}},
             "--softcap",
-            "final_logit_softcapping is not there, which models of type 'gemma2' have",
+            "final_logit_softcapping is missing, but models of type 'gemma2' have",
         ),
-        ({"model_type": "minicpm", "dim_model_base": 8}, None, "hidden_size is not there, or no positive number"),
+        ({"model_type": "minicpm", "dim_model_base": 8}, None, "hidden_size is missing or is not a positive number"),
     ],
 )
 def test_lm_head_config_that_is_not_understood(config, options, words, states, tmp_path, command, score_json):
@@ -284,7 +284,7 @@ def test_logit_scale_and_softcap_come_before_those_of_the_config(states, tmp_pat
     assert evaluate(source).meter.loss == pytest.approx(loss_of(logit_scale=3.0), rel=1e-6)
 
 
-NO_HEAD = "holds no head but the embedding model.embed_tokens.weight, and "
+NO_HEAD = "has no head except the embedding model.embed_tokens.weight, and "
 SAYS = f"{NO_HEAD}config.json has "
 TIED = llama(tie_word_embeddings=True)
 
@@ -302,15 +302,19 @@ TIED = llama(tie_word_embeddings=True)
         ),
         (EMBEDDING, TIED | {"architectures": ["LlamaForScores"]}, f"{SAYS}architectures LlamaForScores"),
         (EMBEDDING, TIED | {"architectures": "LlamaModel"}, f"{SAYS}architectures LlamaModel"),
-        (EMBEDDING | {"score.weight": OTHER[:1]}, TIED, f"{NO_HEAD}it holds score.weight, the head of another task"),
-        ({"score.weight": OTHER}, TIED, "holds no head of a usual name"),
-        (HEAD | {"lm_head.weight_scale": BIAS}, llama(), "holds lm_head.weight_scale beside lm_head.weight"),
-        (HEAD | {"lm_head.lora_A.weight": OTHER}, None, "holds lm_head.lora_A.weight beside lm_head.weight"),
-        (HEAD | {"projection_head.weight": OTHER}, None, "holds projection_head.weight beside lm_head.weight"),
-        (EMBEDDING | {"model.embed_tokens.scale": BIAS}, TIED, "model.embed_tokens.scale beside model.embed_tokens.w"),
-        (HEAD | {"wte.weight": OTHER}, TIED, "holds lm_head.weight and another wte.weight, which the model ties"),
-        (HEAD, llama(lm_head_bias=True), "holds no bias of the head, and config.json has lm_head_bias true"),
-        (HEAD, llama(vocab_size=V - 1), f"lm_head.weight has {V} classes, and config.json vocab_size {V - 1}"),
+        (EMBEDDING | {"score.weight": OTHER[:1]}, TIED, f"{NO_HEAD}it contains score.weight, the head of another task"),
+        ({"score.weight": OTHER}, TIED, "has no head with a usual name"),
+        (HEAD | {"lm_head.weight_scale": BIAS}, llama(), "has lm_head.weight_scale next to lm_head.weight"),
+        (HEAD | {"lm_head.lora_A.weight": OTHER}, None, "has lm_head.lora_A.weight next to lm_head.weight"),
+        (HEAD | {"projection_head.weight": OTHER}, None, "has projection_head.weight next to lm_head.weight"),
+        (EMBEDDING | {"model.embed_tokens.scale": BIAS}, TIED, "model.embed_tokens.scale next to model.embed_tokens.w"),
+        (
+            HEAD | {"wte.weight": OTHER},
+            TIED,
+            "has lm_head.weight and a different wte.weight, though the model ties them",
+        ),
+        (HEAD, llama(lm_head_bias=True), "has no bias of the head, but config.json has lm_head_bias true"),
+        (HEAD, llama(vocab_size=V - 1), f"lm_head.weight has {V} classes, but config.json has vocab_size {V - 1}"),
         (HEAD, {"model_type": "baichuan"}, "is of type 'baichuan', which normalizes the rows of its head"),
     ],
 )
@@ -319,7 +323,7 @@ def test_lm_head_that_is_not_the_head_of_its_model(tensors, config, words, state
     model = save_model(tmp_path / "model", tensors, config)
     path = model / "model.safetensors"
     for head in model, path:
-        assert_refused(command("score", states, "--lm-head", head), f"{path}: ", words, "come as FILE:NAME")
+        assert_refused(command("score", states, "--lm-head", head), f"{path}: ", words, "be given as FILE:NAME")
     name = next(name for name, tensor in tensors.items() if len(tensor) == V)
     expected = np.asarray(reference.wide(HIDDEN) @ reference.wide(tensors[name]).T, np.float64)
     result = score_json(states, "--lm-head", f"{model}:{name}")
@@ -329,7 +333,7 @@ def test_lm_head_that_is_not_the_head_of_its_model(tensors, config, words, state
 def test_lm_head_beside_an_adapter_is_refused(states, tmp_path, command):
     model = save_model(tmp_path / "model", HEAD, llama())
     (model / "adapter_config.json").write_text("{}")
-    words = "has adapter_config.json beside it, which may change the head", "come as FILE:NAME"
+    words = "has adapter_config.json next to it, which may change the head", "be given as FILE:NAME"
     assert_refused(command("score", states, "--lm-head", model), *words)
     assert command("score", states, "--lm-head", f"{model}:lm_head.weight")[0] == 0
 
@@ -399,7 +403,7 @@ def test_small_files_of_json_say_in_one_way_where_they_are_wrong(text, states, t
         file.write_bytes(before)
     header = text.encode()
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    assert_refused(command("score", tmp_path / "a.safetensors"), f"byte 8: the header is no JSON ({words})")
+    assert_refused(command("score", tmp_path / "a.safetensors"), f"byte 8: the header is not JSON ({words})")
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     (folder / "r.tiktoken").write_text("YQ== 0\n")
@@ -439,8 +443,8 @@ def test_state_of_another_head_is_refused(changed, states, tmp_path, command, co
         names = json.loads((model / "model.safetensors.index.json").read_text())["weight_map"]
         assert names[changed] != names["lm_head.weight"]
         safetensors.numpy.save_file({changed: 2 * arrays[changed]}, model / names[changed])
-    assert_refused(command(*score), "state: holds the result of", "its head changed")
-    assert_refused(command("compare", *compare), "compared: holds the result of", "changed")
+    assert_refused(command(*score), "state: contains the result of", "its head changed")
+    assert_refused(command("compare", *compare), "compared: contains the result of", "changed")
 
 
 def test_config_that_changed_since_the_head_was_opened_is_refused(states, tmp_path):

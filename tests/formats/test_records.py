@@ -159,9 +159,9 @@ def test_gzip_is_told_by_its_first_bytes(name, parts, tmp_path):
 ANY_VALUE = "it must be an object or a list of objects"
 WHOLE = "it must be whole JSON, on one line in .jsonl"
 WRONG_JSON = {
-    "": "holds no record; it must hold JSON objects",
-    " \n\n": "holds no record; it must hold JSON objects",
-    "[]": "holds no record; it must hold JSON objects",
+    "": "has no records; it must contain JSON objects",
+    " \n\n": "has no records; it must contain JSON objects",
+    "[]": "has no records; it must contain JSON objects",
     "<html>": f"line 1: byte 1 is '<'; {ANY_VALUE}",
     "\n null": f"line 2: byte 2 is 'n'; {ANY_VALUE}",
     "{}\n, {}": f"line 2: byte 1 is ','; {ANY_VALUE}",
@@ -187,18 +187,18 @@ WRONG_JSON = {
 }
 
 
-EACH_LINE = "it must hold one on each line; named .json, a file may hold several on a line"
+EACH_LINE = "it must have one per line; a file named .json may have several on a line"
 WRONG_LINES = {
-    "": "holds no record; it must hold JSON objects",
-    "\n \n": "holds no record; it must hold JSON objects",
-    "[]\n": "holds no record; it must hold JSON objects",
+    "": "has no records; it must contain JSON objects",
+    "\n \n": "has no records; it must contain JSON objects",
+    "[]\n": "has no records; it must contain JSON objects",
     "<html>": "line 1: byte 1: Expecting value; it must be JSON",
-    "\nnull\n": "line 2: holds None; it must hold a JSON object",
-    '{}\n"{}"\n': "line 2: holds '{}'; it must hold a JSON object",
-    "[[{}]]": "line 1: holds [{}]; it must hold a JSON object",
-    "[{}, 1]": "line 1: holds 1; it must hold a JSON object",
-    "{}\n{} {}": f"line 2: holds two records; {EACH_LINE}",
-    "{}\n{}[{}]": f"line 2: holds two records; {EACH_LINE}",
+    "\nnull\n": "line 2: is None; it must be a JSON object",
+    '{}\n"{}"\n': "line 2: is '{}'; it must be a JSON object",
+    "[[{}]]": "line 1: is [{}]; it must be a JSON object",
+    "[{}, 1]": "line 1: is 1; it must be a JSON object",
+    "{}\n{} {}": f"line 2: has two records; {EACH_LINE}",
+    "{}\n{}[{}]": f"line 2: has two records; {EACH_LINE}",
     "{}\n{} x": "line 2: byte 4: Extra data; it must be JSON",
     '{"a": 1\n{}': f"line 1: a record ends too early; {WHOLE}",
     '{}\n{"a": "x': f"line 2: a record ends too early; {WHOLE}",
@@ -224,12 +224,12 @@ WRONG_RECORDS = {
     '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}": "is nested too deeply; it must have at most 100 levels",
     '{"a": ' * 100_000 + "1" + "}" * 100_000: "is nested too deeply; it must have at most 100 levels",
     '{"a\\"": ' + "[" * 100 + "]" * 100 + "}": "is nested too deeply; it must have at most 100 levels",
-    '{"a": "\\ud800"}': "a holds half of a surrogate pair; it must be Unicode",
-    '{"a": [1, {"b c": "\\ude00\\ud83d"}]}': "a[1].b c holds half of a surrogate pair; it must be Unicode",
-    '{"\\uD83D": 1}': "\\ud83d holds half of a surrogate pair; it must be Unicode",
-    '{"a": "\\\\ud83d\\ude00"}': "a holds half of a surrogate pair; it must be Unicode",
-    '{"a": "\\ud83d\\\\\\ude00"}': "a holds half of a surrogate pair; it must be Unicode",
-    '{"a": "\\ud83d\\ud83d\\ude00"}': "a holds half of a surrogate pair; it must be Unicode",
+    '{"a": "\\ud800"}': "a contains half of a surrogate pair; it must be Unicode",
+    '{"a": [1, {"b c": "\\ude00\\ud83d"}]}': "a[1].b c contains half of a surrogate pair; it must be Unicode",
+    '{"\\uD83D": 1}': "\\ud83d contains half of a surrogate pair; it must be Unicode",
+    '{"a": "\\\\ud83d\\ude00"}': "a contains half of a surrogate pair; it must be Unicode",
+    '{"a": "\\ud83d\\\\\\ude00"}': "a contains half of a surrogate pair; it must be Unicode",
+    '{"a": "\\ud83d\\ud83d\\ude00"}': "a contains half of a surrogate pair; it must be Unicode",
 }
 
 
@@ -353,14 +353,14 @@ def test_a_line_of_60_megabytes(name, tmp_path):
     assert lengths == [(1, 60_000_000), (2, 0)]
 
 
-SMALLER = "it must hold smaller ones: ask for fewer prompts, or fewer alternatives of each token, at once"
+SMALLER = "it must contain smaller ones: request fewer prompts, or fewer alternatives per token, at once"
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_line_of_more_than_64_megabytes(name, tmp_path):
     path = save(tmp_path, b'{}\n{"a": "' + b"x" * 80_000_000 + b'"}', name)
     with held_at_most(100 << 20):
-        assert_refused(path, f"line 2: holds a record of more than {64 << 20} bytes; {SMALLER}")
+        assert_refused(path, f"line 2: contains a record of more than {64 << 20} bytes; {SMALLER}")
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -371,7 +371,7 @@ def test_lists_that_expand_in_memory(name, tmp_path):
     assert path.stat().st_size < 17_000
     of = f"{100 * path.stat().st_size} bytes, 100 times the size of the file"
     with held_at_most(50 << 20):
-        assert_refused(path, f"line 1: holds a record of more than {of}; {SMALLER}")
+        assert_refused(path, f"line 1: contains a record of more than {of}; {SMALLER}")
 
 
 HOSTILE = {
@@ -405,7 +405,7 @@ def test_wide_characters_count_for_each_byte_of_a_record(tmp_path, monkeypatch):
             if is_read:
                 assert len(read(path)) == 1
             else:
-                assert_refused(path, f"line 1: holds a record that needs 45 MB of memory, more than 32; {SMALLER}")
+                assert_refused(path, f"line 1: contains a record that needs 45 MB of memory, more than 32; {SMALLER}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -425,7 +425,7 @@ def test_compressed_record_that_never_ends(name, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "_MOST", 3 << 20)
     path = save(tmp_path, gzip.compress(b'{}\n{"a": "' + b"x" * (40 << 20) + b'"}'), name)
     assert path.stat().st_size < 50_000
-    assert_refused(path, f"line 2: holds a record of more than 3145728 bytes; {SMALLER}")
+    assert_refused(path, f"line 2: contains a record of more than 3145728 bytes; {SMALLER}")
     with held_at_most(12 << 20), pytest.raises(ValueError):
         read(path)
 

@@ -304,15 +304,15 @@ def metadata(**values):
 
 
 DAMAGES = {
-    "no metadata": (lambda: with_header(lambda header: header.pop("__metadata__")), "holds no kind"),
-    "of another kind": (lambda: with_header(metadata(kind="adapter")), "holds adapter kind"),
+    "no metadata": (lambda: with_header(lambda header: header.pop("__metadata__")), "has no kind"),
+    "of another kind": (lambda: with_header(metadata(kind="adapter")), "has adapter kind"),
     "of a later version": (lambda: with_header(metadata(version="2")), "has version '2'"),
     "no number": (lambda: with_header(metadata(top="x")), "has top 'x'"),
-    "fewer classes listed": (lambda: with_header(metadata(top="31")), "holds ids of int32"),
+    "fewer classes listed": (lambda: with_header(metadata(top="31")), "contains ids of int32"),
     "a bad share": (lambda: with_header(metadata(epsilon="nan")), "has epsilon 'nan'"),
-    "an array less": (lambda: with_header(lambda h: h.update(tails=h.pop("log_tails"))), "holds no log_tails"),
-    "an id below": (lambda: with_array("ids", lambda a: a.__setitem__((1, 2), -7)), "row 1 holds class ids"),
-    "an id above": (lambda: with_array("ids", lambda a: a.__setitem__((1, 2), 600)), "row 1 holds class ids"),
+    "an array less": (lambda: with_header(lambda h: h.update(tails=h.pop("log_tails"))), "has no log_tails"),
+    "an id below": (lambda: with_array("ids", lambda a: a.__setitem__((1, 2), -7)), "row 1 contains class ids"),
+    "an id above": (lambda: with_array("ids", lambda a: a.__setitem__((1, 2), 600)), "row 1 contains class ids"),
     "an id twice": (lambda: with_array("ids", lambda a: a.__setitem__((1, 2), a[1, 3])), "one class twice"),
     "another order": (lambda: with_array("logits", lambda a: swap(a, 0, 5)), "logits in another order"),
     "another order of draws": (lambda: with_array("ids", lambda a: swap(a, 32, 79)), "draws in another order"),

@@ -148,7 +148,7 @@ def test_like_opens_another_model_with_the_same_options(folder):
         assert (type(other), other.paths) == (type(source), source.paths)
         assert (other.given(), other.token_options) == (source.given(), source.token_options)
     assert open_scores("part-0.npz").like("part-*.npz").shape == (15, 7)
-    with pytest.raises(ValueError, match="like opens files, and this source holds blocks"):
+    with pytest.raises(ValueError, match="like opens files, but this source has blocks"):
         blocks([]).like("part-0.npz")
 
 
@@ -195,11 +195,11 @@ WRONG = {
     ),
     "a shard of other classes": (
         lambda path: np.savez(path / "part-1.npz", logits=np.zeros((5, 8), np.float16)),
-        lambda: open_scores("part-*.npz"), "part-1.npz: holds logits of 8 classes; it must hold logits of 7",
+        lambda: open_scores("part-*.npz"), "part-1.npz: contains logits of 8 classes; it must contain logits of 7",
     ),
     "a shard of another kind": (
         lambda path: np.savez(path / "part-1.npz", probs=np.zeros((5, 7), np.float16)),
-        lambda: open_scores("part-*.npz"), "part-1.npz: holds probs of 7 classes; it must hold logits of 7",
+        lambda: open_scores("part-*.npz"), "part-1.npz: contains probs of 7 classes; it must contain logits of 7",
     ),
     "targets that do not exist": (
         lambda path: None, lambda: open_scores("logits.npy", "missing.npy"), "No such file or directory: 'missing.npy'",
@@ -214,30 +214,30 @@ WRONG = {
     ),
     "hidden states without a head": (
         lambda path: np.savez(path / "hidden.npz", hidden_states=np.ones((8, 4))), lambda: open_scores("hidden.npz"),
-        "holds hidden_states and no scores; it must be opened by open_hidden_states",
+        "contains hidden_states and no scores; it must be opened by open_hidden_states",
     ),
     "responses opened as scores": (
         lambda path: None, lambda: open_scores("chat.jsonl"),
-        "chat.jsonl: is JSON; it must hold scores or hidden states; formats.op",
+        "chat.jsonl: is JSON; it must have scores or hidden states; formats.op",
     ),
     "scores opened as responses": (lambda path: None, lambda: open_responses("logits.npy"), "logits.npy: line 1"),
     "responses opened as log-probabilities": (
-        lambda path: None, lambda: open_logprobs("chat.jsonl"), "chat.jsonl: line 1: it holds no log-probabilities",
+        lambda path: None, lambda: open_logprobs("chat.jsonl"), "chat.jsonl: line 1: it has no log-probabilities",
     ),
-    "responses opened as samples": (lambda path: None, lambda: open_samples("chat.jsonl"), "holds no samples"),
+    "responses opened as samples": (lambda path: None, lambda: open_samples("chat.jsonl"), "has no samples"),
     "class ids opened as log-probabilities": (
         lambda path: None, lambda: open_logprobs("ids.npy"), "logprobs has dtype int64; it must be float16",
     ),
     "an array by a name, where a file has none": (
         lambda path: None, lambda: open_logprobs("trainer.npy", array="logprobs"),
-        "holds one array without a name; it must name 'logprobs'",
+        "contains one array without a name; it must name 'logprobs'",
     ),
     "a mask by a name, where a file has none": (
         lambda path: None, lambda: open_logprobs("trainer.npy", mask="mask"),
-        "holds one array without a name; it must name 'mask'",
+        "contains one array without a name; it must name 'mask'",
     ),
     "a mask that the file lacks": (
-        lambda path: None, lambda: open_logprobs("trainer.npz", mask="mask"), "holds logprobs; it must hold 'mask'",
+        lambda path: None, lambda: open_logprobs("trainer.npz", mask="mask"), "contains logprobs; it must contain",
     ),
     "several files of log-probabilities": (
         lambda path: None, lambda: open_logprobs(["trainer.npy", "trainer.npz"]), "path is '2 paths'; it must be one",
@@ -345,9 +345,9 @@ def test_frameworks_names_of_log_probabilities_come_with_their_masks(array, mask
 
 
 def test_contents_that_are_mixed_are_refused(folder):
-    with pytest.raises(ValueError, match="holds responses; it must hold scores, as"):
+    with pytest.raises(ValueError, match="contains responses; it must contain scores, as"):
         evaluate(["logits.npy", "chat.jsonl"])
-    with pytest.raises(ValueError, match="holds samples; it must hold responses, as"):
+    with pytest.raises(ValueError, match="contains samples; it must contain responses, as"):
         evaluate(["chat.jsonl", "mc.jsonl"])
     with pytest.raises(TypeError, match=r"source is 'list of sources'; it must be one source; open several files at o"):
         evaluate([open_scores("part-0.npz"), open_scores("part-1.npz")])
@@ -365,16 +365,18 @@ def test_an_array_that_may_be_log_probabilities_is_not_read_as_scores(folder):
         "has no number above 0, and its rows end in nan or in zeros, as log-probabilities of tokens with padding do"
     )
     for name, got in (
-        ("flat.npy", "holds one number for each token, and no classes"), ("nan.npy", padding), ("zeros.npy", padding)
+        ("flat.npy", "has one number for each token, and no classes"), ("nan.npy", padding), ("zeros.npy", padding)
     ):  # fmt: skip
-        words = f"{name}: {got}; it must be opened by open_logprobs, if it holds log-probabilities of tokens, or come "
+        words = (
+            f"{name}: {got}; it must be opened by open_logprobs, if it contains log-probabilities of tokens, or come "
+        )
         with pytest.raises(ValueError, match=re.escape(f"{words}with kind=")):
             evaluate(name)
         with pytest.raises(ValueError, match=re.escape(words)):
             compare_files(name, "trainer.npz")
         status, message = run("score", name)
         assert status == 2
-        assert f"{name}: {got}; it must come with --logprobs, if it holds log-probabilities of tokens, or" in message
+        assert f"{name}: {got}; it must come with --logprobs, if it contains log-probabilities of tokens, or" in message
         assert run("score", name, "--logprobs")[0] == (2 if name == "zeros.npy" else 0)  # whose padding would count
         assert open_scores(name, kind="log_probs").kind == "log_probs"  # as the reader says
     np.save("classes.npy", tokenloss.log_softmax(LOGITS))  # no zeros, no nan: as any log-probabilities of classes
@@ -392,8 +394,8 @@ def lacking(folder):
     samples = "samples of lm-evaluation-harness, which compare_samples compares; {} needs the loss of each token"
     return {
         "nll": [
-            (lambda: evaluate("mc.jsonl"), f"mc.jsonl holds {samples.format('evaluate')}"),
-            (lambda: evaluate(open_samples("tasks")), f"tasks holds {samples.format('evaluate')}"),
+            (lambda: evaluate("mc.jsonl"), f"mc.jsonl contains {samples.format('evaluate')}"),
+            (lambda: evaluate(open_samples("tasks")), f"tasks contains {samples.format('evaluate')}"),
         ],
         "rows": [
             (lambda: compare_files(tops, tops, divergences=["js"]), f"{gives}; divergences needs all classes of each"),
@@ -443,7 +445,7 @@ def test_a_source_that_lacks_what_an_option_needs_is_refused_in_one_way(need, fo
 
 
 def test_a_source_without_targets_is_not_scored(folder):
-    with pytest.raises(ValueError, match="holds no targets; it must hold them, or come with targets="):
+    with pytest.raises(ValueError, match="has no targets; it must contain targets, or come with targets="):
         evaluate(open_scores("logits.npy"))
     np.save("other.npy", LOGITS + RNG.normal(size=LOGITS.shape))
     (result,) = compare_files("logits.npy", "other.npy").values()  # which needs none
@@ -479,7 +481,7 @@ def test_targets_that_are_given_twice(folder):
         evaluate(open_scores(["logits.npy", "ids.npy"], "ids.npy"))
     np.save("ids.npy", np.arange(5))
     with pytest.raises(
-        ValueError, match=r"ids\.npy: holds int64 as targets do, and part-0\.npz holds targets; it must"
+        ValueError, match=r"ids\.npy: contains int64, like targets, but part-0\.npz has targets; it must"
     ):
         evaluate(["part-0.npz", "ids.npy"])
     own, other = open_scores("part-0.npz"), open_scores("part-0.npz", "ids.npy")
@@ -500,7 +502,7 @@ def test_a_list_of_class_ids_beside_scores_that_is_no_integers(folder):
     np.save("float.npy", TARGETS.astype(float))
     with pytest.raises(ValueError, match=r"class ids are integers: save them with \.astype\(int\)"):
         evaluate(["logits.npy", "float.npy"])
-    with pytest.raises(ValueError, match="holds float64 of the shape of targets; it must hold integers"):
+    with pytest.raises(ValueError, match="has dtype float64 and the shape of targets; it must contain integers"):
         open_scores(["logits.npy", "float.npy"])
 
 
@@ -654,7 +656,7 @@ def test_samples_are_for_comparisons_of_samples(folder):
     clients.save(folder / "noise.jsonl", "noise/mc.jsonl")
     result = compare_samples(open_samples("base.jsonl"), {"noise": open_samples("noise.jsonl")})
     assert result == compare_samples("base.jsonl", {"noise": "noise.jsonl"})
-    with pytest.raises(ValueError, match="holds responses; it must hold samples of lm-evaluation-harness"):
+    with pytest.raises(ValueError, match="contains responses; it must contain samples of lm-evaluation-harness"):
         compare_samples(open_responses("chat.jsonl"), "noise.jsonl")
     with pytest.raises(ValueError, match="compare_samples"):
         compare_files("base.jsonl", "noise.jsonl")

@@ -444,7 +444,7 @@ def test_equality():
         (([True, False],), {}, TypeError, "nll has dtype bool.*float16"),
         ((np.array([True]), [True]), {}, TypeError, "nll has dtype bool"),
         (([True],), {"sample_weight": 1.0}, TypeError, "nll has dtype bool"),
-        (([-0.36, -0.02],), {}, ValueError, "nll is -0.36; it must be at least 0; of log-probabilities, pass -nll"),
+        (([-0.36, -0.02],), {}, ValueError, "nll is -0.36; it must be at least 0; for log-probabilities, pass -nll"),
         (([1.0, -0.0011, math.nan],), {}, ValueError, "nll is -0.0011"),
         (([[1, -2]],), {"sample_weight": [[0.5, 2]]}, ValueError, "nll is -2.0"),
         ((np.array([-1.0]).astype(BFLOAT16),), {}, ValueError, "nll is -1.0"),

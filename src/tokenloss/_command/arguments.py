@@ -69,17 +69,17 @@ _SCORE_EXAMPLES = """
 _COMPARE = """
 Compare models, such as quantized ones, with a base model: KL divergence, perplexities, changes in probability.
 
-BASE and each OTHER are files that `score` reads, with scores of the same rows; or files of responses to the same
-requests, or responses and scores; or samples logged by lm-evaluation-harness (.jsonl) or Inspect (.eval, .json), or
-folders of them, task by task; or log-probabilities of the same tokens, first from a trainer, then from the engine that
-sampled the tokens: any arrays, with --logprobs, or an array (or lists in lines of JSON) that is called `logprobs` or by
-the name that a framework uses. The files are recognized by their content.
+BASE and each OTHER contain scores of the same rows, in any file that `score` reads; responses to the same requests
+(one of the two may contain scores instead); or samples logged by lm-evaluation-harness (.jsonl) or Inspect (.eval,
+.json), also as folders with several tasks. They may also contain log-probabilities of the same tokens, first from a
+trainer, then from the engine that sampled them: an array, or lists in lines of JSON, with the name `logprobs` or a
+framework's own name, or with --logprobs any array. Files are recognized by their content.
 
-Any file of scores may contain the targets, and all that do must contain the same ones; without targets, only
-divergences are compared. BASE is read only once. Tables call each OTHER by its name, as in Q8=q8.npz, or by its file.
+Any file of scores may contain the targets, which must be the same in all of them; without targets, only divergences are
+compared. BASE is read only once. Tables show the name of each OTHER, as in Q8=q8.npz, or its file.
 
 With --text, --tokenizer-a and --tokenizer-b, BASE and OTHER are two models with different tokenizers, each with its own
-token ids for the same text: they are compared by bits per byte. In this case, --targets and --segment-ids, if used,
+token ids for the same text, and they are compared by bits per byte. In this case, --targets and --segment-ids, if used,
 must each be given twice, first for BASE.
 """
 _COMPARE_EXAMPLES = """
@@ -102,7 +102,7 @@ _COMPARE_EXAMPLES = """
 """
 _SKETCH = """
 Write a sketch of the predictions in files: for each token, the most likely classes, and classes drawn from the others.
-It takes 532 bytes per token, and `tokenloss compare` takes it as BASE in place of a model's full logits: perplexities
+It takes 532 bytes per token. `tokenloss compare` accepts it as BASE in place of a model's full logits: perplexities
 and top tokens are then exact, and divergences are unbiased estimates with errors.
 
 Each FILE contains scores or hidden states, as for `score`, with targets or, with --shift, input ids. Several FILEs are
@@ -238,11 +238,11 @@ def _add_compare(compare: Parser) -> None:
     words = "scores of a model for the same rows: a file, a directory or a pattern, like BASE; NAME=FILE names it"
     compare.files = of["input"].add_argument("others", metavar="OTHER", nargs="+", type=filled, help=words)
     _add_input(of["input"])
-    words = "what the scores of BASE are, if the name of their array does not say it (default: logits)"
+    words = "what the scores of BASE are, if the name of their array does not say so (default: logits)"
     of["input"].add_argument("--base-kind", choices=KINDS, help=words)
     _add(of["input"], "--base-array NAME", "name of the array of scores of BASE")
     words = (
-        "if vocabularies differ, compare only the first N classes; or with `all`, all classes, where one that a model "
+        "if vocabularies differ, compare only the first N classes; with `all`, compare all, and a class that a model "
         "lacks has probability 0"
     )
     _add(of["input"], "--classes N", words, integer(1, or_else="all"))
@@ -303,7 +303,7 @@ def _add_sketch(sketch: Parser) -> None:
     words = "append to the rows in OUT; the result is the same, byte for byte, as if written at once"
     of["output"].add_argument("--append", action="store_true", help=words)
     _add_format(of["output"])
-    words = "number of threads (default, and -1: one for each CPU)"
+    words = "number of threads (default, and -1: one per CPU)"
     _add(of["running"], "--workers N", words, integer(1, or_else=-1))
     _add_help(sketch, of["running"], _SKETCH_EXAMPLES)
 
@@ -351,7 +351,7 @@ def _add_drafts(group: _Group) -> None:
 
 def _add_input(group: _Group) -> None:
     """Add the options that describe the content of files."""
-    words = "what the scores are, if the name of their array does not say it (default: logits)"
+    words = "what the scores are, if the name of their array does not say so (default: logits)"
     group.add_argument("--kind", choices=KINDS, help=words)
     _add(group, "--array NAME", "name of the array of scores, if it is not logits, log_probs or probs")
 
@@ -360,11 +360,11 @@ def _add_formulas(group: _Group) -> None:
     """Add the options that select what is computed for two models."""
     words = (
         "formulas of the metrics: llama.cpp does not normalize the log-probabilities of BASE, and sums the divergence "
-        "over those above -16 (default: exact)"
+        "only where they are above -16 (default: exact)"
     )
     group.add_argument("--definitions", choices=("exact", "llama.cpp"), default="exact", help=words)
     words = (
-        "divergences in addition to kl, separated by commas (js,tv) or by repeating the option: reverse_kl, js "
+        "divergences in addition to kl, separated by commas (js,tv) or in repeated options: reverse_kl, js "
         "(Jensen-Shannon), tv (total variation) or hellinger (default: kl)"
     )
     _add(group, "--divergences NAMES", words, action=Names, default=("kl",))
@@ -403,13 +403,13 @@ def _add_hidden_states(group: _Group) -> None:
     """Add the options of hidden states."""
     _add(group, "--hidden NAME", "name of the array of hidden states")
     words = (
-        "multiplier for the logits computed from hidden states, which all files must contain if it is given "
+        "multiplier for the logits computed from hidden states; if it is given, all files must contain hidden states "
         "(default: from the model's config.json, or 1)"
     )
     _add(group, "--logit-scale X", words, number)
     words = (
-        "soft cap for the logits computed from hidden states, which all files must contain if it is given; 0 for none "
-        "(default: from the model's config.json, or none)"
+        "soft cap for the logits computed from hidden states, or 0 for none; if it is given, all files must contain "
+        "hidden states (default: from the model's config.json, or none)"
     )
     _add(group, "--softcap X", words, number)
 

@@ -122,7 +122,7 @@ def _score_models(args: argparse.Namespace) -> Evaluations:
         models = _named(args.source, "FILE")
     for name, path in models.items():
         if name == path:
-            raise InputError(f"FILE {path}: has no name; each FILE must have one, NAME=FILE, or none")
+            raise InputError(f"FILE {path}: has no name; each FILE must have a name, as in NAME=FILE, or none of them")
     for option in ("--state", *(output.option for output in SCORE_OUTPUTS)):
         if getattr(args, _name_of(option)) is not None:
             raise InputError(f"{option} is for one model; score the models one by one, or leave it out")
@@ -348,7 +348,7 @@ def _sizes(given: Sequence[str], others: dict[str, str]) -> dict[str, str]:
     for text in given:
         known = [(names[name], size) for name, size in _parts(text) if name in names and size]
         if not known:
-            raise InputError(f"--size {text}: names no candidate; it must be NAME=FILE or NAME=SIZE, of {list(others)}")
+            raise InputError(f"--size {text}: fits no candidate; it must be NAME=FILE or NAME=SIZE, of {list(others)}")
         if known[0][0] in sizes:
             raise InputError(f"--size {text}: the size of {known[0][0]} is given twice")
         sizes |= [known[0]]

@@ -87,7 +87,7 @@ class Flags:
         names: dict[str, dict[str, None]] = {}  # by what they hold, each once
         for one in sources.values():
             names.setdefault(one.given()["source"], {})[one.name] = None
-        held = (f"{title([*own])} {'hold' if len(own) > 1 else 'holds'} {content}" for content, own in names.items())
+        held = (f"{title([*own])} {'have' if len(own) > 1 else 'has'} {content}" for content, own in names.items())
         for name in (name for name in self.values if name not in self._taken):
             raise_error("not for", name=name, fits=f"is for {_FOR[name]}; {' and '.join(held)}")
 

@@ -147,7 +147,7 @@ class ComparedTokens(Result):
         return {}
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table that has a row for each token.
+        """Return the columns of a table that has a row for each token.
 
         Returns
         -------

@@ -166,7 +166,7 @@ class ComparisonMeter:
         if not other._parts:
             return
         if self._parts and other._parts.keys() != self._parts.keys():
-            fits = f"those of this meter: {[*self._parts]}"
+            fits = f"the names of this meter: {[*self._parts]}"
             raise_error("option", name="the names of other", got=[*other._parts], fits=fits)
         self._check_targets(OF_TARGETS[0] in next(iter(other._parts.values()))[0])
         for name, parts in other._parts.items():
@@ -180,7 +180,7 @@ class ComparisonMeter:
                 raise_error("sometimes", name="targets")
 
     def __eq__(self, other: object) -> bool:
-        """Whether both compared the same positions, regardless of how these were split into blocks."""
+        """Return whether both compared the same positions, regardless of how these were split into blocks."""
         if not isinstance(other, ComparisonMeter):
             return NotImplemented
         options = [(one._definitions, one._divergences, one._options["classes"]) for one in (self, other)]
@@ -194,7 +194,7 @@ class ComparisonMeter:
         )
 
     def result(self) -> Comparison:
-        """The metrics of all positions so far.
+        """Return the metrics of all positions so far.
 
         Returns
         -------
@@ -211,7 +211,7 @@ class ComparisonMeter:
         return next(iter(self.results().values()), comparison_of(self._definitions, new_columns(0, self._divergences)))
 
     def results(self) -> Comparisons[Comparison]:
-        """The metrics of all positions so far, for each candidate.
+        """Return the metrics of all positions so far, for each candidate.
 
         Returns
         -------

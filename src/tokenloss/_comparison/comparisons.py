@@ -101,7 +101,7 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         return shown
 
     def difference(self, a: str, b: str) -> dict[str, Array]:
-        """The metrics of `b` minus those of `a`, with paired errors, which show which of two candidates is better.
+        """Compute the metrics of `b` minus those of `a`, with paired errors, to see which of two candidates is better.
 
         Their own errors cannot show this, because they are mostly due to the texts, which both share. Here the
         differences of each token are averaged, which leaves only the difference between the two.
@@ -146,7 +146,7 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         return difference_table(self[a], self[b])
 
     def power(self, difference: float | None = None) -> dict[str, Array]:
-        """The differences that these texts or questions could have detected, and how many a difference takes.
+        """Compute the differences that these texts or questions could have detected, and how many a difference takes.
 
         Parameters
         ----------
@@ -189,7 +189,7 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         return columns_of(power_table(self, difference))
 
     def tiers(self) -> list[dict[str, Any]]:
-        """Sets of candidates that do not differ, by paired differences of all pairs with Holm's correction at 5 %.
+        """Find sets of candidates that do not differ, by paired differences of all pairs with Holm's correction at 5 %.
 
         Returns
         -------
@@ -220,7 +220,7 @@ class Comparisons(Gated, NamedResults[ComparisonT]):
         return dict(self)
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table that has a row for each candidate, the smallest divergence first.
+        """Return the columns of a table that has a row for each candidate, the smallest divergence first.
 
         Returns
         -------

@@ -166,7 +166,7 @@ def draft_acceptance(
     cost_ratio: float | None = None,
     workers: int | None = None,
 ) -> DraftAcceptance:
-    """How many drafted tokens a target model accepts in speculative decoding, and the speedup.
+    """Measure how many drafted tokens a target model accepts in speculative decoding, and the speedup.
 
     If the target's distribution is p and the draft's is q, a drafted token is accepted with probability ``sum(min(p,
     q))``, which is 1 minus the total variation. From this probability at each position follow the number of tokens per
@@ -241,10 +241,10 @@ def draft_acceptance(
     base = as_scores("base_logits", base_logits, axis, kinds[0])
     draft = as_scores("logits", logits, axis, kinds[1])
     if draft.batch != base.batch:
-        raise_error("shape", name="logits", got=draft.shape, fits=f"{base.shape}, but for the number of classes")
+        raise_error("shape", name="logits", got=draft.shape, fits=f"{base.shape}, except for the number of classes")
     for side in (base, draft):
         if not side.classes:
-            raise_error("shape", name=side.name, got=side.shape, fits="that of one class or more at each position")
+            raise_error("shape", name=side.name, got=side.shape, fits="a shape with one or more classes per position")
     jobs.warn_of_probs(without_targets(base, where), base, base_kind, kind)
     jobs.warn_of_probs(without_targets(draft, where), draft, kind)
     columns = _columns(base, draft, where, temperature, workers)

@@ -335,7 +335,7 @@ def mismatch(
     segment_ids: ArrayLike | None = None,
     epsilon: float = EPSILON,
 ) -> Mismatch:
-    """Compare a trainer's log-probabilities of sampled tokens with those of the engine that sampled them.
+    """Compare a trainer's log-probabilities of sampled tokens with the sampling engine's.
 
     `logprobs` belong to the policy pi that is trained, and `base_logprobs` to the policy mu from which the tokens were
     drawn. With d = logprobs - base_logprobs, the importance ratio pi / mu of a token is r = exp(d), and `k1`, `k2` and

@@ -128,7 +128,7 @@ class PairedLosses(ComparedTokens, GatedResult):
 
     @property
     def detectable(self) -> float:
-        """The smallest `log_perplexity_ratio` that a two-sided test at 5 % finds in 80 % of samples of such texts."""
+        """The smallest `log_perplexity_ratio` that a two-sided test at 5 % finds in 80 % of samples like this one."""
         return detectable(self.log_perplexity_ratio)
 
     def _statistics(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class PairedFiles:
     def __init__(self, base: Responses, other: Responses) -> None:
         if base.part != other.part:
             got = f"has log-probabilities of the part {other.part!r}"
-            fits = f"have those of {base.part!r}, as {base.path} has"
+            fits = f"have log-probabilities of the part {base.part!r}, as {base.path} does"
             fits += f"; or both come with {named('part', 'generated')}"
             raise_error("content", path=other.path, got=got, fits=fits)
         self.files = base, other
@@ -184,7 +184,7 @@ def _keyed(file: Responses, by_name: bool, failed: set[Any]) -> Iterator[tuple[t
         key = response.custom_id, response.choice
         if response.custom_id is None or key in names:
             got = "the request has no custom_id" if response.custom_id is None else f"{key[0]!r} comes twice"
-            raise_error("record", path=file.path, line=line, got=got, fits="have one of its own, as others do")
+            raise_error("record", path=file.path, line=line, got=got, fits="have its own, as other requests do")
         names.add(key)
         yield key, response
     add_failed()
@@ -200,7 +200,7 @@ def _refuse_unmatched(path: str, other: str, unmatched: list[Response]) -> NoRet
 
 def _check_tokens(base: Response, other: Response, base_path: str, path: str) -> None:
     """Refuse responses whose tokens differ: by ids if both have them, else by text that is complete in both."""
-    where = f"as line {base.line} of {base_path} has"
+    where = f"as on line {base.line} of {base_path}"
     if len(base.ids) != len(other.ids):
         got, fits = f"it has {len(other.ids)} tokens", f"have {len(base.ids)}, {where}"
         raise_error("record", path=path, line=other.line, got=got, fits=fits)
@@ -392,7 +392,7 @@ TOKEN_COLUMNS = (
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ResponseComparison(PairedLosses):
-    """Result of `compare_files` for responses: the metrics of a model against its base that they allow.
+    """Result of `compare_files` for responses: the metrics of a model against its base that responses allow.
 
     Errors are clustered by sequence (by response) if there are at least two. They are nan for fewer than two tokens, or
     if the value is infinite or nan. Only tokens that have a log-probability in both files count; without any, all

@@ -41,7 +41,7 @@ def group_metrics(
             weights = None if None in parts else _weights([part for part in parts if part], value, other)
             word = f"{name}: {key[0]}" + ("" if key[1] == "none" else f" ({key[1]})")
             if None in parts:
-                left_out[word] = f"both folders do not hold it of {group.tasks[parts.index(None)]}"
+                left_out[word] = f"it is not in both folders for {group.tasks[parts.index(None)]}"
             elif weights is None:
                 left_out[word] = "it is not a mean of its tasks' metrics"
             else:

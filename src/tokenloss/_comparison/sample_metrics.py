@@ -54,7 +54,7 @@ def paired(
     wrong = [(a, b) for a, b in pairs if a.target_hash and b.target_hash and a.target_hash != b.target_hash]
     if wrong:
         a, b = min(wrong, key=lambda pair: pair[0].place.line)
-        got = f"doc_id {b.doc_id!r} has another target than {a.place.words()}"
+        got = f"doc_id {b.doc_id!r} has a different target from {a.place.words()}"
         got += f", and so have {len(wrong) - 1} more" if len(wrong) > 1 else ""
         b.place.refuse(got, "have the same")
     return sorted(pairs, key=lambda pair: pair[0].place.line)
@@ -77,12 +77,12 @@ def _refuse_unmatched(
     (sample, *_), i = unmatched[0]
     path, other_path = paths[i], paths[1 - i]
     n_more = sum(len(group) for group, _ in unmatched) - 1
-    fits = f"hold the documents of {path}, each as often"
+    fits = f"contain the same documents as {path}, each equally often"
     fits += f"; {n_more} more samples have no partner" if n_more else ""
     for one in samples[1 - i]:
         if (one.doc_id, one.filter) == (sample.doc_id, sample.filter) and one.doc_hash != sample.doc_hash:
-            one.place.refuse(f"doc_id {one.doc_id!r} is another document than {sample.place.words('on ')}", fits)
-    got = f"holds no sample for {sample.place.words()}: doc_id {sample.doc_id!r}, filter {sample.filter!r}"
+            one.place.refuse(f"doc_id {one.doc_id!r} differs from the document {sample.place.words('on ')}", fits)
+    got = f"has no sample for {sample.place.words()}: doc_id {sample.doc_id!r}, filter {sample.filter!r}"
     refuse(other_path, got, fits)
 
 
@@ -136,7 +136,7 @@ class _Side(NamedTuple):
             return f"{unknown.place.words()} does not show which answer is right"
         held = [checked for checked in _CHECKED if self.stores(checked) and self.derives(checked)]
         if not held:
-            return f"{self.path} holds no accuracy that shows which answers are right"
+            return f"{self.path} has no accuracy that shows which answers are right"
         if "acc" in held and name == "target_loglikelihood":
             held = ["acc"]
         wrong = next((checked for checked in held if self.first_wrong(checked)), None)
@@ -182,7 +182,7 @@ def _columns(name: str, sides: list[_Side]) -> tuple[Float64Array, str]:
         if side.stores(name):
             column: list[Any] = [sample.metrics.get(name, (0.0, -1.0)) for sample in side.samples]
         elif name not in _DERIVED:
-            return np.empty(0), f"only the file of the {opposite} holds it"
+            return np.empty(0), f"it is only in the file of the {opposite}"
         elif reason := side.why_not(name):
             return np.empty(0), reason
         else:

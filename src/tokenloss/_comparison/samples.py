@@ -128,7 +128,7 @@ class SampleMetric(Result):
         }  # fmt: skip
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table with one row per sample.
+        """Return the columns of a table with one row per sample.
 
         Returns
         -------
@@ -257,7 +257,7 @@ class SampleComparison(Result):
         return samples_shown({"": self})
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table with one row per metric, followed by the metrics of groups of tasks.
+        """Return the columns of a table with one row per metric, followed by the metrics of groups of tasks.
 
         Returns
         -------

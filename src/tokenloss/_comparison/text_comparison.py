@@ -67,7 +67,7 @@ class BytesRate(NamedTuple):
 
     @property
     def detectable(self) -> float:
-        """The smallest `difference` that a two-sided test at 5 % finds in 80 % of samples of such texts."""
+        """The smallest `difference` that a two-sided test at 5 % finds in 80 % of samples of texts like these."""
         return detectable(self.difference)
 
 
@@ -233,12 +233,12 @@ class TextComparison(Result):
 
     @property
     def detectable(self) -> float:
-        """The smallest `difference` that a two-sided test at 5 % finds in 80 % of samples of such texts."""
+        """The smallest `difference` that a two-sided test at 5 % finds in 80 % of samples of texts like these."""
         return detectable(self.difference)
 
     @property
     def needed(self) -> int | None:
-        """The number of such documents (or spans) that it takes to find a difference of `detect`; None if unknown."""
+        """The number of documents (or spans) like these needed to detect a difference of `detect`; None if unknown."""
         n = self.n_documents if self.is_clustered else self.n_spans
         return None if self.detect is None else needed_for(self.difference, n, self.detect)
 
@@ -260,7 +260,7 @@ class TextComparison(Result):
         return self.n_tokens_b / self.n_bytes if self.n_bytes else math.nan
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table with one row per span, in the order of the text.
+        """Return the columns of a table with one row per span, in the order of the text.
 
         Returns
         -------

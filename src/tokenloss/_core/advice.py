@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ZERO_ADVICE = (
-    "a probability of 0 for a target makes its loss infinite, and so the perplexity; raise such probabilities first, "
-    "in both models, for example by np.clip(p, 1e-12, 1), as cross_entropy_loss and tokenloss score do"
+    "a probability of 0 for a target makes its loss and the perplexity infinite; raise such probabilities first, "
+    "in both models, for example with np.clip(p, 1e-12, 1), as cross_entropy_loss and tokenloss score do"
 )
 _SHIFT_ADVICE = "the targets fit far better one row earlier: they seem to be the input ids of a causal model"
 _NO_SHIFT_ADVICE = "the targets fit far better without the shift: they seem to be the next tokens already"
-_NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
+_NORM_ADVICE = "the hidden states seem to lack the model's final norm, judging by their size; store them after it"
 _KIND_ADVICE = "scores look like probabilities, but are read as logits"
 _REPEAT_ADVICE = (
     "two files have the same targets, but are treated as parts of one text; if they belong to two models, name them, "
@@ -24,8 +24,8 @@ _REPEAT_ADVICE = (
 )
 _PADDING_ADVICE = "as padding does: store attention_mask, or set their targets to the value of"
 _CERTAIN_ADVICE = (
-    "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
-    "say nothing about the model"
+    "every token has a probability of exactly 1: such log-probabilities are computed at temperature 0, and say nothing "
+    "about the model"
 )
 _MIN_CERTAIN = 5  # tokens; fewer may all be certain by chance
 
@@ -68,7 +68,7 @@ def advice(facts: dict[str, Any]) -> Iterator[Advice]:
     if facts.get("norm_seems_missing"):
         yield Advice(_NORM_ADVICE, NormWarning, _OF_ALL)
     if facts.get("seems_probs"):
-        way = f"say by {named('kind')} and {named('base_kind')} what they are"
+        way = f"give {named('kind')} and {named('base_kind')} to say what they are"
         yield Advice(f"{_KIND_ADVICE}; {way}", KindWarning, _OF_ALL)
     if facts.get("targets_repeat"):
         yield Advice(_REPEAT_ADVICE, voids=_OF_ALL)

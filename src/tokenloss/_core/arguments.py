@@ -71,7 +71,7 @@ def as_paths(name: str, value: Any) -> list[str]:
 
 def refuse_content(name: str, value: Any, fits: str = "a path") -> None:
     """Raise an error if a value is the content of a JSON file instead of its path."""
-    fits += "; save what a server sent as a .json file"
+    fits += "; save a server's response as a .json file"
     if isinstance(value, Mapping):
         raise_error("type", name=name, got=type(value).__name__, fits=fits)
     if isinstance(value, str) and _JSON.match(value):

@@ -58,7 +58,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "class": (IndexError, "{name}{position} = {got} is out of range {fits}"),
     "changed": (IndexError, "{name}{position} changed during the call and is now out of range {fits}"),
     "score": (ValueError, "{name}{position} = {got:.6g} is not a {fits}"),
-    "one-hot": (ValueError, "{name}{position} holds integers that are not one-hot: {got}; {fits}"),
+    "one-hot": (ValueError, "{name}{position} contains integers that are not one-hot: {got}; {fits}"),
     "read-only": (ValueError, "out is read-only"),
     "overlap": (ValueError, "out overlaps {name}{fits}"),
     "self-overlap": (ValueError, "out has elements that share memory (strides {got})"),
@@ -131,7 +131,7 @@ def raise_bad_class(
     if classes == 1 and name != "class_ids":
         fits += "; for probabilities of only class 1, pass both classes: np.concatenate([1 - p, p], -1)"
     elif may_be_mark and name != "class_ids":
-        fits += f"; if {got} marks what has no label, give {named('ignore_index', got)}"
+        fits += f"; if {got} marks positions without a label, give {named('ignore_index', got)}"
     is_sure = not any(label < 0 or label == _NO_LABEL for label in labels) or labels == {-1, 1}
     if may_be_labels and is_sure:
         fits += f"; if these are the labels of all classes, pass {labels_to_ids(name)}"

@@ -61,7 +61,7 @@ class ExactMoments:
         )
 
     def __eq__(self, other: object) -> bool:
-        """Whether all sums are equal; nan equals nan."""
+        """Return whether all sums are equal; nan equals nan."""
         return self._key() == other._key() if isinstance(other, ExactMoments) else NotImplemented
 
     def _key(self) -> tuple[object, ...]:

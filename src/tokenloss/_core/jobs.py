@@ -27,7 +27,7 @@ _IS_KNOWN = contextvars.ContextVar("whether the kind of scores is known", defaul
 # what the message suggests for a row whose logsumexp is too far from 0, by the kind of its scores
 _NORMALIZED = {
     "logits": "{is_llama_cpp} takes log-probabilities, as log_softmax gives them",
-    "log_probs": "natural log-probabilities have 0; for logits, give {is_logits}",
+    "log_probs": "for natural log-probabilities it is 0; for logits, give {is_logits}",
     "probs": "probabilities add up to 1: divide each row by its sum; for logits, give {is_logits}",
 }
 
@@ -116,11 +116,11 @@ def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: in
     index: list[Any] = list(position)
     index.insert(scores.axis, slice(None))
     if position or not is_probability:
-        fits = f"class ids have shape {positions.batch}, distributions are floats"
+        fits = f"class ids have shape {positions.batch}; distributions are floats"
     else:  # the arguments of scikit-learn's log_loss for N probabilities of class 1
         fits = (
-            "of N probabilities of class 1 the loss is cross_entropy_loss(y_true, np.stack([1 - y_pred, y_pred], "
-            "-1)), of one row of classes cross_entropy_loss(np.float64(y_true), y_pred)"
+            "for N probabilities of class 1, write cross_entropy_loss(y_true, np.stack([1 - y_pred, y_pred], -1)); for "
+            "one row of classes, cross_entropy_loss(np.float64(y_true), y_pred)"
         )
     targets = positions.targets[tuple(index)]
     got = f"{reprlib.repr(targets.tolist())}, which add up to {targets.sum(dtype=object)}"

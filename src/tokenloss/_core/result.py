@@ -248,7 +248,7 @@ class Result(ABC):
         """The parts that people see."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All values by name, ready for JSON; arrays are left out.
+        """Return all values by name, ready for JSON; arrays are left out.
 
         Returns
         -------
@@ -264,7 +264,7 @@ class Result(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in self._main().items())})"
 
     def summary(self) -> str:
-        """The tables that the command prints, as plain text.
+        """Return the tables that the command prints, as plain text.
 
         Returns
         -------
@@ -288,7 +288,7 @@ class Result(ABC):
         return super().__reduce_ex__(protocol)
 
     def __eq__(self, other: object) -> bool:
-        """Whether all values and arrays are the same, bit by bit; nan equals nan."""
+        """Return whether all values and arrays are the same, bit by bit; nan equals nan."""
         return _same(self._compared(), other._compared()) if type(other) is type(self) else NotImplemented
 
 

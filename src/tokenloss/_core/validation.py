@@ -97,14 +97,14 @@ def as_target_array(
         axis = next((k for k in range(len(shape)) if shape[:k] + shape[k + 1 :] == array.shape), None)
         has_classes = not scores_name.endswith("hidden")  # the last axis of those holds features
         if array.shape == shape and array.ndim == 1 and has_classes:  # each sample's probability of class 1
-            fits += f"; if {scores_name} holds a probability of class 1 for each sample, pass np.stack([1 - p, p], -1)"
+            fits += f"; if {scores_name} is the probability of class 1 for each sample, pass np.stack([1 - p, p], -1)"
         elif array.shape == (*batch, 1):  # a column of a data frame
             fits += f"; pass np.asarray({name})[..., 0]"
         elif code in FLOAT_CODES and array.shape[:-1] == shape and has_classes:
             fits += f"; if these are scores: {order_advice(scores_name)}"
         elif axis is not None and has_classes:
-            last = f"if axis {axis} of {scores_name} holds them: np.moveaxis({scores_name}, {axis}, -1)"
-            python_hint = f"give axis={axis}, if that axis of {scores_name} holds the classes"
+            last = f"if they are on axis {axis} of {scores_name}: np.moveaxis({scores_name}, {axis}, -1)"
+            python_hint = f"give axis={axis}, if the classes are on that axis of {scores_name}"
             fits += f"; or {worded(python_hint, f'save the classes last, {last}')}"
         raise_error("shape", name=name, got=array.shape, fits=fits)
     if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
@@ -134,7 +134,7 @@ def _warn_of_labels(name: str, masses: Array, code: int, scores_name: str) -> No
         mass = float(without_bfloat16(masses, code).sum(dtype=np.float64))
     if 1 + UNNORMALIZED < mass < math.inf:
         message = (
-            f"{name} adds up to {mass:.4g}, but is taken as the distribution of one sample over {len(masses)} classes; "
+            f"{name} adds up to {mass:.4g}, but is read as the distribution of one sample over {len(masses)} classes; "
             f"if these are labels of samples, give {scores_name} a class axis: np.stack([1 - p, p], -1)"
         )
         warn(message)
@@ -172,7 +172,7 @@ def check_mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
     if array.dtype != np.bool_:
         fits = "bool: True for the positions to keep"
         if is_integer(code, array):
-            fits += "; pass where != 0, if it holds 0 and 1"
+            fits += "; if it contains 0 and 1, pass where != 0"
         raise_error("dtype", name="where", got=dtype_name(code, array), fits=fits)
     return broadcast("where", array, batch)
 
@@ -181,7 +181,7 @@ def check_losses(losses: Array, mask: Array | bool = True) -> None:
     """Refuse log-probabilities in place of losses, at unmasked positions."""
     least = float(np.fmin.reduce(losses, axis=None, initial=0, where=mask))
     if least < _LEAST_LOSS:
-        fits = "at least 0; of log-probabilities, pass -nll"
+        fits = "at least 0; for log-probabilities, pass -nll"
         raise_error("option", name="a loss in nll", got=least, fits=fits)
 
 

@@ -117,7 +117,7 @@ def check_calibrated(shard: Shard, model: int = 0) -> None:
     kind, by = shard.models[model].kind, named("calibration", True)
     if kind in ("hidden_states", "sketch"):
         what = "hidden states" if kind == "hidden_states" else "a sketch"
-        refuse(shard.models[model].path, f"holds {what}", f"hold scores of all classes, for {by}")
+        refuse(shard.models[model].path, f"contains {what}", f"contain scores of all classes, for {by}")
     if shard.target_type != "class ids":
         what = "distributions as targets" if shard.target_type == "distributions" else "no targets"
-        refuse(shard.path, f"holds {what}", f"hold class ids, for {by}")
+        refuse(shard.path, f"has {what}", f"contain class ids, for {by}")

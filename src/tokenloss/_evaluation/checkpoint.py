@@ -118,7 +118,7 @@ class Checkpoint(Generic[ResultT]):
         others = [name for name in made if name != "logits" and made[name] != stored[name]]
         others += [] if _are_near(stored["logits"], made["logits"]) else ["logits"]
         if others:
-            got = f"holds the result of block {number} with other {others[0]}"
+            got = f"contains the result of block {number} with other {others[0]}"
             self._refuse(got, f"be another file, or source({number}) must begin with that block")
 
     def _read(self, file: BinaryIO) -> int:
@@ -144,12 +144,12 @@ class Checkpoint(Generic[ResultT]):
             path = entry["shard"]["path"]
             number = numbers.get(path)
             if number is None:
-                self._refuse(f"holds the result of {path}", "be another file, since that file is not to be scored")
+                self._refuse(f"contains the result of {path}", "be another file, since this run does not score it")
             if entry["shard"] != self._shards[number]:
                 what = "that file, its targets or its head" if self._command == "score" else "the candidates or a file"
-                self._refuse(f"holds the result of {path}", f"be another file, since {what} changed")
+                self._refuse(f"contains the result of {path}", f"be another file, since {what} changed")
             if number in self.results:
-                self._refuse(f"holds two results of {path}", "be as it was written")
+                self._refuse(f"contains two results of {path}", "be as it was written")
             self.results[number] = decoded(entry["result"])
         return size
 

@@ -196,7 +196,7 @@ class _Tokens(Sink):
 def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> str:
     """The message of an AssertionError; "" if all limits hold and all numbers are finite."""
     if "max_abs_loss" in limits and not comparison.has_targets:
-        raise_error("type", name="targets", got=None, fits="given, or held by the files, for max_abs_loss")
+        raise_error("type", name="targets", got=None, fits="given, or in the files, for max_abs_loss")
     columns: dict[str, Any] = comparison.columns()
     kept, kl, same_top = (columns[name] for name in ("kept", "kl", "is_same_top"))
     with np.errstate(invalid="ignore"):  # infinite losses

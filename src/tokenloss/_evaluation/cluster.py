@@ -58,7 +58,7 @@ def score(
     softcap: float | None = None,
     workers: int | None = 1,
 ) -> LossMeter:
-    """Meter of the cross-entropy of logits, computed where Dask computes: on threads, or on a cluster.
+    """Add up the cross-entropy of logits in a meter, wherever Dask computes: on threads or on a cluster.
 
     Each block of rows becomes losses on the machine that holds it, these become meters, and meters are added in a
     tree, so that only one reaches the caller. It has the same bits as on one machine, however the arrays are cut into
@@ -140,7 +140,7 @@ def cross_entropy(
     reduction: Literal["mean", "sum", "none"] = "mean",
     workers: int | None = 1,
 ) -> da.Array:
-    """Cross-entropy of logits as a Dask array, computed on demand.
+    """Compute the cross-entropy of logits lazily, as a Dask array.
 
     The result has the bits of `tokenloss.cross_entropy` for the same arrays in memory.
 

@@ -216,7 +216,7 @@ def first_numbers(shards: Sequence[Shard], options: Options, handles: Handles) -
         numbers = handles.open_shard(shard, options).sequences.numbers(0, shard.rows)
         firsts.append(firsts[-1] + int(numbers.max(initial=-1)) + 1)
         if firsts[-1] >= 2**63 and len(shards) > 1:
-            got, fits = "holds numbers of sequences that are too high", "hold lower ones, which are counted on"
+            got, fits = "has sequence numbers that are too high", "have lower ones: other files continue the count"
             refuse(shard.segments.path if shard.segments else shard.path, got, fits)
     return firsts[:-1] or [0] * len(shards)
 

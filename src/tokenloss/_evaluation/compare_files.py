@@ -73,8 +73,8 @@ def compare_files(
     ----------
     base : source, path or paths
         The result of an opener of `tokenloss.formats`, such as `tokenloss.formats.open_scores`, whose options describe
-        the files. Or paths (the shards of one text), a pattern of their names, or their directory, which are opened by
-        their content: as scores, as responses of a server, or as a trainer's log-probabilities of tokens.
+        the files. Or paths (the shards of one text), a pattern of their names, or their directory, which are recognized
+        by their content: as scores, as responses of a server, or as a trainer's log-probabilities of tokens.
     others : source, path or paths, or mapping of names to a source, a path or paths
         The candidates; without a name, a candidate is named by its path. Each has as many shards as the base, with the
         same rows in the same order (shards come with a name, or as a pattern or directory); or responses to the same
@@ -97,10 +97,10 @@ def compare_files(
         default, 1.
     by : str, optional
         What groups tokens, for a table of divergences and losses in `Comparison.groups`, as in `evaluate`; fields are
-        those of the base, or of the responses that are compared with it.
+        read from the base, or from the responses that are compared with it.
     calibration : bool, default False
         Whether to measure the calibration of each model, see `Comparison.calibration`, as `evaluate` does: of scores
-        with class ids, over all classes of a model. Each model's files are read four to seven times more for it.
+        with class ids, over all classes of a model. Each model's files are read another four to seven times for it.
     sizes : mapping of names to int or path, optional
         Sizes of the candidates' models: bytes, their file or directory, or text such as "4.9G".
     noise : source, path or paths, optional
@@ -247,7 +247,7 @@ def sources_of(
     models = {name: _opened(one, f"others[{name!r}]", shift) for name, one in candidates(others).items()}
     if noise is not None:
         if NOISE in models:
-            raise_error("option", name="a name of others", got=NOISE, fits="another one, where noise is given")
+            raise_error("option", name="a name of others", got=NOISE, fits="another name, because noise is given")
         models[NOISE] = noise if isinstance(noise, Source) else source.like(noise)
         if {*map(identity, source.paths)} & {*map(identity, models[NOISE].paths)}:
             refuse(models[NOISE].name, "is the base itself", "be a second run of it")
@@ -302,7 +302,7 @@ def _level_of(base: Source, models: Mapping[str, Source]) -> str:
     """The highest level that the base and each candidate reach, which must be the same for all candidates."""
     for name, one in {"base": base, **models}.items():
         if isinstance(one, Sketch) and (name != "base" or "nll" in {other.level for other in models.values()}):
-            got, fits = "holds a sketch", "be the base, and come with scores, hidden states or responses of the others"
+            got, fits = "is a sketch", "be the base, and come with scores, hidden states or responses of the others"
             refuse(one.name, got, fits)
     levels = {name: min(base.level, one.level, key=LEVELS.index) for name, one in models.items()}
     first = next(iter(levels))
@@ -315,7 +315,7 @@ def _level_of(base: Source, models: Mapping[str, Source]) -> str:
                 "nll": "only by their tokens",
             }
             got = f"can be compared {words[level]}"
-            refuse(models[name].name, got, f"be compared {words[levels[first]]}, as {models[first].name} is, or apart")
+            refuse(models[name].name, got, f"be compared {words[levels[first]]}, like {models[first].name}, or apart")
     return levels[first]
 
 
@@ -331,7 +331,7 @@ def _with_tokens_of(source: Source, base: Source) -> Source:
         are_paths = isinstance(value, tuple)
         if [*map(identity, value)] != [*map(identity, base_value)] if are_paths else value != base_value:
             got = f"was opened with {named(name, ...)}{value!r}"
-            fits = f"have {base_value!r}, as the base has, or be opened without: what the base has holds for all"
+            fits = f"have {base_value!r}, as the base has, or be opened without it: the base's value is used for all"
             refuse(source.name, got, fits)
     return replace(source, token_options=said)
 
@@ -345,9 +345,9 @@ def _check_transforms(sources: Sequence[Any]) -> None:
         for source, value in zip(sources, given, strict=True):
             if value != given[0]:
                 score_files = [one.name for one, head in zip(sources, heads, strict=True) if head is None]
-                got, fits = f"has {name} {value}", f"have {given[0]}, as {sources[0].name} has"
+                got, fits = f"has {name} {value}", f"have {given[0]}, as {sources[0].name} does"
                 if score_files:
-                    got = f"holds scores, to which {named(name)} does not apply"
-                    fits = "hold hidden states like the other models"
+                    got = f"contains scores, to which {named(name)} does not apply"
+                    fits = "contain hidden states like the other models"
                 fits += f"; {name} may come from the config.json of a head"
                 refuse([*score_files, source.name][0], got, fits)

@@ -149,7 +149,7 @@ def _comparison(name: str, own: Samples, other: Samples, margin: float | None, c
     else:
         comparison = _compared(None, (own.path, other.path), margin, cluster)[0]
     if margin is not None and all(metric.equivalence_p is None for metric in comparison.metrics):
-        refuse(own.path, "holds no metric between 0 and 1", "hold one where a margin is given")
+        refuse(own.path, "has no metric between 0 and 1", "have one if a margin is given")
     return dataclasses.replace(comparison, _about={"base": own.path, "name": name, "file": other.path})
 
 
@@ -183,8 +183,8 @@ def _samples(name: str, value: Any) -> Samples:
     """The samples of a model."""
     if isinstance(value, Source):
         if not isinstance(value, Samples):
-            fits = "hold samples of lm-evaluation-harness, as the other models' files do"
-            refuse(value.name, f"holds {value.given()['source']}", fits)
+            fits = "contain samples of lm-evaluation-harness, as the other models' files do"
+            refuse(value.name, f"contains {value.given()['source']}", fits)
         return value
     paths = as_paths(name, value)
     if len(paths) != 1:
@@ -196,13 +196,13 @@ def _compared_folders(base: Samples, other: Samples, margin: float | None, clust
     """The comparison of the tasks that both folders contain."""
     both = base.tasks.keys() & other.tasks.keys()
     if not both:
-        got, fits = f"holds no task of {base.path}: {', '.join(other.tasks)}", f"hold some of {', '.join(base.tasks)}"
+        got, fits = f"has no task of {base.path}, only {', '.join(other.tasks)}", f"have one of {', '.join(base.tasks)}"
         refuse(other.path, got, fits)
     runs = [folder.note for folder in (base, other) if folder.note]
     parts: dict[str, SampleComparison] = {}
     clusters: dict[str, set[Any]] = {}
     left_out = {
-        task: f"only the folder of the {'base' if task in base.tasks else 'other model'} holds it"
+        task: f"it is only in the folder of the {'base' if task in base.tasks else 'other model'}"
         for task in sorted(base.tasks.keys() ^ other.tasks.keys())
     }
     for task in sorted(both):

@@ -168,7 +168,7 @@ def compare_texts(
     settings = Settings(progress=progress, workers=check_workers(workers))
     path = as_path("text", text)
     if names is not None and not (len(names) == 2 and all(isinstance(name, str) for name in names)):
-        raise_error("option", name="names", got=names, fits="two names: that of a, and that of b")
+        raise_error("option", name="names", got=names, fits="two names, for a and for b")
     sides = [_side(*one, shift) for one in zip("ab", (a, b), names or (None, None), strict=True)]
     with opened([side.source for side in sides], Settings(outputs), {"command": "compare"}, by_identity([path])) as run:
         content = _read(path)
@@ -291,8 +291,8 @@ def _refuse_unknown(ids: Array, documents: IntArray, side: _Side, path: str) -> 
     """Refuse ids of unknown text; `documents` are the numbers of their documents."""
     is_unknown = np.append(side.tokenizer.unknown, False)[np.clip(ids, -1, len(side.tokenizer.pieces))]
     for i in np.flatnonzero(is_unknown)[:1].tolist():
-        got = f"holds id {ids[i]} in document {documents[i]}, the mark of text that its tokenizer cannot write ([UNK])"
-        refuse(path, got, "hold tokens of all of the text; leave that document out of the text and of both models")
+        got = f"has id {ids[i]} in document {documents[i]}, the mark of text that its tokenizer cannot write ([UNK])"
+        refuse(path, got, "have tokens for the whole text; leave that document out of the text and of both models")
 
 
 def _hint(ids: Array, options: Options) -> str:
@@ -310,7 +310,7 @@ def _ids_of(shard: Shard, options: Options, handles: Handles) -> tuple[Array, In
     """
     stored = handles.open_shard(shard, options)
     if stored.ids is None or shard.target_type != "class ids":
-        refuse(shard.path, "holds distributions as targets", "hold class ids")
+        refuse(shard.path, "contains distributions as targets", "contain class ids")
     ids, documents = stored.ids.reshape(-1), np.zeros(shard.rows, np.int64)
     is_part = np.ones(shard.rows, np.bool_) if options.ignore_index is None else ids != options.ignore_index
     if stored.sequences.exist:
@@ -323,7 +323,7 @@ def _ids_of(shard: Shard, options: Options, handles: Handles) -> tuple[Array, In
     documents = np.where(is_part, documents, -1)
     numbers = documents[is_part]
     if np.count_nonzero(np.diff(numbers, prepend=-1)) > np.unique(numbers).size:
-        refuse(shard.path, "holds sequences whose tokens are mixed", "hold them one after the other, as the text does")
+        refuse(shard.path, "has sequences whose tokens are mixed", "have them one after the other, as in the text")
     return ids, documents, shard.shares_numbers or not stored.sequences.exist
 
 
@@ -357,17 +357,17 @@ def _check_documents(sides: Sequence[_Side], texts: Sequence[_LaidTokens], conte
     ranges = [document_bytes(one.tokens()) for one in texts]
     for side, (start, _) in zip(sides, ranges, strict=True):
         if not start.size or start.min() < 0:
-            got = f"holds no text in its document {int(np.argmin(start))}" if start.size else "holds no tokens"
-            refuse(side.source.paths[0], got, "hold text in each document")
+            got = f"has no text in its document {int(np.argmin(start))}" if start.size else "has no tokens"
+            refuse(side.source.paths[0], got, "have text in each document")
     (a_ranges, b_ranges), path = ranges, sides[1].source.paths[0]
-    fits = f"hold those of {sides[0].name}: sequences are documents, in the order of the text"
+    fits = f"have the same documents as {sides[0].name}: each sequence is one, in the order of the text"
     if a_ranges[0].size != b_ranges[0].size:
         if 1 in (a_ranges[0].size, b_ranges[0].size):
-            fits += f"; where texts are packed, {named('segment_ids')} separate them"
-        refuse(path, f"holds {b_ranges[0].size} documents, not {a_ranges[0].size}", fits)
+            fits += f"; if texts are packed, {named('segment_ids')} separates them"
+        refuse(path, f"contains {b_ranges[0].size} documents, not {a_ranges[0].size}", fits)
     for document in np.flatnonzero((a_ranges[0] != b_ranges[0]) | (a_ranges[1] != b_ranges[1])).tolist():
         for first, last in (sorted((int(a[document]), int(b[document]))) for a, b in zip(*ranges, strict=True)):
             if content[first:last].decode("utf-8", "replace").strip():
                 places = [f"{one[0][document]} to {one[1][document]}" for one in (b_ranges, a_ranges)]
-                got = f"holds a document {document} of bytes {places[0]}, not {places[1]}"
+                got = f"contains a document {document} of bytes {places[0]}, not {places[1]}"
                 refuse(path, got, fits)

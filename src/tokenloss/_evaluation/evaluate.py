@@ -79,9 +79,9 @@ def evaluate(
     ----------
     source : source, path, paths, iterable of blocks, or function that makes blocks
         The result of an opener of `tokenloss.formats`, such as `tokenloss.formats.open_scores`, whose options describe
-        the files. Or paths, patterns of their names, or their directory, which are opened by their content: as scores,
-        as log-probabilities of tokens, or as responses of servers, where each choice is a sequence. Or blocks from an
-        engine's loop, see `tokenloss.formats.blocks`.
+        the files. Or paths, patterns of their names, or their directory, which are recognized by their content: as
+        scores, as log-probabilities of tokens, or as responses of servers, where each choice is a sequence. Or blocks
+        from an engine's loop, see `tokenloss.formats.blocks`.
     shift : bool, optional
         Whether targets are the input ids of a causal model, where row j predicts id j + 1 of its sequence, if the
         opener did not set it. By default they are not, and a `ShiftWarning` is given if they seem to be. Responses and
@@ -109,9 +109,9 @@ def evaluate(
         to several groups, of which there are at most 10,000.
     calibration : bool, default False
         Whether to measure the calibration of the probabilities, see `Evaluation.calibration`: of scores of all classes
-        with class ids. Files are read three to six times more for the best temperature, and again after a resumed run;
-        blocks are read only once, and have none. It keeps 57 bytes for each token (33 of blocks), and for up to 10
-        classes 8 more for each class.
+        with class ids. Files are read another three to six times for the best temperature, and again after a resumed
+        run; blocks are read only once, so they have no temperature. It keeps 57 bytes for each token (33 for blocks),
+        and for up to 10 classes 8 more for each class.
     top : int, default 5
         Number of the tokens and of the sequences with the highest losses to list.
     sinks : sequence of Sink, optional
@@ -343,7 +343,7 @@ def _opened(path: str, has_text: bool) -> Tokenizer:
     """The open tokenizer, which gives the bytes of tokens with the text or without it."""
     tokenizer = open_tokenizer(path)
     if tokenizer.drops_spaces and not has_text:
-        got = "drops the white space between tokens or changes a text, so that their bytes are known only from the text"
+        got = "drops the white space between tokens or changes a text, so bytes of tokens are known only from the text"
         refuse(tokenizer.path, got, f"come with {named('text', ...)}, or be left out")
     return tokenizer
 

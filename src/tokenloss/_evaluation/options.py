@@ -63,7 +63,7 @@ def checked_sizes(sizes: Mapping[str, Any], names: Sequence[str]) -> dict[str, i
     """Size of each candidate's model in bytes, if given."""
     for name in sizes:
         if name not in names:
-            raise_error("option", name="a name of sizes", got=name, fits=f"that of a candidate: {', '.join(names)}")
+            raise_error("option", name="a name of sizes", got=name, fits=f"the name of a candidate: {', '.join(names)}")
     return {name: _size(name, value) for name, value in sizes.items()}
 
 
@@ -120,5 +120,5 @@ def text_length(path: str, words: str = "whitespace") -> tuple[int, int]:
             if not data:
                 break
     if not n_bytes:
-        refuse(path, "is empty", "hold a text")
+        refuse(path, "is empty", "contain a text")
     return n_bytes, n_words

@@ -172,7 +172,7 @@ def _assigned(shards: list[Shard], paths: Sequence[str], what: str, numbers: str
         refuse(paths[0], f"is one of {len(paths)} files of {what}", fits)
     array = npy.open_array(paths[0])
     if array.size != rows:
-        fits = f"hold {rows} {numbers}, one for each row of the {len(shards)} files of scores"
+        fits = f"contain {rows} {numbers}, one for each row of the {len(shards)} files of scores"
         refuse(paths[0], f"has shape {array.shape}", fits)
     starts = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
     return [Slice(paths[0], start) for start in starts[:-1]]
@@ -255,12 +255,12 @@ def _check_shapes(shard: FileSpec, other: FileSpec, options: Options) -> None:
     """Refuse a shard with a different number of rows, or of classes if all classes are compared."""
     (rows, classes), (other_rows, other_classes) = ((side.rows, side.shape[-1]) for side in (shard, other))
     if shard.head and other.head and shard.head.spec == other.head.spec and classes != other_classes:
-        got = f"has another width than {shard.path}, both read as hidden states for {shard.head_files[0]}"
+        got = f"differs in width from {shard.path}; both are read as hidden states for {shard.head_files[0]}"
         hint = f"; {named('base_kind')} is the kind of a base of scores, {named('base_lm_head')} a base's own head"
         refuse(other.path, got, f"have the same{worded('', hint)}")
     if other_rows != rows or (other_classes != classes and options.classes is None):
-        got = f"holds {other_rows} rows of {other_classes} classes"
-        fits = f"hold {rows} rows of {classes}, as {shard.path} does"
+        got = f"contains {other_rows} rows of {other_classes} classes"
+        fits = f"contain {rows} rows of {classes}, as {shard.path} does"
         if other_rows == rows and min(classes, other_classes):
             least = min(classes, other_classes)
             fits += f"; {named('classes', least)} compares the first {least} of both"
@@ -270,11 +270,11 @@ def _check_shapes(shard: FileSpec, other: FileSpec, options: Options) -> None:
         refuse(other.path, got, fits)
     for side in (shard, other):
         if isinstance(options.classes, int) and classes != other_classes and side.classes < options.classes:
-            got, fits = f"holds {side.shape[-1]} classes", f"hold the first {options.classes} that are to be compared"
+            got, fits = f"has {side.shape[-1]} classes", f"have at least the {options.classes} that are to be compared"
             refuse(side.path, got, fits)
     batch, other_batch = shard.shape[:-1], other.shape[:-1]
     if not _have_same_rows(batch, other_batch) or (options.shift and batch != other_batch):
-        got, fits = f"holds {other.kind} of shape {other.shape}", f"have rows of shape {batch}, as {shard.path} does"
+        got, fits = f"contains {other.kind} of shape {other.shape}", f"have rows of shape {batch}, as {shard.path} does"
         refuse(other.path, got, fits + ", to be shifted" * bool(options.shift))
 
 

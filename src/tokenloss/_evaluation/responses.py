@@ -86,9 +86,9 @@ def units_of(base: Source, models: Mapping[str, Source]) -> list[FilesUnit]:
     """The units of candidates; each source must be one file."""
     for source in (base, *models.values()):
         if len(source.paths) > 1 and source.level != "sketch":
-            got = f"holds {source.given()['source']} in {len(source.paths)} files"
-            fits = "be one file" if isinstance(source, Scores) else "be one file, with a response on each line (.jsonl)"
-            fits += ", in the order of the other's"
+            got = f"contains {source.given()['source']} in {len(source.paths)} files"
+            fits = "be one file" if isinstance(source, Scores) else "be one file, with one response per line (.jsonl)"
+            fits += ", in the same order as the other's"
             refuse(source.name, got, fits)
     return [FilesUnit(base, one, name) for name, one in models.items()]
 
@@ -185,8 +185,8 @@ def check_parts(files: Sequence[Responses | Logprobs], results: Sequence[ShardRe
         assert counted is not None
         n_known += result.n_tokens + counted.n_sentinels + len(counted.failed)
         if file.dialect and counted.part != file.part:
-            got, fits = f"is in the state by the part {counted.part!r}", f"be scored by {file.part!r}, with a new state"
-            refuse(file.path, got, fits)
+            got = f"was scored with the part {counted.part!r} in the state"
+            refuse(file.path, got, f"be scored with the part {file.part!r} and a new state")
     if not n_known:
         refuse_without_number(files[0].path, results[0].responses.part if results[0].responses else "")
 

@@ -222,7 +222,7 @@ class Evaluation(LossMetrics, GatedResult):
 
     @property
     def calibration(self) -> Calibration | None:
-        """The calibration of all tokens, in 15 bins of equal mass; None unless it was asked for."""
+        """The calibration of all tokens, in 15 bins of equal mass; None unless it was requested."""
         return self._calibration
 
     @property
@@ -234,7 +234,7 @@ class Evaluation(LossMetrics, GatedResult):
         return columns_of_groups(self.figures["groups"]) if "groups" in self.figures else None
 
     def by(self, groups: ArrayLike) -> dict[str, Array]:
-        """Losses of groups of sequences, such as domains; `evaluate(..., by=)` also groups tokens.
+        """Compute the losses of groups of sequences, such as domains; `evaluate(..., by=)` also groups tokens.
 
         Parameters
         ----------
@@ -277,7 +277,7 @@ class Evaluation(LossMetrics, GatedResult):
 
     @classmethod
     def of_parts(cls, evaluations: Iterable[Evaluation]) -> Evaluation:
-        """Add up evaluations of parts, as ``sum`` does, in a time that grows with their number and not with its square.
+        """Add up evaluations of parts, as ``sum`` does, but in linear instead of quadratic time.
 
         Parameters
         ----------
@@ -315,7 +315,7 @@ class Evaluation(LossMetrics, GatedResult):
         return merged
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table that has a row for each sequence.
+        """Return the columns of a table that has a row for each sequence.
 
         Returns
         -------
@@ -423,7 +423,7 @@ class Evaluations(Gated, NamedResults[Evaluation]):
         return dict(self)
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table with a row for each model.
+        """Return the columns of a table with a row for each model.
 
         Returns
         -------

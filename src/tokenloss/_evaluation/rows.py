@@ -269,8 +269,8 @@ def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> Non
     slack = UNNORMALIZED if itemsize > 2 else UNNORMALIZED_HALF
     wrong = logsumexps[(logsumexps > slack) | (logsumexps < (-np.inf if is_believed else -slack))]  # nan is not
     if wrong.size:
-        fits = "natural log-probabilities have 0: is it base 2, or logits, or cut? "
-        fits += f"{named('kind', 'log_probs')} accepts rows that were cut"
+        fits = "for natural log-probabilities it is 0: are these to base 2, or logits, or truncated? "
+        fits += f"{named('kind', 'log_probs')} accepts truncated rows"
         raise_error("unnormalized", name="log_probs", got=wrong[0], fits=fits)
 
 
@@ -313,7 +313,7 @@ class FirstRows:
         ):
             got = "looks like probabilities, since rows add up to 1"
             probs, logits = (named(self._option, kind) for kind in ("probs", "logits"))
-            refuse(self._file.path, got, f"come with {probs} and its array's name, or with {logits} if it holds logits")
+            refuse(self._file.path, got, f"come with {probs} and its array's name, or with {logits} if it has logits")
         return len(rows) > 0 or max_rows == 0
 
 

@@ -71,7 +71,7 @@ class RowsOfResponses:
         if self._runs is not None and self._next < len(self._runs):
             left = int(np.count_nonzero(self._counted[self._runs[self._next][0] :]))
         if left:
-            got = f"holds {left} more rows with targets"
+            got = f"has {left} more rows with targets"
             refuse(self.scores.path, got, f"end where {self._responses.path} does")
 
     def _pass_failed(self) -> None:
@@ -80,8 +80,8 @@ class RowsOfResponses:
         self.skipped += new
         self._next += new
         if new and self._runs is None:
-            got = "requests failed, and nothing says which rows are theirs"
-            refuse(self._responses.path, got, f"have none that failed, or {self.scores.path} hold sequences")
+            got = "requests failed, and it is not known which rows are theirs"
+            refuse(self._responses.path, got, f"have no failed requests, or {self.scores.path} must contain sequences")
 
     def _tokens_of(self, response: Response) -> tuple[IntArray, IntArray]:
         """The tokens of a response that count, and their rows."""
@@ -118,7 +118,7 @@ class RowsOfResponses:
                 return rows[:0]
             self._next += 1
         if len(rows) != n:
-            got, fits = f"holds {n_rows} rows with targets {place}", f"hold {n}, as {self._responses.path} does in line"
+            got, fits = f"has {n_rows} rows with targets {place}", f"have {n}, as {self._responses.path} does on line"
             refuse(self.scores.path, got, f"{fits} {response.line}")
         return rows
 
@@ -167,7 +167,7 @@ class ScoredResponses(RowsOfResponses):
             at = tokens[part]
             scores = token_scores(block, response.ids[at], kind="logits", workers=self._workers)
             for row in rows[part][np.isnan(scores.nll)][:1].tolist():
-                refuse(self.scores.path, f"row {row} has no probabilities", "hold no nan")
+                refuse(self.scores.path, f"row {row} has no probabilities", "contain no nan")
             listed = jobs.with_known_kind(class_log_probs)(block, np.maximum(classes[at], 0), workers=self._workers)
             columns["logprobs"][at], columns["best"][at] = -scores.nll, scores.argmax
             columns["is_greedy"][at], columns["is_greedy_known"][at] = scores.is_greedy, True
@@ -180,5 +180,5 @@ def runs(path: str, numbers: IntArray) -> list[tuple[int, int]]:
     bounds = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1, append=numbers[-1:] + 1))
     runs = [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if numbers[a] >= 0]
     if len({int(numbers[start]) for start, _ in runs}) < len(runs):
-        refuse(path, "holds sequences in pieces", "hold the rows of each together")
+        refuse(path, "has the rows of a sequence in several places", "have the rows of each sequence together")
     return runs

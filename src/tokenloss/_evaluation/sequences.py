@@ -122,7 +122,7 @@ def row_sequences(
     """
     ids, offsets = (file.segment_ids, file.cu_seqlens) if segments is None else (segments, None)
     if ids is not None and offsets is not None:
-        refuse(file.path, f"holds {' and '.join(SEQUENCES)}", "hold one of them")
+        refuse(file.path, f"contains {' and '.join(SEQUENCES)}", "contain only one of them")
     place = path or file.path
     try:
         if offsets is not None:
@@ -241,9 +241,9 @@ def check_labels(by: str, labels: Collection[Any], path: str) -> None:
     if [*labels] != [None]:
         return
     if is_by_position(by):
-        got, fits = "holds tokens that are in no sequence", f"have sequences, in which {named('by', by)} counts"
+        got, fits = "contains tokens that are in no sequence", f"have sequences, in which {named('by', by)} counts"
     else:
-        got, fits = f"holds no field {by!r}", f"hold that of {named('by', by)}"
+        got, fits = f"has no field {by!r}", f"have the field of {named('by', by)}"
     refuse(path or "source", got, fits)
 
 

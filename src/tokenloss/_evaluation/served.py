@@ -126,7 +126,7 @@ def _compare_responses(unit: FilesUnit, work: Work, options: Options) -> Compare
                 "line": np.full(size, response.line),
             })  # fmt: skip
     if not parts:
-        raise_error("content", path=path, got="holds no token that has a row", fits="hold those of the sketch")
+        raise_error("content", path=path, got="has no token of the sketch", fits="have the same tokens")
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if work.emit:
         shared = {name: columns[name] for name in (*PLACES[1:], "text", "kept", "base_nll")}

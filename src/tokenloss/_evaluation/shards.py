@@ -42,7 +42,7 @@ class StoredWindows(NamedTuple):
     def sequences(self, path: str, shape: tuple[int, ...], held: RowSequences) -> RowSequences:
         """The windows as sequences, in place of sequences in the file."""
         if held.are_given:
-            refuse(path, f"holds {' or '.join(SEQUENCES)}", "hold windows of one text, which are its sequences")
+            refuse(path, f"contains {' or '.join(SEQUENCES)}", "contain windows of one text, which are its sequences")
         rows = math.prod(shape[:-1])
         return RowSequences(shape, offsets=np.append(np.arange(0, rows, self.size), rows))
 
@@ -62,8 +62,8 @@ class StoredWindows(NamedTuple):
             before = ids[start - self.size + self.stride :][: len(after)]
             if not np.all((before == after) | (before == ignored) | (after == ignored)):
                 number = self.first + start // self.size
-                got = f"windows {number - 1} and {number} hold different ids where they overlap"
-                refuse(path, got, f"hold windows of one text, in order, that begin every {self.stride} tokens")
+                got = f"windows {number - 1} and {number} have different ids where they overlap"
+                refuse(path, got, f"contain windows of one text, in order, that begin every {self.stride} tokens")
         return np.array(ids[: self.size]) if len(ids) else following
 
     def new(self, rows: IntArray, ahead: int) -> BoolArray:
@@ -303,7 +303,7 @@ def open_stored(shard: Shard, options: Options, handles: Handles) -> OpenShard:
     files = [handles.open(spec) for spec in shard.models]
     for file, name in ((file, name) for file in files for name in OTHER_MASKS if name in file.names):
         if name != options.by:
-            refuse(file.path, f"holds {name}, which is not read", f"hold targets of -100 where it is 0, and no {name}")
+            refuse(file.path, f"has {name}, which is not read", f"have targets of -100 where it is 0, and no {name}")
     tokens = next((file.tokens for file in files if file.tokens is not None), None)
     tokens = None if files[0].sketch is not None else tokens  # those of its rows, and its targets come after these
     targets, sequences = _held_targets(shard, files, options), _held_sequences(shard, files)
@@ -324,7 +324,7 @@ def open_stored(shard: Shard, options: Options, handles: Handles) -> OpenShard:
     for file in with_mask:
         mask = checked_mask(file)
         if mask.size != kept.size:
-            refuse(file.path, f"holds {MASK} of shape {mask.shape}", "hold one for each row")
+            refuse(file.path, f"contains {MASK} of shape {mask.shape}", "have one for each row")
         kept &= mask.reshape(kept.shape) != 0
     return stored._replace(targets=np.where(kept, np.int8(0), np.int8(LEFT_OUT)), has_targets=False)
 
@@ -338,7 +338,7 @@ def _held_groups(file: ScoresFile, sequences: RowSequences, by: str | None) -> G
     field = file.field
     if field is None:
         names = ", ".join(file.names) or "one array without a name"
-        refuse(file.path, f"holds {names}", f"hold the array of {named('by', by)}")
+        refuse(file.path, f"contains {names}", f"have the array of {named('by', by)}")
     if field.dtype.kind not in "biuUT":
         refuse(file.path, f"{by} has dtype {field.dtype}", "be text, integers or bool")
     values, codes = np.unique(field, return_inverse=True)
@@ -380,10 +380,10 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
         held = [(file.path, file.input_ids) for file in files if file.input_ids is not None]
         is_needed = not are_compared or options.shift is not False  # else ids only show that texts are the same
         if held and is_needed and not options.shift:
-            fits = f"hold targets, or come with {named('targets', ...)} or {named('targets_array', ...)}; "
+            fits = f"contain targets, or come with {named('targets', ...)} or {named('targets_array', ...)}; "
             fits += f"if these ids are the model's input, add {named('shift', True)}"
             fits += f"; for divergences only, {named('shift', False)}" * are_compared
-            refuse(held[0][0], "holds input ids and no targets", fits)
+            refuse(held[0][0], "contains input ids and no targets", fits)
     if not held and are_compared and not options.shift:
         return None
     if not held:
@@ -391,8 +391,8 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
     (first, targets), *rest = held
     for path, others in rest:
         if not np.array_equal(targets.reshape(-1), others.reshape(-1)):
-            got = f"holds other {'targets' if is_needed else 'input ids'}"
-            refuse(path, got, f"hold those of {first}, or none")
+            what = "targets" if is_needed else "input ids"
+            refuse(path, f"its {what} differ from those in {first}", f"have the same {what}, or no {what}")
     return targets if is_needed else None
 
 
@@ -406,13 +406,13 @@ def _sketched_targets(files: list[ScoresFile], ignored: int | None) -> Array | N
         wanted, held = targets.reshape(-1), ids.reshape(-1)
         kept = wanted != ignored
         if not any(np.array_equal(one[kept], wanted[kept]) for one in (held, np.roll(held, -1))):
-            refuse(file.path, "holds other targets", f"hold those of {files[0].path} or the tokens before them")
+            refuse(file.path, f"its targets differ from those in {files[0].path}", "have the same or the tokens before")
     return targets
 
 
 def refuse_without_targets(path: str, names: Sequence[str] = ()) -> NoReturn:
     """Raise an error that a file, with arrays of these names, contains no targets."""
-    got, fits = "holds no targets", f"hold them, or come with {named('targets', ...)}"
+    got, fits = "has no targets", f"contain targets, or come with {named('targets', ...)}"
     if len(names) > 1:
         got, fits = f"{got}, but {', '.join(names)}", f"{fits} or {named('targets_array', ...)}"
     refuse(path, got, fits)
@@ -433,7 +433,7 @@ def _masked(file: ScoresFile, targets: Array, options: Options) -> Array:
     wrong = ~kept if ignored is None or targets.shape != mask.shape else ~kept & (targets != ignored)
     if wrong.any():
         got = f"{MASK}{np.argwhere(wrong)[0].tolist()} is {mask[wrong][0]:g}, but its token would be scored"
-        fits = f"hold targets that are ignored where it is 0, or come with {named('shift', True)} if they are input ids"
+        fits = f"have targets that are ignored where it is 0, or come with {named('shift', True)} if they are input ids"
         refuse(file.path, got, fits)
     return targets
 
@@ -450,7 +450,7 @@ def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
     for path, sequences in given[1:]:
         first, rows = given[0], files[0].rows
         if not np.array_equal(first[1].numbers(0, rows), sequences.numbers(0, rows)):
-            refuse(path, "holds other sequences", f"hold those of {first[0]}, or none")
+            refuse(path, f"its sequences differ from those in {first[0]}", "have the same sequences, or no sequences")
     return next((sequences for _, sequences in given or held if sequences.exist), held[0][1])
 
 
@@ -482,11 +482,11 @@ def shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
 
 def check_shiftable(file: ScoresFile, targets: Array, path: str | None) -> None:
     """Refuse targets that cannot be shifted. `path` is their file; None if it is the file of scores."""
-    fits = "hold an id for each row of sequences, to be shifted"
+    fits = "contain an id for each row of sequences, to be shifted"
     if path is None and file.is_shifted:
-        refuse(file.path, "holds targets that are the next tokens", fits)
+        refuse(file.path, "contains targets that are the next tokens", fits)
     if len(file.shape) < 2 or targets.shape != file.shape[:-1]:
-        refuse(path or file.path, f"holds targets of shape {targets.shape}", fits)
+        refuse(path or file.path, f"contains targets of shape {targets.shape}", fits)
 
 
 def stored_windows(
@@ -498,15 +498,15 @@ def stored_windows(
     windows_of_files, left, number, length = [], sum(counts), 0, 0
     for (path, (*batch, _)), rows in zip(files, counts, strict=True):
         if len(batch) > 1 and batch[-1] != size and (batch[-1] > size or rows > batch[-1]):
-            refuse(path, f"holds windows of {batch[-1]} tokens", f"hold windows of {size}")
+            refuse(path, f"contains windows of {batch[-1]} tokens", f"contain windows of {size}")
         windows_of_files.append(StoredWindows(size, stride, number))
         left -= rows
         number += -(-rows // size)
         length = (rows - 1) % size + 1 if rows else length  # of the last window
         if length < size and left:
-            refuse(path, f"ends with a window of {length}", f"hold windows of {size} tokens, as other files follow")
+            refuse(path, f"ends with a window of {length}", f"contain windows of {size} tokens, as other files follow")
     if number > 1 and length <= size - stride:
-        fits = f"end with one of more than {size - stride}, which holds tokens that the one before lacks"
+        fits = f"end with one of more than {size - stride}, which has tokens that the one before lacks"
         refuse(files[-1][0], f"ends with a window of {length} tokens", fits)
     if len(targets) == 1 and _are_of_text(targets[0], sum(counts), (number - 1) * stride + length):
         return [windows._replace(targets_are_text=True) for windows in windows_of_files]
@@ -522,6 +522,6 @@ def _are_of_text(path: str, rows: int, n_tokens: int) -> bool:
     if array.size == rows or array.size != max(array.shape, default=0):
         return False
     if array.size != n_tokens:
-        fits = f"hold {n_tokens} ids, of the text in these windows, or {rows}, one for each row"
+        fits = f"contain {n_tokens} ids, of the text in these windows, or {rows}, one for each row"
         refuse(path, f"has shape {array.shape}", fits)
     return True

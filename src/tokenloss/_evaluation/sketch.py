@@ -87,7 +87,7 @@ def _add_shard(shard: Shard, work: Work, options: Options, writer: SketchWriter,
     opened = work.handles.open_shard(shard, options)
     file = opened.file
     if shard.target_type == "distributions":
-        refuse(shard.targets_path, "holds distributions as targets", "hold class ids, which a sketch keeps")
+        refuse(shard.targets_path, "contains distributions as targets", "contain class ids, which a sketch keeps")
     reader = RowReader(shard, opened, options, rows_per_block(bytes_per_row(file)), work.advance)
     for block in reader:
         with with_file_names(file.path, block.place):

@@ -24,7 +24,7 @@ WRITTEN = 1 << 24  # more than any count of hidden ids: marks that an id has wri
 _PIECE = 1 << 18  # rows whose bytes are found at a time
 _MOST_IN_ROW = 1 << 20  # texts that a model's mask numbers
 NEXT_TOKENS = (  # follows an error; what shifts targets replaces {}
-    "; targets that are the next tokens already lack the first token of each text: store the input ids and add {}"
+    "; targets that are already the next tokens lack the first token of each text: store the input ids and add {}"
 )
 
 

@@ -68,13 +68,13 @@ def compare_losses(
     """The comparison of a trainer (the base) with the engine that sampled the tokens, by log-probabilities."""
     units = units_of(base, models)
     if len(units) > 1:
-        fits = "one file, of the engine that sampled, where files hold log-probabilities of tokens"
+        fits = "one file, of the engine that sampled, if files contain log-probabilities of tokens"
         raise_error("option", name="the list of others", got=f"{len(units)} files", fits=fits)
     (unit,), (given,) = units, abouts
     about: About = {"name": given["name"], "trainer": unit.base.paths[0], "sampler": unit.other.paths[0]}
     if isinstance(unit.base, Responses):
         next(iter(unit.base), None)  # raises an error if it contains something else
-        got = "holds responses of the engine that sampled"
+        got = "contains responses of the engine that sampled"
         refuse(unit.base.paths[0], got, f"come second, after those of the trainer, {unit.other.paths[0]}")
     if isinstance(unit.other, Responses):
         part: Any = unit.other.options["part"] or "generated"
@@ -155,8 +155,8 @@ def _losses_of_scores(source: Scores, work: Work) -> _Array | _Rows:
     if (numbers < 0).all():
         return _Array(source, path, logprobs, np.ones(logprobs.shape, np.bool_), ids)
     if (numbers < 0).any():
-        fits = "give each token the number of a sequence, or none of them"
-        refuse(path, "holds tokens outside of all sequences", fits)
+        fits = "give a sequence number to each token, or to none"
+        refuse(path, "has tokens that are in no sequence", fits)
     rows = [
         dataclasses.replace(response_of(number, None, 0, logprobs[start:stop]), ids=ids[start:stop])
         for number, (start, stop) in enumerate(runs(path, numbers), 1)
@@ -168,14 +168,14 @@ def _compared_arrays(base: _Array, other: _Array) -> tuple[ComparedLosses, list[
     """The log-probabilities of two arrays of one shape, padded with nan, and the sources whose zeros may be padding."""
     shape, paths = base.values.shape, (base.path, other.path)
     if other.values.shape != shape or not shape:
-        got, fits = f"has shape {other.values.shape}", f"have {shape}, as {paths[0]}"
+        got, fits = f"has shape {other.values.shape}", f"have shape {shape}, like {paths[0]}"
         refuse(paths[1], got, fits if shape else "be of tokens")
     mask = base.mask & other.mask
     ours, theirs = (np.where(mask, side.values, np.nan) for side in (base, other))
     lengths = [_lengths(array) for array in (ours, theirs)]
     for row in np.flatnonzero(lengths[0] != lengths[1])[:1].tolist():
         got = f"row {row} has {lengths[1][row]} tokens before its padding of nan"
-        refuse(paths[1], got, f"have {lengths[0][row]}, as {paths[0]}")
+        refuse(paths[1], got, f"have {lengths[0][row]}, like {paths[0]}")
     sources = [(side.source, values) for side, values in ((base, ours), (other, theirs))]
     arrays = [(source, values) for source, values in sources if isinstance(source, Logprobs)]
     padded = [source for source, values in arrays if seems_padded(source, values)]
@@ -184,7 +184,7 @@ def _compared_arrays(base: _Array, other: _Array) -> tuple[ComparedLosses, list[
     numbers = [ids for source, _ in arrays if (ids := read_segment_ids(source, shape)) is not None]
     if len(numbers) > 1 and not np.array_equal(numbers[0], numbers[1]):
         own, others = (side.source.token_options.segment_ids[0] for side in (base, other))
-        refuse(others, "has other sequences", f"have those of {own}")
+        refuse(others, f"its sequences differ from those in {own}", "have the same sequences")
     ids = base.ids if other.ids is None else other.ids
     segment_ids = numbers[0] if numbers else None
     flat = ours.reshape(-1), theirs.reshape(-1), mask.reshape(-1)
@@ -278,10 +278,10 @@ def _paired(side: _Rows, rows: _Rows) -> _Rows:
 def _check_rows(side: _Rows, rows: _Rows) -> None:
     """Refuse a file whose sequences differ in number or length from those of another file."""
     if len(side.rows) != len(rows.rows):
-        refuse(side.path, f"holds {len(side.rows)} sequences", f"hold {len(rows.rows)}, as {rows.path}")
+        refuse(side.path, f"has {len(side.rows)} sequences", f"have {len(rows.rows)}, as {rows.path} does")
     for row, other in zip(side.rows, rows.rows, strict=True):
         if len(row.logprobs) != len(other.logprobs):
-            fits = f"have {len(other.logprobs)}, as line {other.line} of {rows.path}"
+            fits = f"have {len(other.logprobs)}, as on line {other.line} of {rows.path}"
             raise_error("record", path=side.path, line=row.line, got=f"it has {len(row.logprobs)} tokens", fits=fits)
 
 
@@ -290,8 +290,8 @@ def _fitted(side: _Array, rows: _Rows) -> tuple[Float64Array, BoolArray]:
     array, path, lengths = side.values, side.path, rows.lengths
     if array.ndim == 1:
         if array.size != sum(lengths):
-            got = f"holds {array.size:,} log-probabilities"
-            fits = f"hold {sum(lengths):,}, one for each token of the {len(lengths):,} sequences of {rows.path}"
+            got = f"contains {array.size:,} log-probabilities"
+            fits = f"contain {sum(lengths):,}, one for each token of the {len(lengths):,} sequences of {rows.path}"
             refuse(path, got, fits)
         return array, side.mask
     if array.ndim != 2 or len(array) != len(lengths):
@@ -304,8 +304,8 @@ def _fitted(side: _Array, rows: _Rows) -> tuple[Float64Array, BoolArray]:
         fits_right = 0 < length < row.size and bool(np.isnan(head).all())
         if fits_left == fits_right:
             got = f"row {i} has {row.size} numbers, {np.count_nonzero(np.isnan(row))} of them nan"
-            fits = f"hold {length} log-probabilities, as many as line {rows.rows[i].line} of {rows.path} has tokens, "
-            fits += "and then nan or 0, or nan before them"
+            fits = f"have {length} log-probabilities, one per token on line {rows.rows[i].line} of {rows.path}, "
+            fits += "followed by nan or 0, or preceded by nan"
             refuse(path, got, fits)
         part = slice(length) if fits_left else slice(row.size - length, None)
         values.append(row[part])

@@ -374,7 +374,7 @@ def excerpt_note(shown: int, total: int, why: str = "", noun: str = "tokens") ->
     """HTML of a note that the page has only the first tokens; empty if it has all of them."""
     if shown == total:
         return ""
-    note = f"This page holds the first {shown:,} of {total:,} {noun}{why}; the numbers are for all."
+    note = f"This page shows the first {shown:,} of {total:,} {noun}{why}; the numbers are for all."
     return f'\n<p class="note">{note}</p>'
 
 

@@ -25,7 +25,7 @@ def class_log_probs(
     softcap: float | None = None,
     workers: int | None = None,
 ) -> Float64Array:
-    """Log-probabilities of some classes of each position, in one pass over the logits.
+    """Compute the log-probabilities of some classes at each position, in one pass over the logits.
 
     Such classes are the answers of a multiple-choice question, or candidates for the next token. Probabilities are
     among all V classes; `log_softmax` of the result along its last axis gives those among the K classes.

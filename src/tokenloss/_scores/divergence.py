@@ -57,7 +57,7 @@ def kl_divergence(
     divergences: Sequence[str] | None = None,
     workers: int | None = None,
 ) -> float | Float64Array | Divergences:
-    """Kullback-Leibler divergence of a model's predictions from those of a base model, and other divergences.
+    """Compute the Kullback-Leibler divergence of a model's predictions from a base model's, and other divergences.
 
     For each position it is ``sum(p * (log(p) - log(q)))`` over the classes, with ``p = softmax(base_logits)`` and
     ``q = softmax(logits)``: the extra cost in nats of coding the base's tokens with the other model. One pass over
@@ -161,7 +161,7 @@ class DivergenceJob:
 
 
 class Divergences(NamedTuple):
-    """Result of `kl_divergence` and `linear_kl_divergence` for several divergences; None for those not asked for.
+    """Result of `kl_divergence` and `linear_kl_divergence` for several divergences; None if not requested.
 
     Attributes
     ----------
@@ -226,7 +226,7 @@ def topk_divergence_bound(
     *,
     rounding: float | None = None,
 ) -> TopkDivergence:
-    """Lower bound on the Kullback-Leibler divergence of two models, from only their most likely classes.
+    """Compute a lower bound on the Kullback-Leibler divergence of two models from only their most likely classes.
 
     With T the classes that both lists name, and P and Q their probabilities by the two models, it is
     ``sum(p * log(p / q) for T) + (1 - P) * log((1 - P) / (1 - Q))``: the divergence of coarser distributions, in which

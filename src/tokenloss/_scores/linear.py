@@ -51,7 +51,7 @@ def linear_cross_entropy(
     reduction: str = "mean",
     workers: int | None = None,
 ) -> float | Float64Array:
-    """Cross-entropy of a projection onto the vocabulary, whose logits never exist as a whole.
+    """Compute the cross-entropy of a projection onto the vocabulary, whose logits are never all in memory at once.
 
     The logits are ``hidden @ lm_head.T + lm_head_bias``. The product is computed tile by tile, and each tile is reduced
     while it is in the cache: at most 16 MB is allocated in addition to the arguments and the result, however many
@@ -136,7 +136,7 @@ def linear_token_scores(
     top_k: int = 0,
     workers: int | None = None,
 ) -> TokenScores:
-    """Loss, entropy, rank and most likely classes of each token of a projection onto the vocabulary.
+    """Compute the loss, entropy, rank and most likely classes of each token of a projection onto the vocabulary.
 
     The logits ``hidden @ lm_head.T + lm_head_bias`` never exist as a whole; see `linear_cross_entropy`.
 
@@ -223,7 +223,7 @@ def linear_kl_divergence(
     divergences: Sequence[str] | None = None,
     workers: int | None = None,
 ) -> float | Float64Array | Divergences:
-    """Kullback-Leibler divergence of two models from their hidden states and projections onto the vocabulary.
+    """Compute the Kullback-Leibler divergence of two models from hidden states and projections onto the vocabulary.
 
     It is `kl_divergence` of the logits ``base_hidden @ base_lm_head.T + base_lm_head_bias`` and
     ``hidden @ lm_head.T + lm_head_bias``, which never exist as a whole: both products are computed tile by tile, and

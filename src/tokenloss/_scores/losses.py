@@ -42,7 +42,7 @@ def cross_entropy_loss(
     reduction: str = "mean",
     workers: int | None = None,
 ) -> float | Float64Array:
-    """Cross-entropy of predicted probabilities.
+    """Compute the cross-entropy of predicted probabilities.
 
     The loss of a position is ``-sum(y_true * log(clip(y_pred, epsilon, 1 - epsilon)))`` over its classes.
     Logarithms have the precision of float32, or of float64 for float64; sums are float64. Only the probabilities whose
@@ -139,7 +139,7 @@ def nll_loss(
     reduction: str = "mean",
     workers: int | None = None,
 ) -> float | Float64Array:
-    """Negative log-likelihood of log-probabilities.
+    """Compute the negative log-likelihood of log-probabilities.
 
     The loss of a position is ``-log_probs[target]``, or ``-sum(targets * log_probs)`` over its classes. Only the
     log-probabilities whose target is not 0 are read.
@@ -220,10 +220,10 @@ def cross_entropy(
     reduction: str = "mean",
     workers: int | None = None,
 ) -> float | Float64Array:
-    """Cross-entropy of logits, in one pass over them.
+    """Compute the cross-entropy of logits, in one pass over them.
 
-    The loss of a position is ``logsumexp(logits) - logits[target]`` or, for a distribution, the sum of that over its
-    classes, each times its mass. No array of the size of the logits is allocated.
+    The loss of a position is ``logsumexp(logits) - logits[target]`` or, for a distribution, the sum of this over its
+    classes, weighted by their mass. No array of the size of the logits is allocated.
 
     Parameters
     ----------
@@ -245,13 +245,13 @@ def cross_entropy(
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     sample_weight : array of floats, optional
-        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
-        by `where`.
+        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions with weight 0 are left out, as
+        with `where`.
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
         Adds ``z_loss * logsumexp**2`` to the loss of each position. Class weights do not multiply it: "mean" averages
-        it as without them.
+        it as if there were none.
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
@@ -287,13 +287,13 @@ def cross_entropy(
 
     Notes
     -----
-    Options follow ``torch.nn.functional.cross_entropy``: the mass of a class is its weight times
-    ``(1 - label_smoothing) * target + label_smoothing / V``. `z_loss` is from PaLM (Chowdhery et al.,
-    arXiv:2204.02311): class weights leave it out, as in Liger Kernel, so that the scale of `weight` does not matter to
-    a mean, and `sample_weight` multiplies it, as in T5X. `softcap` is from Gemma 2 (arXiv:2408.00118); scaled or
-    capped rows are computed in float64. Each loss is within 2e-7 nats of the exact value for the given logits (float64:
-    4e-15, relative to the larger of 1, the logsumexp and the loss), and small losses have a relative error below 1e-6.
-    A row with nan or +inf, or with only -inf, has loss nan, whatever its targets are.
+    Options follow ``torch.nn.functional.cross_entropy``: the mass of a class is its weight times ``(1 -
+    label_smoothing) * target + label_smoothing / V``. `z_loss` is from PaLM (Chowdhery et al., arXiv:2204.02311): class
+    weights do not multiply it, as in Liger Kernel, so the scale of `weight` does not affect a mean; `sample_weight`
+    multiplies it, as in T5X. `softcap` is from Gemma 2 (arXiv:2408.00118); scaled or capped rows are computed in
+    float64. Each loss is within 2e-7 nats of the exact value for the given logits (float64: 4e-15, relative to the
+    larger of 1, the logsumexp and the loss), and small losses have a relative error below 1e-6. A row with nan or +inf,
+    or with only -inf, has loss nan, whatever its targets are.
 
     Examples
     --------
@@ -374,7 +374,7 @@ def cross_entropy_and_grad(
     out: Out | None = None,
     workers: int | None = None,
 ) -> tuple[float | Float64Array, Array | Out]:
-    """Cross-entropy of logits, and its gradient with respect to them.
+    """Compute the cross-entropy of logits, and its gradient with respect to them.
 
     For class ids the gradient of a position's loss is ``softmax(logits) - one_hot(target)``.
 

@@ -26,7 +26,7 @@ def softmax(
 @overload
 def softmax(logits: ArrayLike, *, axis: Axes = -1, out: None = None, workers: int | None = None) -> Array: ...
 def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int | None = None) -> Any:
-    """Probabilities of logits along an axis, or several.
+    """Compute the probabilities of logits along one axis or several.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def log_softmax(
 @overload
 def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: None = None, workers: int | None = None) -> Array: ...
 def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int | None = None) -> Any:
-    """Log-probabilities of logits along an axis, or several.
+    """Compute the log-probabilities of logits along one axis or several.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def logsumexp(
     keepdims: bool = False,
     workers: int | None = None,
 ) -> Float64Array:
-    """Logarithm of the sum of exponentials along an axis, or several, in one pass.
+    """Compute the logarithm of the sum of exponentials along one axis or several, in one pass.
 
     Parameters
     ----------

@@ -109,7 +109,7 @@ class TokenScores(Result):
         return int(np.count_nonzero(self.is_greedy)) / self.count if self.count else math.nan
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table that has a row for each position.
+        """Return the columns of a table that has a row for each position.
 
         Returns
         -------
@@ -168,7 +168,7 @@ def token_scores(
     top_k: int = 0,
     workers: int | None = None,
 ) -> TokenScores:
-    """Loss, entropy, rank and most likely classes of each token, in one pass over the logits.
+    """Compute the loss, entropy, rank and most likely classes of each token, in one pass over the logits.
 
     Parameters
     ----------

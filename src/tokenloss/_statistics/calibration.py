@@ -38,7 +38,7 @@ def calibration(
     brier: bool = False,
     workers: int | None = None,
 ) -> Calibration:
-    """Whether predicted probabilities match how often predictions are right, and the temperature that makes them match.
+    """Measure how well predicted probabilities match outcomes, and fit the temperature that makes them match.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def calibration(
     binning : {"equal_mass", "equal_width"}, default "equal_mass"
         Whether bins contain equally many tokens, or are equally wide.
     temperature : bool, default True
-        Whether to find the temperature that minimizes the loss, which reads the scores three to six times more.
+        Whether to find the temperature that minimizes the loss, which reads the scores another three to six times.
     brier : bool, default False
         Whether to compute the Brier score for more than 10 classes even without a temperature from logits. It takes a
         second pass over each row, which the temperature already makes.

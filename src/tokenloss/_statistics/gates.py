@@ -100,7 +100,7 @@ class Verdicts(Result):
         return _worst(self.gates)
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table that has a row for each gate of each model.
+        """Return the columns of a table that has a row for each gate of each model.
 
         Returns
         -------

@@ -86,8 +86,8 @@ class LossMetrics(Result):
         """The half-width of 95 % confidence intervals, in standard errors.
 
         For G sequences of equal length, the factor is the quantile of Student's t with G - 1 degrees of freedom: 12.7
-        for two, 4.3 for three, 1.96 for very many. Where lengths differ it is larger, as long sequences count for more,
-        and is exact for normal sequence means of one variance. It is nan for fewer than two tokens.
+        for two, 4.3 for three, 1.96 for very many. If lengths differ, it is larger, because long sequences count for
+        more; it is exact for normal sequence means with equal variances. It is nan for fewer than two tokens.
         """
         return self._meter._measure().independent.interval_factor
 
@@ -104,7 +104,7 @@ class LossMetrics(Result):
 
     @property
     def perplexity(self) -> Estimate:
-        """``exp(loss)``; inf if it is too large for a float. Its interval is the exponential of that of the loss."""
+        """``exp(loss)``; inf if it is too large for a float. Its interval is the exponential of the loss's interval."""
         return self._meter._measure()._replace(method="exp").estimate()
 
     @property
@@ -114,7 +114,7 @@ class LossMetrics(Result):
 
     @property
     def bits_per_byte(self) -> Estimate:
-        """The sum of the losses in bits, divided by the bytes of their text; nan if those of any token are unknown."""
+        """The sum of the losses in bits, divided by the bytes of their text; nan if any of these are unknown."""
         return in_bits(self._meter._loss_per("bytes"))
 
     @property
@@ -139,9 +139,9 @@ class LossMetrics(Result):
 class LossMeter(LossMetrics):
     """Adds up the losses of tokens exactly, over any number of calls, threads, files or machines.
 
-    Meters of parts of the same tokens, merged in any order, have the same bits. A meter is a handful of Python
-    integers: it pickles, and two meters of the same losses are equal. Only one thread may change a meter at a time:
-    give each thread its own, and add them up.
+    Meters of parts can be merged in any order with the same bits. A meter is a handful of Python integers: it pickles,
+    and two meters of the same losses are equal. Only one thread may change a meter at a time: give each thread its own,
+    and add them up.
 
     Attributes
     ----------
@@ -155,8 +155,8 @@ class LossMeter(LossMetrics):
     the sum of the losses of a sequence of n tokens, and G sequences, the error of the mean ``mu`` is
     ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one, which
     gives the error of independent tokens. For bits per byte and perplexity per word, n is the length of the sequence's
-    text; where only the length of all texts together is known, it is taken as proportional to the tokens. Both are nan
-    as soon as some tokens were added with the length of their text, and others without.
+    text; if only the length of all texts together is known, it is assumed to be proportional to the tokens. Both are
+    nan if only some tokens were added with the length of their text.
 
     A meter keeps no tokens, so it has no `columns()`: ``pandas.DataFrame([meter.to_dict() for meter in meters])`` has a
     row for each meter.
@@ -300,7 +300,7 @@ class LossMeter(LossMetrics):
         return self + LossMeter() if type(other) is int and other == 0 else NotImplemented
 
     def __eq__(self, other: object) -> bool:
-        """Whether both have the same sums."""
+        """Return whether both have the same sums."""
         if not isinstance(other, LossMeter):
             return NotImplemented
         return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)

@@ -88,7 +88,7 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Calibration(GatedResult):
-    """Result of `calibration`: whether tokens predicted with a probability of 0.9 are right nine times out of ten.
+    """Result of `calibration`: how well predicted probabilities match outcomes.
 
     The confidence of a token is the probability of its most likely class, and it is right if that is the target. For
     binary targets with one column of probabilities, bins are by the probability of class 1, and compare it with the
@@ -181,7 +181,7 @@ class Calibration(GatedResult):
     _gap: Any = field(default=None, compare=False)  # the measure of `ece`
 
     def columns(self) -> dict[str, Array]:
-        """Columns of the reliability table, which has a row for each bin with any token, in ascending order.
+        """Return the columns of the reliability table, which has a row for each bin with tokens, in ascending order.
 
         Returns
         -------

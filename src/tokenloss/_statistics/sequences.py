@@ -82,7 +82,7 @@ class SequenceLosses(Result):
             return _quotient(self.nll, self.n_bytes) / math.log(2)
 
     def columns(self) -> dict[str, Array]:
-        """Columns of a table that has a row for each sequence.
+        """Return the columns of a table that has a row for each sequence.
 
         Returns
         -------
@@ -155,7 +155,7 @@ def sequence_losses(
     n_bytes: ArrayLike | None = None,
     n_words: ArrayLike | None = None,
 ) -> SequenceLosses:
-    """Exact sums of losses over each sequence: a document, an answer, a text of a batch.
+    """Sum losses exactly over each sequence, such as a document, an answer or a text of a batch.
 
     No bit of a sequence's sum depends on how the batch was padded, packed or ordered.
 
@@ -262,7 +262,7 @@ def _sums(
 
 
 def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, Any, Any]:
-    """Align a causal model's logits with the ids that they predict: those at position j predict token j + 1.
+    """Align a causal model's logits with the ids that they predict: position j predicts token j + 1.
 
     Parameters
     ----------

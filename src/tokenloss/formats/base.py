@@ -75,17 +75,17 @@ def check_stamp(path: str, file: BinaryIO, expected: Stamp) -> None:
 def check_file_size(path: str, size: int, expected: int) -> None:
     """Refuse a file that is shorter or longer than its header declares."""
     if size < expected:
-        raise_error("file", path=path, byte=size, got="the file ends", fits=f"have {expected} bytes per its header")
+        raise_error("file", path=path, byte=size, got="the file ends", fits=f"have {expected} bytes, by its header")
     if size > expected:
         got = f"the file continues for {size - expected} bytes"
-        raise_error("file", path=path, byte=expected, got=got, fits=f"have {expected} bytes per its header")
+        raise_error("file", path=path, byte=expected, got=got, fits=f"have {expected} bytes, by its header")
 
 
 def check_expansion(path: str, held: int, stored: int) -> None:
     """Refuse data that need far more memory at once than the size of their file or store."""
     factor = _MAX_EXPANSION if held <= _LARGE else _MAX_LARGE_EXPANSION
     if held > max(MEMORY_LIMIT, stored * factor):
-        refuse(path, f"needs {held} bytes at once", f"be at most {factor} times the {stored} of the file")
+        refuse(path, f"needs {held} bytes at once", f"be at most {factor} times the {stored} bytes of the file")
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def library_errors(path: str, part: str = "") -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise MemoryError(printable(f"{path} does not fit; a file that is not compressed need not")) from error
+        raise MemoryError(printable(f"{path} does not fit into memory; an uncompressed file need not")) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a negative offset
             raise OSError(error.errno, error.strerror, error.filename or path) from error  # of the same subclass

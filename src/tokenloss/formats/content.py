@@ -67,7 +67,7 @@ def content_of(paths: Sequence[str], kind: str | None = None) -> Content:
         raise_error("empty", name="paths", fits="a path, or paths")
     for path, content in zip(files, contents, strict=True):
         if content is not contents[0]:
-            refuse(path, f"holds {content.name}", f"hold {contents[0].name}, as {files[0]} does")
+            refuse(path, f"contains {content.name}", f"contain {contents[0].name}, as {files[0]} does")
     if contents[0].open is open_scores and kind is None:
         for path in files:
             _refuse_unnamed_logprobs(path, files[0])
@@ -111,7 +111,7 @@ def grouped(source: Any, by: str | None) -> Any:
     if isinstance(source, Scores):
         return replace(source, specs=tuple(spec._replace(field=by) for spec in source.specs))
     if isinstance(source, Logprobs) and source.shape is not None:
-        refuse(source.path, "holds an array, which has no fields", f"be lines of JSON with the field {by!r}")
+        refuse(source.path, "contains an array, which has no fields", f"be lines of JSON with the field {by!r}")
     return replace(source, _field=by)
 
 
@@ -123,15 +123,15 @@ def _refuse_unnamed_logprobs(path: str, first: str) -> None:
     if not is_float(place.dtype):
         return
     opener = worded("be opened by open_logprobs", "come with --logprobs")
-    fits = f"{opener}, if it holds log-probabilities of tokens, or come with {named('kind', ...)}"
+    fits = f"{opener}, if it contains log-probabilities of tokens, or come with {named('kind', ...)}"
     if len(place.shape) == 1:
         fits += "; class ids are integers: save them with .astype(int)" * (path != first)
-        refuse(path, "holds one number for each token, and no classes", fits)
+        refuse(path, "has one number for each token, and no classes", fits)
     if len(place.shape) == 2 and place.shape[1] and _seem_padded(place):
         got = (
             "has no number above 0, and its rows end in nan or in zeros, as log-probabilities of tokens with padding do"
         )
-        fits += ", if it holds scores of all classes"
+        fits += ", if it contains scores of all classes"
         refuse(path, got, fits)
 
 

@@ -52,7 +52,7 @@ def header_of(path: str) -> dict[str, Any]:
         names = archive.namelist()
         name = next((name for name in ("header.json", "_journal/start.json") if name in names), None)
         if name is None:
-            refuse(path, "holds no header.json", "hold it, as logs of Inspect do")
+            refuse(path, "has no header.json", "have it, as logs of Inspect do")
         return _checked(*_member(archive, path, name))
 
 
@@ -195,7 +195,7 @@ def _member(archive: zipfile.ZipFile, path: str, name: str) -> tuple[dict[str, A
         with archive.open(raw) as stream:
             data = unpacked(stream.read(), info.file_size + 1)
         if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-            raise ValueError("its bytes are not those of its checksum")
+            raise ValueError("its bytes do not match its checksum")
         value = parsed_json(data)
     if not isinstance(value, dict):
         place.refuse("is not a JSON object", "be one")

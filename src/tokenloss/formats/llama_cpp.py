@@ -58,7 +58,7 @@ def open_scores(path: str, array: str | None, kind: str | None, targets_array: s
     """Open a file of logits of llama.cpp: log-probabilities, and the targets that they predict."""
     reject_array_name(path, array, targets_array)
     if kind not in (None, "log_probs"):
-        refuse(path, "holds log_probs of llama.cpp", f"hold {kind} to be read as such")
+        refuse(path, "contains log_probs of llama.cpp", f"contain {kind} to be read as such")
     with open_regular(path) as file:
         start, status = file.read(_HEADER.size), stamp(file)
     if len(start) < _HEADER.size:

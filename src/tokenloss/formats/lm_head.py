@@ -70,11 +70,11 @@ class _HeadFiles(NamedTuple):
         """Location of an array."""
         file = self.files.get(name)
         if file is None:
-            refuse(self.path, f"holds no {name}", "hold it, to be the head")
+            refuse(self.path, f"has no {name}", "have it, to be the head")
         # no name in an index is used as a path
         if self.path.endswith(_INDEX):
             if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-                refuse(self.path, f"names {file!r} for {name}", "name a .safetensors file beside it")
+                refuse(self.path, f"names {file!r} for {name}", "name a .safetensors file next to it")
             file = str(Path(self.path).with_name(file))
         location = _OPENERS[Path(file).suffix.lower()](file, ()).locate(name)
         if not isinstance(location, ArrayLocation):
@@ -159,7 +159,7 @@ def _in_directory(path: str) -> str:
     """The index of the shards in the directory of a model, or else its only file."""
     files = list(Path(path).glob(f"*{_INDEX}")) or list(Path(path).glob("*.safetensors"))
     if len(files) != 1:
-        refuse(path, f"holds {len(files)} indices of shards or .safetensors files", "hold one, or come as a file")
+        refuse(path, f"has {len(files)} indices of shards or .safetensors files", "contain only one; or pass the file")
     return str(files[0])
 
 
@@ -184,14 +184,14 @@ def _weight_name(model: _HeadFiles) -> str:
     other = next(filter(_OTHER_HEAD.search, names), None)
     if len(names) == 1 and not embedding and not other:
         return next(iter(names))
-    got, fits = "holds no head of a usual name", f"hold {_HEADS[0]}, or come as FILE:NAME"
+    got, fits = "has no head with a usual name", f"have {_HEADS[0]}, or be given as FILE:NAME"
     if _SHARD.search(model.path):
         got, fits = "is one of several shards, without a head", f"be the model's index (*{_INDEX})"
     elif embedding and not any("lm_head" in one for one in names):
-        reason = f"it holds {other}, the head of another task" if other else model.config.why_not_tied()
+        reason = f"it contains {other}, the head of another task" if other else model.config.why_not_tied()
         if reason is None:
             return embedding
-        got = f"holds no head but the embedding {embedding}, and {reason}"
+        got = f"has no head except the embedding {embedding}, and {reason}"
     return refuse(model.path, got, fits)
 
 
@@ -204,17 +204,17 @@ def _check_whole(model: _HeadFiles, name: str, biases: Sequence[str]) -> None:
     others = [other for other in _EMBEDDINGS if other in model.files and other != name]
     is_tied = name in _EMBEDDINGS or model.config.says_tied
     if parts:
-        got = f"holds {parts[0]} beside {name}"
+        got = f"has {parts[0]} next to {name}"
     elif model.config.is_normalized:
         got = f"is of type {model.config.kind!r}, which normalizes the rows of its head"
     elif model.config.has_bias and not biases:
-        got = "holds no bias of the head, and config.json has lm_head_bias true"
+        got = "has no bias of the head, but config.json has lm_head_bias true"
     elif Path(model.path).with_name(_ADAPTER).exists():
-        got = f"has {_ADAPTER} beside it, which may change the head"
+        got = f"has {_ADAPTER} next to it, which may change the head"
     elif is_tied and others and not any(_are_alike(model, name, other) for other in others):
-        got = f"holds {name} and another {others[0]}, which the model ties"
+        got = f"has {name} and a different {others[0]}, though the model ties them"
     if got is not None:
-        refuse(model.path, got, "hold the head as the model uses it, or come as FILE:NAME")
+        refuse(model.path, got, "contain the head as the model uses it, or be given as FILE:NAME")
 
 
 def _norm(model: _HeadFiles, depth: int) -> tuple[str | None, tuple[Array, ...]]:
@@ -349,8 +349,8 @@ class ModelConfig:
         """Refuse a head whose number of classes differs from the vocabulary's, as transformers does."""
         sizes = [size for key in ("vocab_size", "decoder_vocab_size") for size in self._values(key)]
         if sizes and n not in sizes:
-            got = f"{name} has {n} classes, and {_NAME} vocab_size {sizes[-1]}"
-            refuse(path, got, "have as many, or come as FILE:NAME")
+            got = f"{name} has {n} classes, but {_NAME} has vocab_size {sizes[-1]}"
+            refuse(path, got, "have as many, or be given as FILE:NAME")
 
     def transform(self, logit_scale: float | None, softcap: float | None) -> Transform:
         """The transform of the logits; a given scale or cap (0 for no cap) replaces the config's."""
@@ -382,7 +382,7 @@ class ModelConfig:
             fits = cap_is_given if is_cap else scale_is_given
             needing = [kind for kind in self._values("model_type") if (key, str(kind)) in _NEEDED]
             if not values and needing and not fits:
-                self._refuse(key, f"is not there, which models of type {needing[0]!r} have")
+                self._refuse(key, f"is missing, but models of type {needing[0]!r} have it")
             neutral = 0 if is_cap else 1
             if effect == "nothing" or all(value is not True and value == neutral for value in values):
                 continue
@@ -407,7 +407,7 @@ class ModelConfig:
         for value in self._values(key):
             if _is_positive(value):
                 return float(value)
-        return self._refuse(key, "is not there, or no positive number")
+        return self._refuse(key, "is missing or is not a positive number")
 
     def _refuse(self, key: str, got: str) -> NoReturn:
         """Refuse a key, and name the option that replaces it."""

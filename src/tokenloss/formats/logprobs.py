@@ -82,7 +82,7 @@ class Logprobs(Source):
 
     @property
     def failed(self) -> tuple[()]:
-        """Lines that failed: none."""
+        """Lines that failed: always empty."""
         return ()
 
     def _words(self) -> list[str]:
@@ -162,8 +162,8 @@ def seems_padded(source: Logprobs, values: Float64Array) -> bool:
 
 def refuse_padding(source: Logprobs) -> NoReturn:
     """Raise an error that zeros may be padding, which would be counted as tokens."""
-    got = "its rows end in zeros, as those of padding do, which would count as tokens"
-    fits = f"hold nan there, or come with {named('mask', 'NAME')}"
+    got = "its rows end in zeros, which look like padding and would count as tokens"
+    fits = f"have nan there, or come with {named('mask', 'NAME')}"
     refuse(source.path, got, fits)
 
 
@@ -175,7 +175,7 @@ def _rows_of_array(source: Logprobs, values: Float64Array) -> Iterable[Float64Ar
     values = values.reshape(-1)
     for i in np.flatnonzero((ids < 0) & ~np.isnan(values))[:1].tolist():
         got = f"token {i} of {source.path} has a log-probability, and the number {ids[i]}"
-        refuse(source.token_options.segment_ids[0], got, "give it that of a sequence")
+        refuse(source.token_options.segment_ids[0], got, "give it the number of a sequence")
     order = np.argsort(ids, kind="stable")[np.count_nonzero(ids < 0) :]
     return np.split(values[order], np.flatnonzero(np.diff(ids[order])) + 1)
 
@@ -191,7 +191,7 @@ def _archive(path: str) -> Archive:
 def _located(archive: Archive, name: str | None) -> Any:
     """An array of a file that is not read yet."""
     if name is not None and name not in archive.names:
-        refuse(archive.path, f"holds {', '.join(archive.names) or 'nothing'}", f"hold {name!r}")
+        refuse(archive.path, f"contains {', '.join(archive.names) or 'nothing'}", f"contain {name!r}")
     return archive.locate(name or "")
 
 
@@ -205,12 +205,12 @@ def _checked_names(path: str, array: str | None, mask: str | None) -> tuple[str 
         held = [name for name in FIELDS if name in names]
         if len(held) != 1:
             got = " and ".join(held) or ", ".join(names) or "nothing"
-            fits = f"hold one of {', '.join(FIELDS)}, or come with the name of its array: {named('array', ...)}"
-            refuse(path, f"holds {got}", fits)
+            fits = f"contain one of {', '.join(FIELDS)}, or come with the name of its array: {named('array', ...)}"
+            refuse(path, f"contains {got}", fits)
         array = held[0]
     place = _located(archive, array)
     if not place.shape:
-        refuse(path, "holds a single number", "hold one for each token")
+        refuse(path, "contains a single number", "contain one for each token")
     if not is_float(place.dtype):
         refuse(path, f"{array or _NAME} has dtype {place.dtype}", f"be {FLOATS}")
     usual = FIELDS.get(array or "")
@@ -225,13 +225,13 @@ def _row(options: Mapping[str, Any], value: dict[str, Any], place: Place, field:
     names = [name for name in (FIELDS if array is None else (array,)) if name in value]
     if len(names) != 1:
         held = " and ".join(names) or "no log-probabilities"
-        place.refuse(f"it holds {held}", f'hold one list, {{"{array or _NAME}": [...]}}')
+        place.refuse(f"it has {held}", f'have one list, {{"{array or _NAME}": [...]}}')
     (name,) = names
     numbers = check(value[name], [], name, place)
     marked = mask or FIELDS.get(name) or ""
     has_mask = bool(marked) and marked in value
     if mask is not None and mask not in value:
-        place.refuse(f"it has no mask {mask!r}", f"have it beside {name}")
+        place.refuse(f"it has no mask {mask!r}", f"have it next to {name}")
     marks = [1] * len(numbers)
     if has_mask:
         marks = check_length(check(value[marked], [], marked, place), len(numbers), marked, place)
@@ -343,7 +343,7 @@ def open_logprobs(
     options, said = {"array": array, "mask": mask}, TokenOptions(segment_ids=segments)
     if are_records(paths[0]):
         if segments:
-            raise_error("not for", name="segment_ids", fits="is for arrays, and a file holds a sequence on each line")
+            raise_error("not for", name="segment_ids", fits="is for arrays, but this file has one sequence per line")
         line, value = next(iter(read_records(paths[0])))
         _row(options, value, Place(paths[0], line))
         return Logprobs(tuple(paths), options, said)

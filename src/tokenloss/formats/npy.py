@@ -50,7 +50,7 @@ def header(path: str, start: bytes, name: str = "") -> ArrayLocation:
         except MemoryError as error:  # of Python's parser
             raise ValueError("its header is nested too deeply") from error
         if dtype.hasobject:
-            raise ValueError("it holds Python objects; rows of different lengths must be padded, with targets of -100")
+            raise ValueError("it has Python objects; rows of different lengths must be padded, with targets of -100")
         if any(length < 0 for length in shape):
             raise ValueError(f"its shape is {shape}")
         if not dtype.itemsize:

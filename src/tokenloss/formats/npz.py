@@ -113,7 +113,7 @@ def _fitted(name: str, kind: str, scores: Any, parts: dict[str, Any]) -> tuple[A
 def _member(path: str, name: str, entries: list[zipfile.ZipInfo]) -> ArrayLocation | _Compressed:
     """Locate an array of an archive, which must have one entry."""
     if len(entries) > 1:
-        refuse(path, f"holds {name} twice", "hold each array once")
+        refuse(path, f"contains {name} twice", "contain each array once")
     info = entries[0]
     with open_regular(path) as file, library_errors(path, name):
         with zipfile.ZipFile(file) as archive, archive.open(info) as stream:
@@ -130,7 +130,7 @@ def _member(path: str, name: str, entries: list[zipfile.ZipInfo]) -> ArrayLocati
     is_stored = info.compress_type == zipfile.ZIP_STORED
     size, expected = info.compress_size if is_stored else info.file_size, place.offset + place.n_bytes
     if size != expected:
-        refuse(f"{path}: {name}", f"has {size} bytes", f"have {expected} per its header")
+        refuse(f"{path}: {name}", f"has {size} bytes", f"have {expected}, by its header")
     return place._replace(offset=begin + place.offset) if is_stored else _Compressed(path, name, info, place)
 
 

@@ -75,20 +75,20 @@ def format_of(path: str) -> Format:
     if start.startswith(_PICKLE):
         _refuse_pickle(path)
     if are_records(path):
-        refuse(path, "is JSON", "hold scores or hidden states" + worded("; formats.open_responses reads responses", ""))
+        refuse(path, "is JSON", "have scores or hidden states" + worded("; formats.open_responses reads responses", ""))
     if start and _JSON.match(start):
-        refuse(path, "begins like JSON", "have a name that ends in .json or .jsonl, if it holds responses")
+        refuse(path, "begins like JSON", "have a name that ends in .json or .jsonl, if it contains responses")
     if Path(path).suffix.lower() in _TABLES:
         fits = "be saved as .npz: np.savez('scores.npz', logits=logits, targets=targets)"
         refuse(path, "is a table or a file of another program", fits)
-    return refuse(path, "is not a file of scores", f"be {FILES}; or one of responses (.json, .jsonl)")
+    return refuse(path, "is not a file of scores", f"be {FILES}; or responses (.json, .jsonl)")
 
 
 def _refuse_pickle(path: str) -> NoReturn:
     """Raise an error that a file is not data but a program that makes data."""
     fits = "be saved by numpy.save, or by numpy.savez or safetensors.torch.save_file with arrays named logits and "
     fits += "targets, or logprobs (of tokens)"
-    refuse(path, "is a pickle, as torch.save writes", fits)
+    refuse(path, "is a pickle, such as torch.save writes", fits)
 
 
 def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
@@ -102,9 +102,9 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
             files = sorted((str(path) for path in Path(pattern).iterdir() if path.name[0] != "."), key=by_number)
             matches = [*filter(is_scores, files)] or [*filter(are_records, files)]
             if not matches:
-                got, fits = "is a directory without files of scores or of responses", "hold some, or files of samples"
+                got, fits = "is a directory without files of scores or of responses", "contain such files, or samples"
                 if not any(Path(pattern).iterdir()):
-                    got, fits = "is empty", "hold files of scores, of responses or of samples"
+                    got, fits = "is empty", "contain files of scores, of responses or of samples"
                 refuse(pattern, got, fits)
         if not matches:
             raise ValueError(printable(f"{pattern}: matches no file"))

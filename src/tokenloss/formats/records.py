@@ -38,7 +38,7 @@ _STREAM = re.compile(rb"[\r\n ]*" + _FIELD.pattern + rb"[^\0-\x08]{4}")
 _LONG = 1 << 20  # bytes of a record, after which its beginning is checked, since a malformed one may never end
 _MOST = 64 << 20  # bytes of a record at most
 _MOST_EXPANSION = 100  # bytes of a record, if it is longer than `_LONG`, for each byte of the file
-_SMALLER = "hold smaller ones: ask for fewer prompts, or fewer alternatives of each token, at once"
+_SMALLER = "contain smaller ones: request fewer prompts, or fewer alternatives per token, at once"
 _SYMBOL = re.compile(rb"[^ \t\r\n]")  # a byte that is no white space of JSON
 
 # What may be between the objects of .json: for what is expected now, the accepted symbols, and what each makes be
@@ -169,11 +169,11 @@ def read_records(path: str) -> Iterator[Record]:
         value = _value(path, place, text)
         for element in value if isinstance(value, list) else [value]:
             if not isinstance(element, dict):
-                Place(path, place.line).refuse(f"holds {reprlib.repr(element)}", "hold a JSON object")
+                Place(path, place.line).refuse(f"is {reprlib.repr(element)}", "be a JSON object")
             is_empty = False
             yield Record(place.line, element)
     if is_empty:
-        refuse(path, "holds no record", "hold JSON objects")
+        refuse(path, "has no records", "contain JSON objects")
 
 
 def are_records(path: str) -> bool:
@@ -194,10 +194,10 @@ def read_events(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
     for place, data in _events(path):
         value = None if data.strip() == b"[DONE]" else _value(path, place, data)
         if value is not None and not isinstance(value, dict):
-            Place(path, place.line).refuse(f"holds {reprlib.repr(value)}", "hold a JSON object")
+            Place(path, place.line).refuse(f"is {reprlib.repr(value)}", "be a JSON object")
         n_bytes = 0 if value is None else n_bytes + len(data)
         if n_bytes > _MOST:
-            Place(path, place.line).refuse(f"holds a stream of more than {_MOST} bytes", _SMALLER)
+            Place(path, place.line).refuse(f"contains a stream of more than {_MOST} bytes", _SMALLER)
         yield place.line, value
 
 
@@ -208,7 +208,7 @@ def _events(path: str) -> Iterator[tuple[TextPlace, bytearray]]:
     for place, text in _lines(path, with_cr=True):
         field = _FIELD.match(text)
         if field is None:
-            Place(path, place.line).refuse(f"holds {reprlib.repr(bytes(text))}", "hold data: and a JSON object")
+            Place(path, place.line).refuse(f"is {reprlib.repr(bytes(text))}", "be data: and a JSON object")
         piece, is_end, last = text[field.end() :], place.line > last + 1, place.line
         is_data = field[1] == b"data" and piece.strip()
         if data and is_data and not is_end:
@@ -355,7 +355,7 @@ def _check_long(path: str, place: TextPlace, text: bytearray, n_new: int) -> Non
     most = max(_LONG, min(_MOST, _MOST_EXPANSION * Path(path).stat().st_size))
     if len(text) > most:
         of = f", {_MOST_EXPANSION} times the size of the file" if most < _MOST else ""
-        Place(path, place.line).refuse(f"holds a record of more than {most} bytes{of}", _SMALLER)
+        Place(path, place.line).refuse(f"contains a record of more than {most} bytes{of}", _SMALLER)
     if len(text) - n_new <= _LONG:
         _value(path, place, text.removeprefix(b"data:"), is_whole=False)
 
@@ -365,7 +365,7 @@ def _value(path: str, place: TextPlace, text: bytes | bytearray, is_whole: bool 
     try:
         return parsed_json(text, place, is_record=True, is_whole=is_whole)
     except LargeJsonError as error:
-        Place(path, place.line).refuse(f"holds a record that {error}", _SMALLER)
+        Place(path, place.line).refuse(f"contains a record that {error}", _SMALLER)
     except ValueError as error:
         raise ValueError(printable(f"{path}: {error}")) from None
 
@@ -421,7 +421,7 @@ def parsed_json(
         value = _DECODER.decode(string)
         is_escaped = "\\u" in string and _SURROGATE.search(string)
         if is_escaped and _SURROGATE.search(_PAIR.sub("", string.replace("\\\\", "__"))):
-            got, fits = f"{_half_a_pair(value)} holds half of a surrogate pair", "be Unicode"
+            got, fits = f"{_half_a_pair(value)} contains half of a surrogate pair", "be Unicode"
         if n_levels > _LEVELS:
             raise RecursionError
     except UnicodeDecodeError as error:
@@ -434,7 +434,7 @@ def parsed_json(
             if is_record:
                 got, fits = "a record ends too early", f"{fits}, on one line in .jsonl"
         elif is_record and error.msg == "Extra data" and string[error.pos] in "{[":  # as of files that were joined
-            got, fits = "holds two records", "hold one on each line; named .json, a file may hold several on a line"
+            got, fits = "has two records", "have one per line; a file named .json may have several on a line"
         elif not is_cut:
             at, got, fits = len(string[: error.pos].encode()), error.msg, "be JSON"
     except KeyError as error:

@@ -54,7 +54,7 @@ class Header(NamedTuple):
     def place(self, name: str) -> ArrayLocation:
         """Location of an array in the file."""
         if name not in self.entries:
-            refuse(self.path, f"holds no {name}", "hold it, as the index of the shards says")
+            refuse(self.path, f"has no {name}", "have it, as the index of the shards says")
         entry = self.entries[name]
         if entry.dtype != "BF16" and entry.dtype not in DTYPES:
             refuse(self.path, f"{name} has dtype {entry.dtype}", f"be {FLOATS}")
@@ -71,7 +71,7 @@ def _open(path: str, given: Sequence[str | None]) -> Archive:
     del given
     header = read_header(path)
     if header.metadata.get("kind") == "sketch":
-        refuse(path, "holds a sketch", "have a name that ends in .sketch, to be read as one")
+        refuse(path, "contains a sketch", "have a name that ends in .sketch, to be read as one")
     is_of_vllm = INPUT_IDS[0] in header.entries
     return Archive(path, header.entries, header.place, functools.partial(_fitted, is_of_vllm))
 
@@ -87,7 +87,7 @@ def _fitted(
         return scores, parts
     if len(shape) == 3 and shape[1] != 1:
         got = f"{name} has shape {shape}, {shape[1]} layers of each token"
-        refuse(scores.path, got, "hold only the last layer, after the final norm")
+        refuse(scores.path, got, "contain only the last layer, after the final norm")
     batch = 1, *ids.shape
     parts["input_ids"] = ids._replace(shape=batch)
     return scores._replace(shape=(*batch, shape[-1])), parts
@@ -117,7 +117,7 @@ def read_header(path: str) -> Header:
 
 def _refuse_header(path: str, got: str, fits: str) -> NoReturn:
     """Refuse the header."""
-    raise_error("file", path=path, byte=_LENGTH, got=f"by the header {got}", fits=fits)
+    raise_error("file", path=path, byte=_LENGTH, got=f"according to the header, {got}", fits=fits)
 
 
 def _entries(path: str, header: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
@@ -125,7 +125,7 @@ def _entries(path: str, header: bytes) -> tuple[dict[str, _Entry], dict[str, str
     try:
         said = parsed_json(header)
     except ValueError as error:
-        raise_error("file", path=path, byte=_LENGTH, got=f"the header is no JSON ({error})", fits="be an object")
+        raise_error("file", path=path, byte=_LENGTH, got=f"the header is not JSON ({error})", fits="be an object")
     entries, metadata = {}, dict[str, str]()
     for name, entry in said.items() if isinstance(said, dict) else [("", said)]:
         if name == "__metadata__" and isinstance(entry, dict):

@@ -82,7 +82,7 @@ class Samples(Source):
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder of tasks."""
+        """Whether the path is a folder of tasks."""
         return "" not in self.tasks
 
     def _lacks(self, need: Need) -> str:
@@ -91,7 +91,7 @@ class Samples(Source):
             return ""
         way = worded("compare_samples", "tokenloss compare BASE OTHER")
         is_log = any(map(_is_log, self.tasks.values()))
-        return f"holds {'logs of Inspect' if is_log else 'samples of lm-evaluation-harness'}, which {way} compares"
+        return f"contains {'logs of Inspect' if is_log else 'samples of lm-evaluation-harness'}, which {way} compares"
 
     def like(self, paths: Any) -> Samples:
         """Open another model's samples with the same options."""
@@ -161,7 +161,7 @@ def open_samples(path: str | os.PathLike[str], *, run: str | Sequence[str] = ())
         refuse(path, got, "be a folder of files such as samples_TASK.jsonl, or such a file")
     refuse_given({"run": runs}, "left out where files are given, not folders")
     if not is_samples(path):
-        refuse(path, "holds no samples of lm-evaluation-harness", "hold some (.jsonl), or be a log of Inspect (.eval)")
+        refuse(path, "has no samples of lm-evaluation-harness", "contain some (.jsonl), or be a log of Inspect (.eval)")
     return Samples((path,), {"run": ()}, tasks={"": path})
 
 
@@ -169,7 +169,7 @@ def _folder_samples(path: str, runs: tuple[str, ...]) -> Samples:
     """The samples in a model's folder, or in the only model's folder within it."""
     folders = _folders(path)
     if len(folders) > 1:
-        got = f"holds folders of several models: {', '.join(folder.name for folder in folders)}"
+        got = f"contains folders of several models: {', '.join(folder.name for folder in folders)}"
         refuse(path, got, "be the folder of one")
     files = [*_dated(folders[0])]
     starts = tuple(run.replace(":", "-") for run in runs) or ("",)
@@ -184,11 +184,11 @@ def _folder_samples(path: str, runs: tuple[str, ...]) -> Samples:
     if not tasks:
         dates = dict.fromkeys(file.date for file in files if file.kind == "samples")
         ways = (f"with {named('run', date)}" if date else f"without {named('run')}" for date in dates)
-        refuse(path, f"holds no run of {' or '.join(runs)}", f"be read {' or '.join(ways)}")
+        refuse(path, f"has no run of {' or '.join(runs)}", f"be read {' or '.join(ways)}")
     newest = {task: str(tasks[task][-1].path) for task in sorted(tasks)}
     models = dict.fromkeys(inspect_logs.model_of(file) for file in newest.values() if _is_log(file))
     if len(models) > 1:
-        refuse(path, f"holds logs of several models: {', '.join(models)}", "be the folder of one, or come as one file")
+        refuse(path, f"has logs of several models: {', '.join(models)}", "be the folder of one, or come as one file")
     return Samples((path,), {"run": runs}, tasks=newest, groups=groups, note=_note(path, tasks))
 
 
@@ -200,7 +200,7 @@ def _note(path: str, tasks: dict[str, list[_File]]) -> str:
     *_, newest = files = tasks[several[0]]
     others = f" and of {count_of(len(several) - 1, 'other task')}" if len(several) > 1 else ""
     return (
-        f"{path}: holds {len(files)} runs of {several[0]}{others}; the newest is read, {newest.path.name}, not "
+        f"{path}: contains {len(files)} runs of {several[0]}{others}; the newest is read, {newest.path.name}, not "
         f"{' or '.join(file.date or 'the one without a date' for file in files[:-1])}; "
         f"choose one by the start of its date ({named('run', ...)})"
     )
@@ -316,7 +316,7 @@ def read_samples(path: str, group: str | None = None) -> Iterator[Sample]:
     lines = ((Place(path, number), record) for number, record in (() if is_log else read_records(path)))
     for place, record in inspect_logs.read_log(path) if is_log else lines:
         if not _is_sample(record):
-            place.refuse("is not a sample of lm-evaluation-harness", "hold doc_id and filtered_resps")
+            place.refuse("is not a sample of lm-evaluation-harness", "have doc_id and filtered_resps")
         doc_id, name = record["doc_id"], record.get("filter", "none")
         if not isinstance(doc_id, int | str) or isinstance(doc_id, bool):
             place.refuse_value("doc_id", doc_id, "be an integer or a string")
@@ -371,7 +371,7 @@ def _metrics(record: dict[str, Any], place: Place) -> dict[str, _Cell]:
         place.refuse_value("metrics", names, "be a list of names")
     for name in names:
         if name not in record:
-            place.refuse(f"holds no {name}", "hold it, as metrics names it")
+            place.refuse(f"has no {name}", "have it, because it is listed in metrics")
     return {name: _cell(name, record[name], place) for name in names}
 
 
@@ -408,7 +408,7 @@ def _brier(value: list[Any], place: Place) -> _Cell:
     if right is None or len(known) < max(1, len(numbers)) or right not in range(len(known)):
         place.refuse_value("brier_score", value, fits)
     if abs(math.fsum(known) - 1) > 1e-3:
-        place.refuse_value("brier_score", value, "hold probabilities that sum to 1")
+        place.refuse_value("brier_score", value, "be computed from probabilities that add up to 1")
     return math.fsum((prob - (i == right)) ** 2 for i, prob in enumerate(known)), 1.0
 
 

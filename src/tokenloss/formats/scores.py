@@ -131,7 +131,7 @@ class Scores(Source):
         """The words of an error for a need that the files do not meet."""
         said = self.token_options
         if need == "targets" and not said.targets and all(spec.target_type == "none" for spec in self.specs):
-            return "holds no targets"
+            return "has no targets"
         is_without = need == "tokenizer" and said.tokenizer is None
         return f"was opened without {named('tokenizer', ...)}" if is_without else super()._lacks(need)
 
@@ -203,7 +203,7 @@ def _numbered_on(files: Sequence[ScoresFile], first: int) -> list[Array | None]:
         own = file.segment_ids
         last = -1 if own is None else int(own.max(initial=-1))
         if first + last >= 2**63:
-            got, fits = "holds numbers of sequences that are too high", "hold lower ones, which are counted on"
+            got, fits = "has sequence numbers that are too high", "have lower ones: other files continue the count"
             refuse(file.path, got, fits)
         numbers.append(None if own is None else np.where(own < 0, own, own + first))
         first += last + 1
@@ -219,7 +219,7 @@ def open_file(spec: FileSpec, head: LmHead | None = None) -> ScoresFile:
     if spec.head is not None:
         head = head or open_lm_head(spec.head.spec, file.shape[-1], spec.head.logit_scale, spec.head.softcap)
         if head.weight.shape[1] != file.shape[-1]:
-            got, fits = f"holds hidden states of {file.shape[-1]} features", f"fit the head of {head.weight.shape[1]}"
+            got, fits = f"has hidden states of {file.shape[-1]} features", f"fit the head of {head.weight.shape[1]}"
             refuse(spec.path, got, fits)
         file = dataclasses.replace(file, shape=(*file.shape[:-1], len(head.weight)), lm_head=head)
         if spec.kind and spec.head_facts != head.facts():
@@ -260,8 +260,8 @@ def opened_specs(paths: Sequence[str], asked: FileSpec) -> tuple[FileSpec, ...]:
             stamp=_stamp(path), n_listed=file.sketch.top if file.sketch else 0,
         )  # fmt: skip
         if specs and (spec.kind, spec.classes) != (specs[0].kind, specs[0].classes):
-            got = f"holds {spec.kind} of {spec.classes} classes"
-            fits = f"hold {specs[0].kind} of {specs[0].classes}, as {specs[0].path} does"
+            got = f"contains {spec.kind} of {spec.classes} classes"
+            fits = f"contain {specs[0].kind} of {specs[0].classes}, as {specs[0].path} does"
             refuse(path, got, fits)
         specs.append(spec)
     return tuple(specs)
@@ -481,9 +481,9 @@ def _checked_windows(window: Any, stride: Any, shift: bool | None, segment_ids: 
         refuse_given({"stride": stride}, "left out without {}", "window")
         refuse_given({"window": window}, "left out without {}", "stride")
         return 0, 0
-    refuse_given({"segment_ids": segment_ids}, "left out if there is {}", "window")
+    refuse_given({"segment_ids": segment_ids}, "left out if {} is given", "window")
     if shift is False:
-        raise_error("option", name="shift", got=shift, fits=f"True, or left out, if there is {named('window')}")
+        raise_error("option", name="shift", got=shift, fits=f"True, or left out, if {named('window')} is given")
     window = check_integer("window", window, "an integer >= 2", least=2)
     fits = f"an integer from 1 to {window}, the window"
     return window, check_integer("stride", stride, fits, least=1, most=window)
@@ -500,13 +500,13 @@ def _is_file_of_class_ids(path: str, scores_path: str, asked: FileSpec) -> bool:
     batch, is_integer = scores.shape[:-1], array.dtype.kind in "iu"
     if scores.targets is not None:
         if is_integer and array.shape == batch:
-            got = f"holds {array.dtype} as targets do, and {scores_path} holds targets"
+            got = f"contains {array.dtype}, like targets, but {scores_path} has targets"
             refuse(path, got, f"come with {named('targets', ...)} to replace them")
         return False
     if array.dtype.kind in "iub" and array.shape == scores.shape:
-        got = f"holds {array.dtype} of the shape of {scores.kind}"
+        got = f"has dtype {array.dtype} and the shape of {scores.kind}"
         refuse(path, got, f"come with {named('targets', ...)} to be distributions")
     if array.dtype.kind == "f" and array.shape == batch:
-        got = f"holds {array.dtype} of the shape of targets"
-        refuse(path, got, "hold integers, to be class ids: save it with .astype(int)")
+        got = f"has dtype {array.dtype} and the shape of targets"
+        refuse(path, got, "contain integers, to be class ids: save it with .astype(int)")
     return is_integer

@@ -303,21 +303,21 @@ def _choose_scores(path: str, names: Collection[str], array: str | None, kind: s
     held = [name for name in HIDDEN_NAMES if name in names]
     if kind is array is None and held and not fitting:
         opener = worded("be opened by open_hidden_states, with {}", "come with {}: --lm-head FILE")
-        refuse(path, f"holds {held[0]} and no scores", opener.format("its model's projection onto the vocabulary"))
+        refuse(path, f"contains {held[0]} and no scores", opener.format("its model's projection onto the vocabulary"))
     weight = next((name for name in names if name.endswith(_WEIGHTS)), None)
     if array is None and weight is not None and not fitting:
-        got, fits = f"holds a model's weights, such as {weight}", "hold what the model predicts: store its logits first"
+        got, fits = f"contains a model's weights, such as {weight}", "contain its predictions: store its logits first"
         refuse(path, got, fits)
     if len(fitting) != 1:
         fits = ("exactly one of " if len(kinds) > 1 else "") + ", ".join(kinds) if array is None else repr(array)
         if array is None and kind is None and not fitting and any("top_" in name or "topk" in name for name in names):
-            fits += "; of lists of likely tokens, see topk_divergence_bound"
+            fits += "; for lists of likely tokens, see topk_divergence_bound"
         elif array is None and not fitting:
-            option = worded("array=", "--array, of a base --base-array")
+            option = worded("array=", "--array, or --base-array for the base")
             option = worded("array=", "--hidden") if kind in HIDDEN_NAMES else option
             fits += f", or come with the name of its array: {option}; "
             fits += f"{named('targets_array', ...)} names targets"
-        refuse(path, f"holds {', '.join(names) or 'nothing'}", f"hold {fits}")
+        refuse(path, f"contains {', '.join(names) or 'nothing'}", f"contain {fits}")
     name = fitting[0]
     return name, kind or (name if name in KINDS else "logits")
 
@@ -331,11 +331,11 @@ def _stored_parts(path: str, names: Collection[str], scores: str, targets_array:
             break
     else:
         if targets_array is not None:
-            refuse(path, f"holds {', '.join(names)}", f"hold the targets {targets_array!r} beside {scores}")
+            refuse(path, f"contains {', '.join(names)}", f"contain the targets {targets_array!r} next to {scores}")
     if "targets" not in parts:
         held = [name for name in INPUT_IDS if name in names]
         if len(held) > 1:
-            refuse(path, f"holds {' and '.join(held)}", "hold one of them")
+            refuse(path, f"contains {' and '.join(held)}", "contain only one of them")
         if held:
             parts["input_ids"] = held[0]
     return parts
@@ -345,7 +345,7 @@ def reject_array_name(path: str, *arrays: str | None) -> None:
     """Refuse the name of an array for a file without names."""
     for array in arrays:
         if array is not None:
-            refuse(path, "holds one array without a name", f"name {array!r}")
+            refuse(path, "contains one array without a name", f"name {array!r}")
 
 
 def _is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
@@ -373,7 +373,7 @@ def _is_of_rows(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> bool:
         got, fits = f"{part} has shape {shape}", f"have shape {fits}, to fit {scores.kind}"
         if part == "targets" and shape == scores.shape[:1] + scores.shape[2:]:  # of images
             fits += (
-                f"; or save the classes last, if axis 1 of {scores.kind} holds them: np.moveaxis({scores.kind}, 1, -1)"
+                f"; or save the classes last, if they are on axis 1 of {scores.kind}: np.moveaxis({scores.kind}, 1, -1)"
             )
         refuse(scores.path, got, fits)
     return True
@@ -398,5 +398,5 @@ def checked_mask(file: ScoresFile) -> Array:
     wrong = ~(mask >= 0)
     if wrong.any():
         got = f"{MASK}{np.argwhere(wrong)[0].tolist()} is {mask[wrong][0]}"
-        refuse(file.path, got, "be 0 of padding and positive of tokens")
+        refuse(file.path, got, "be 0 for padding and positive for tokens")
     return mask

@@ -135,7 +135,7 @@ def write_sketch(
     append: bool = False,
     workers: int | None = None,
 ) -> None:
-    """Write a sketch of a model's predictions, with which others are compared without all of its logits.
+    """Write a sketch of a model's predictions, so that others can be compared with it without all of its logits.
 
     At each position, it has the likeliest classes, classes drawn from the others, the logarithm of the sum of all, the
     entropy, and the target with its log-probability and rank: 532 bytes with the defaults, if logits have 16 bits.

@@ -59,7 +59,7 @@ def _fields(top: int, tail: int, logits: Any, has_targets: bool, has_sequences: 
 def open_scores(path: str, array: str | None, kind: str | None, targets_array: str | None) -> ScoresFile:
     """The open file of a sketch, whose rows are records."""
     if array is not None or targets_array is not None or kind is not None:
-        refuse(path, "holds a sketch", "come without the names of arrays, and without a kind")
+        refuse(path, "contains a sketch", "come without the names of arrays, and without a kind")
     header = safetensors.read_header(path)
     facts, classes = _facts(path, header.metadata)
     places = {name: header.place(name) for name in header.entries}
@@ -72,10 +72,10 @@ def open_scores(path: str, array: str | None, kind: str | None, targets_array: s
         held = places[name].shape if name in places else None
         dtypes = ("f2", "f4", "f8") if name == "logits" else (fields[name].base.str[1:],)
         if held != shape or not n or places[name].dtype.str[1:] not in dtypes:
-            got = f"holds {name} of {places[name].dtype} and shape {held}" if held is not None else f"holds no {name}"
-            refuse(path, got, f"hold {name} of {' or '.join(dtypes)} and shape {shape or '(n,)'}, to be a sketch")
+            got = f"contains {name} of {places[name].dtype} and shape {held}" if held is not None else f"has no {name}"
+            refuse(path, got, f"contain {name} of {' or '.join(dtypes)} and shape {shape or '(n,)'}, to be a sketch")
     if more := sorted(places.keys() - wanted.keys() - {"masked"}):
-        refuse(path, f"holds {', '.join(more)}", f"hold the arrays of a sketch alone: {', '.join(wanted)}, masked")
+        refuse(path, f"contains {', '.join(more)}", f"contain only the arrays of a sketch: {', '.join(wanted)}, masked")
     if "masked" in places:
         facts = facts._replace(masked=_masked(path, places["masked"], classes))
     facts = facts._replace(row_bytes=fields.itemsize)
@@ -108,7 +108,7 @@ def _part(place: ArrayLocation, file: BinaryIO, start: int, stop: int) -> Array:
 def _facts(path: str, said: dict[str, str]) -> tuple[SketchFacts, int]:
     """The facts in the metadata, and the number of classes."""
     if said.get("kind") != "sketch":
-        refuse(path, f"holds {said.get('kind') or 'no'} kind in its metadata", "hold 'sketch' there, to be a sketch")
+        refuse(path, f"has {said.get('kind') or 'no'} kind in its metadata", "have 'sketch' there, to be a sketch")
     values = {}
     for name, least, most in (
         ("version", 1, VERSION), ("vocabulary", 1, MOST_CLASSES), ("top", 1, MOST_LISTED), ("tail", 0, MOST_LISTED),
@@ -133,7 +133,7 @@ def _masked(path: str, place: ArrayLocation, classes: int) -> Array:
     """The classes that are impossible in all rows."""
     masked: Array = np.array(place.load()) if place.dtype.kind == "i" and len(place.shape) == 1 else np.array([-1])
     if (np.diff(masked) <= 0).any() or (masked < 0).any() or (masked >= classes).any():
-        refuse(path, f"holds masked of {place.dtype} and shape {place.shape}", "hold class ids in ascending order")
+        refuse(path, f"has masked of {place.dtype} and shape {place.shape}", "contain class ids in ascending order")
     return masked
 
 
@@ -158,7 +158,7 @@ def _check_rows(path: str, start: int, rows: Array, facts: SketchFacts, classes:
         }
     for words, where in wrong.items():
         for row in np.flatnonzero(where.any(1))[:1].tolist():
-            refuse(path, f"row {start + row} holds {words}", "be whole, as it was written")
+            refuse(path, f"row {start + row} contains {words}", "be whole, as it was written")
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ class SketchWriter:
         facts: Any = file.sketch
         for name, value in (("top", self._top), ("tail", self._tail), ("seed", self._seed)):
             if getattr(facts, name) != value:
-                refuse(file.path, f"has {name} {getattr(facts, name)}", f"have {value}, to go on")
+                refuse(file.path, f"has {name} {getattr(facts, name)}", f"have {value}, to continue it")
         self._masked, self._is_shared = facts.masked, facts.masked is not None
         for rows in file.blocks(_ROWS):
             self._begun = _Begun(rows.dtype, file.shape[-1], facts.words)
@@ -229,7 +229,7 @@ class SketchWriter:
                 f"{one.classes} classes of {one.words[1]} {one.words[0]}, with {', '.join(one.fields.names or ())}"
                 for one in (begun, self._begun)
             )
-            raise_error("option", name="a block", got=got, fits=f"of {fits}, as the blocks before it")
+            raise_error("option", name="a block", got=got, fits=f"of {fits}, like the blocks before it")
         self._begun = begun
         numbers = np.full(len(rows), -1) if sequences is None else np.maximum(sequences, -1)
         uniforms = uniforms_of(self._seed, numbers, self._count(numbers), self._tail)
@@ -298,7 +298,7 @@ class SketchWriter:
     def finish(self, file: BinaryIO) -> None:
         """Write the file: the header, and the rows array by array."""
         if self._begun is None:
-            raise_error("empty", name="source", fits="a row at least")
+            raise_error("empty", name="source", fits="at least one row")
         fields = self._begun.fields
         arrays = {name: (fields[name].base, (self.n_rows, *fields[name].shape)) for name in fields.names or ()}
         masked = np.empty(0, "<i4") if self._masked is None else self._masked.astype("<i4")

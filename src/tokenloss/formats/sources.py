@@ -167,7 +167,7 @@ class Source:
         ValueError
             If the source is blocks, which come from no file.
         """
-        raise_error("not for", name="like", fits=f"opens files, and this source holds {self.holds}")
+        raise_error("not for", name="like", fits=f"opens files, but this source has {self.holds}")
 
     def absolute(self) -> Self:
         """Make all paths absolute, for a process in another directory.
@@ -192,7 +192,7 @@ def with_shift(source: _Source, shift: bool | None) -> _Source:
         return source
     if said.shift is not None and bool(shift) != bool(said.shift):
         own = named("shift", bool(said.shift))
-        reason = f"if there is {named('window')}" if said.window else f"since {source.name} was opened with {own}"
+        reason = f"if {named('window')} is given" if said.window else f"since {source.name} was opened with {own}"
         raise_error("option", name="shift", got=shift, fits=f"{said.shift}, or left out, {reason}")
     return replace(source, token_options=said._replace(shift=shift))
 

@@ -162,7 +162,7 @@ def _check(stored: _Stored, *, whole: bool) -> None:
     with library_errors(path, name):
         codecs = [getattr(codec, "codec_id", None) for codec in (*array.filters, *array.compressors)]
     if "pickle" in codecs:
-        refuse(part, "holds Python objects", "be numbers or text: pickles can run code")
+        refuse(part, "contains Python objects", "be numbers or text: pickles can run code")
     shape, chunks = array.shape if whole else array.shape[-1:], array.shards or array.chunks
     if 0 in chunks:
         refuse(part, f"has chunks of shape {chunks}", "have chunks that are not empty")

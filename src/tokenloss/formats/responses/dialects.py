@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _RANK = ValueType("be an integer >= 1", lambda value: type(value) is int and 1 <= value < 1 << 63)
 _BYTE = ValueType("be a byte", lambda value: type(value) is int and 0 <= value < 256)
-_TRIPLE = ValueType("hold a log-probability, an id and a text", lambda value: _is_triple(value))
+_TRIPLE = ValueType("have a log-probability, an id and a text", lambda value: _is_triple(value))
 _CLASS = {"token": TEXT, "id": COUNT, "token_id": COUNT, "bytes": [_BYTE]}
 _ENTRIES = [_CLASS | {"rank": _RANK, "top_logprobs": [_CLASS]}]  # chats, llama.cpp
 _OBJECTS = [({...: {"rank": _RANK, "decoded_token": TEXT}},)]  # vLLM's prompts: classes by id
@@ -88,15 +88,15 @@ def read(value: dict[str, Any], place: Place) -> tuple[str, list[Choice]]:
         place.refuse("it is a request", "be a response")
     if ("doc_id" in value and "filtered_resps" in value) or {"results", "configs"} <= set(value):
         fits = "be a response; two models' samples are compared: tokenloss compare A.jsonl B.jsonl, or compare_files"
-        place.refuse("it is of lm-evaluation-harness", fits)
+        place.refuse("it is a sample of lm-evaluation-harness", fits)
     first = first_choice(value)
     if first is not None:
         keys = ", ".join(list(first)[:12]) or "nothing"
-        fits = "hold text (of completions), message (of chats) or token_ids, too"
-        place.refuse(f"its first choice holds {keys}", fits)
+        fits = "also have text (of completions), message (of chats) or token_ids"
+        place.refuse(f"its first choice has {keys}", fits)
     fits = "be a response with choices (vLLM, OpenAI), meta_info (SGLang) or completion_probabilities (llama.cpp)"
     fits += '; compare also takes lines {"logprobs": [...]}'
-    return place.refuse(f"it holds {keys}", fits)
+    return place.refuse(f"it has {keys}", fits)
 
 
 def _usage(value: dict[str, Any], place: Place) -> tuple[int | None, int | None]:
@@ -126,7 +126,7 @@ def _objects(values: list[Any], ids: list[int] | None, field: str, place: Place)
     tops = _classes_by_id(values, field, place)
     n = len(tops.counts)
     if ids is not None and len(ids) != n:
-        place.refuse(f"{field} has {n} elements", f"have {len(ids)}, as prompt_token_ids")
+        place.refuse(f"{field} has {n} elements", f"have {len(ids)}, as prompt_token_ids does")
     own = _own(tops, ids, field, place)
     texts = [None if at is None else tops.texts[at] for at in own]
     ranks = [0 if at is None else tops.ranks[at] for at in own]
@@ -147,7 +147,7 @@ def _classes_by_id(values: list[Any], field: str, place: Place) -> Tops:
         place.refuse(f'{field}[{position_of(counts, at)[0]}]["{pairs[at][0]}"]{got}', fits)
 
     if {} in values:
-        place.refuse(f"{field}[{values.index({})}] is empty", "hold the prompt's token")
+        place.refuse(f"{field}[{values.index({})}] is empty", "contain the prompt's token")
     for at, (key, entry) in enumerate(pairs):
         if not _ID.fullmatch(key):
             refuse(at, " is not an id", "be the id of a class")
@@ -167,7 +167,7 @@ def _own(tops: Tops, ids: list[int] | None, field: str, place: Place) -> list[in
             try:
                 own.append(listed.index(ids[i], start, end) if end > start else None)
             except ValueError:
-                place.refuse(f"{field}[{i}] does not hold the prompt's token {ids[i]}", "hold it, by prompt_token_ids")
+                place.refuse(f"{field}[{i}] does not list the prompt's token {ids[i]}", "list it: see prompt_token_ids")
         return own
     is_first, k = _is_own_first(tops), _n_listed(tops)
     if is_first:
@@ -183,7 +183,7 @@ def _own(tops: Tops, ids: list[int] | None, field: str, place: Place) -> list[in
         elif len(far) == 1:
             own.append(far[0])  # the others are the most likely
         else:
-            place.refuse(f"{field}[{i}] and the others {_KEY}", "come with prompt_token_ids: ask for return_token_ids")
+            place.refuse(f"{field}[{i}] and the others {_KEY}", "come with prompt_token_ids: request return_token_ids")
     return own
 
 
@@ -243,10 +243,10 @@ def _content(
     """Tokens of a list of objects, each of which lists the most likely classes."""
     for i, entry in enumerate(entries):
         if "prob" in entry or "probs" in entry:
-            got = f"{field}[{i}] holds probabilities after sampling, which are not the model's"
-            place.refuse(got, "hold logprob: do not ask for post_sampling_probs")
+            got = f"{field}[{i}] has probabilities after sampling, not the model's own"
+            place.refuse(got, "have logprob: do not request post_sampling_probs")
         if "logprob" not in entry:
-            place.refuse(f"{field}[{i}] holds no logprob", "hold one")
+            place.refuse(f"{field}[{i}] has no logprob", "have one")
     texts, own_ids, spelled = _named(entries)
     if ids is not None and len(ids) == len(entries):
         own_ids = ids
@@ -457,7 +457,7 @@ def _llama_cpp(value: dict[str, Any], place: Place) -> list[Choice]:
 
 def _stream(value: dict[str, Any], place: Place) -> list[Choice]:
     """Refuse a piece of a stream among whole responses."""
-    return place.refuse("it is a piece of a stream", "be a whole response, as those before it")
+    return place.refuse("it is a piece of a stream", "be a whole response, like those before it")
 
 
 _DIALECTS: dict[str, tuple[Callable[[dict[str, Any]], bool], Callable[[dict[str, Any], Place], list[Choice]]]] = {

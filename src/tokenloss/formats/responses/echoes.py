@@ -70,12 +70,12 @@ def _with_texts(prompt: Listed, echo: Listed, field: str, place: Place) -> Liste
     """A prompt with the texts of its echo, which must be of the same tokens."""
     n = len(prompt)
     if len(echo) != n:
-        place.refuse(f"{field} echoes {len(echo)} tokens", f"echo {n}, as prompt_logprobs")
+        place.refuse(f"{field} echoes {len(echo)} tokens", f"echo {n}, as prompt_logprobs does")
     for i in range(n):
         x, y = prompt.logprobs[i], echo.logprobs[i]
         if is_log_prob(x) and is_log_prob(y) and abs(x - y) > _SAME:
             got = f"{field}.prompt_logprobs[{i}] and {field}.logprobs.token_logprobs[{i}] are {x} and {y}"
-            place.refuse(got, "be the same token's")
+            place.refuse(got, "be equal, for the same token")
     texts = [own if own is not None else text for own, text in zip(prompt.texts, echo.texts[:n], strict=True)]
     return dataclasses.replace(prompt, texts=texts, lengths=echo.lengths[:n])
 
@@ -93,8 +93,8 @@ def _check_text(
     if isinstance(value.get("id"), str) and _LLAMA_CPP_PYTHON.fullmatch(value["id"]):
         is_right &= _is_shifted_rightly(text, texts, choice.get("finish_reason"), usage)
     if not is_right:
-        got = f"the tokens of {field}.logprobs are not known to be those of its text; {_ISSUE}"
-        place.refuse(got, "list every token of the text, under the row before it; score the model's logits instead")
+        got = f"the tokens in {field}.logprobs cannot be shown to match its text; {_ISSUE}"
+        place.refuse(got, "list each token with the number of the row before it; score the model's logits instead")
 
 
 def _ascii(text: str) -> str:
@@ -157,7 +157,7 @@ def _by_usage(
             if min(sizes) >= 0 and _block(sizes, n_prompt):
                 return list(sizes)
     got = "several choices echo their prompts, and nothing shows where these end"
-    return place.refuse(got, "come with prompt_token_ids (ask for return_token_ids), or be one choice each")
+    return place.refuse(got, "come with prompt_token_ids (request return_token_ids), or be one choice each")
 
 
 def _one_by_usage(value: dict[str, Any], listed: Listed, n_prompt: int, n_generated: int, place: Place) -> int | None:
@@ -167,7 +167,7 @@ def _one_by_usage(value: dict[str, Any], listed: Listed, n_prompt: int, n_genera
         return n_prompt
     if n != n_prompt + n_generated - 1:
         counts = f"{n_prompt} of the prompt and {n_generated} that were generated"
-        place.refuse(f"an echo of {n} tokens, where usage counts {counts}", "hold all of them")
+        place.refuse(f"an echo of {n} tokens, but usage counts {counts}", "contain all of them")
     if n_generated != 1 or _LLAMA_CPP_PYTHON.fullmatch(str(value.get("id"))):
         return n - n_generated  # the BOS is not listed
     tops = listed.tops

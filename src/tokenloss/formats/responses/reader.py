@@ -217,7 +217,7 @@ class Responses(Source):
                 continue
             dialect, choices = read(body, place)
             if dialect != expected:
-                place.refuse(f"it is of the layout {dialect}", f"be of {expected}, as those before it")
+                place.refuse(f"it has the layout {dialect}", f"have the layout {expected}, like those before it")
             label = self._field and label_of((value, body), self._field, place)
             for choice in choices:
                 parts = self._chosen(choice, place)
@@ -247,22 +247,22 @@ class Responses(Source):
             if choice.is_repeated:
                 parts.pop("prompt", None)
             elif not parts:
-                place.refuse("it holds no log-probabilities", "hold some: ask for logprobs")
+                place.refuse("it has no log-probabilities", "have some: request logprobs")
             return [(name, parts[name]) for name in _ORDER if name in parts]
         if self.part == "prompt":
             if choice.is_repeated:
                 return []
             if prompt is None or not (prompt.has_number() or len(prompt) == 1):
-                place.refuse(_IGNORED, f"hold some, or be left out ({named('part', 'generated')})")
+                place.refuse(_IGNORED, f"have some, or be left out ({named('part', 'generated')})")
             return [("prompt", prompt)]
         if self.options["part"] is None and prompt is not None and prompt.has_number():
             place.refuse(_PROMPTS, "choose the part: prompt, generated or all")
         tokens = choice.parts.get("generated")
         if tokens is None or not (tokens.has_number() or (not len(tokens) and choice.n_generated == 0)):
-            got = "it holds no log-probabilities of generated tokens"
+            got = "it has no log-probabilities of generated tokens"
             if self.options["part"] is None:
-                got += ", nor of a prompt: the server ignored echo, or was not asked for them"
-            place.refuse(got, "hold some: ask for logprobs")
+                got += " or of a prompt: the server ignored echo, or they were not requested"
+            place.refuse(got, "have some: request logprobs")
         return [("generated", tokens)]
 
 
@@ -278,15 +278,15 @@ def each_file(source: Responses) -> list[Responses]:
 
 def refuse_without_number(path: str, part: str) -> NoReturn:
     """Raise an error that a file, and any other read with it, has no log-probability of a part."""
-    got = "holds no log-probability"
+    got = "has no log-probability"
     if part == "prompt":
         got += " of a prompt (no server returns one for its first token)"
-    refuse(path, got, f"hold some ({part})")
+    refuse(path, got, f"have some for the part {part!r}")
 
 
 _ORDER = ("prompt", "all", "generated")
-_IGNORED = "the server returned no prompt log-probabilities: it ignored echo, or was not asked for them"
-_PROMPTS = "it holds log-probabilities of a prompt, and those before it do not"
+_IGNORED = "the server returned no prompt log-probabilities: it ignored echo, or they were not requested"
+_PROMPTS = "it has log-probabilities of the prompt, but earlier responses do not"
 
 
 def _check_prompt(choice: Choice, has_prompts: bool | None, place: Place) -> bool | None:
@@ -294,12 +294,12 @@ def _check_prompt(choice: Choice, has_prompts: bool | None, place: Place) -> boo
     prompt = choice.parts.get("prompt") or choice.parts.get("all")
     if prompt and prompt.has_number():
         if has_prompts is False:
-            place.refuse(_PROMPTS, "hold the parts that those before it hold")
+            place.refuse(_PROMPTS, "have the same parts as earlier responses")
         return True
     if prompt and len(prompt) == 1:
         return has_prompts
     if has_prompts:
-        place.refuse(_IGNORED, "hold them, as those before it do")
+        place.refuse(_IGNORED, "have them, as earlier responses do")
     return False
 
 
@@ -397,7 +397,7 @@ def _part(paths: Sequence[str], ahead: Sequence[tuple[Literal["prompt", "generat
     shown = [(path, part) for path, (part, _) in zip(paths, ahead, strict=True) if part is not None]
     for path, part in shown:
         if part != shown[0][1]:
-            got = f"has log-probabilities of the part {part!r}, but {shown[0][0]} of {shown[0][1]!r}"
-            fits = f"have those, or be scored apart; or all come with {named('part', 'generated')}"
+            got = f"has log-probabilities of the part {part!r}, but {shown[0][0]} has {shown[0][1]!r}"
+            fits = f"have the same part, or be scored separately, or all with {named('part', 'generated')}"
             refuse(path, got, fits)
     return shown[0][1] if shown else "generated"

@@ -62,7 +62,7 @@ def _responses(path: str, pieces: Sequence[Record], is_done: bool) -> Iterator[R
     for line, piece in pieces:
         place, index = Place(path, line), piece.get("index") if "content" in piece else None
         if "meta_info" in piece:
-            place.refuse("it is a piece of a stream of SGLang's own endpoint", "be whole: ask for it without stream")
+            place.refuse("it is a piece of a stream of SGLang's own endpoint", "be whole: request it without stream")
         first, value = open_responses.setdefault(index if type(index) is int else None, Record(line, {}))
         if piece.get("error"):  # no other piece follows
             value.clear()
@@ -87,7 +87,7 @@ def _add_piece(value: dict[str, Any], piece: dict[str, Any], place: Place) -> No
         own = {"message" if name == "delta" else name: content for name, content in choice.items()}
         old = choices.setdefault(index, {})
         if own.get("logprobs") and old.get("finish_reason") is not None:
-            place.refuse(f"choices[{i}] continues after its finish_reason", "be of a response with an id of its own")
+            place.refuse(f"choices[{i}] continues after its finish_reason", "belong to a response with its own id")
         _add(old, own)
     _add(value, {name: content for name, content in piece.items() if name != "choices"})
 

@@ -189,14 +189,14 @@ class AlignedText:
         token = f"token {self._n_tokens + k} of {self._place}, id {ids[k]}, is {piece!r}"
         got = f"line {_line(text, at)} {goes_on}, and {token}"
         if hidden := int((ids[:k] < 0).sum()):
-            cause = f"{hidden} ids before it are below 0 and write nothing, but the text holds all tokens"
+            cause = f"{hidden} ids before it are below 0 and write nothing, but the text contains all tokens"
         elif text[:3] == _BOM and at < len(_BOM):
             cause = "it begins with a byte order mark, which they lack"
         else:
             is_special = k > 0 and self._tokenizer.is_special[ids[k - 1]]
             name = self._tokenizer.said.pieces.get(int(ids[k - 1]), b"") if is_special else b""
             is_named = name and text[at : at + len(name)] == name
-            other = "they may be of another text, tokenizer or version"
+            other = "they may belong to another text, tokenizer or version"
             cause = _cause(actual, expected) or ("special tokens before it write nothing" if is_named else other)
         fits = f"be the text of the ids by {self._tokenizer.path}; {cause}"
         raise_error("file", path=self.path, byte=at, got=got, fits=fits)

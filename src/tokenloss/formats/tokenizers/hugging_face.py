@@ -29,7 +29,7 @@ _DROPPING = ("BertPreTokenizer", "CharDelimiterSplit", "Whitespace", "Whitespace
 def read(said: dict[str, Any], added: list[dict[str, Any]]) -> Vocabulary:
     """The vocabulary in the JSON of a tokenizer, with tokens added to its model; ValueError if a part is unknown."""
     if said.get("version") != _VERSION:
-        raise ValueError(f"it has version {said.get('version')!r}, and {_VERSION!r} is known")
+        raise ValueError(f"it has version {said.get('version')!r}, but only {_VERSION!r} is supported")
     model = said["model"]
     normalizers, splits, decoders = ([*_steps(said.get(part))] for part in ("normalizer", "pre_tokenizer", "decoder"))
     is_byte_level = any(step["type"] == "ByteLevel" for step in (*normalizers, *splits))
@@ -84,7 +84,7 @@ def _check_splits(normalizers: list[dict[str, Any]], splits: list[dict[str, Any]
                 | {"type": "Prepend", "prepend": str(mark)}
                 | {"type": "Metaspace", "replacement": str(mark)}
             ) if _written(encode, mark) != b" ":
-                raise ValueError(f"its decoder makes no space of {mark!r}, which is one in {str(step)[:_SHOWN]}")
+                raise ValueError(f"its decoder does not turn {mark!r} into a space, as {str(step)[:_SHOWN]} expects")
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:
@@ -117,7 +117,7 @@ def _encoder(
     if not decoders:  # the pieces are what the pre-tokenizer made
         decoders = [step for step in splits if step["type"] in ("ByteLevel", "Metaspace")][:1]
     if is_byte_level != any(step["type"] == "ByteLevel" for step in decoders):
-        raise ValueError("one of its pre_tokenizer and its decoder is ByteLevel, and not the other")
+        raise ValueError("only one of its pre_tokenizer and its decoder is ByteLevel")
     is_fused = False
     for step in decoders:
         match step:
@@ -126,7 +126,7 @@ def _encoder(
             case {"type": "Strip", "content": " ", "start": 0 | 1, "stop": 0} if is_fused:
                 pass  # the space of `_prefix`
             case {"type": str(kind)} if from_byte_level in steps:
-                raise ValueError(f"its decoder has {kind} after ByteLevel, which is not known")
+                raise ValueError(f"its decoder has {kind} after ByteLevel, which is not supported")
             case {"type": "ByteLevel"}:
                 steps.append(from_byte_level)
             case {"type": "ByteFallback"}:

@@ -110,7 +110,7 @@ def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         said = _vocabulary(name, data)
         ids = said.pieces.keys() | said.special | said.unknown
         if not ids or not all(type(i) is int and 0 <= i < _MOST_IDS for i in ids):
-            raise ValueError(f"it has no ids, or others than integers from 0 to {_MOST_IDS - 1}")
+            raise ValueError(f"it has no ids, or ids that are not integers from 0 to {_MOST_IDS - 1}")
     return Tokenizer(name, said)
 
 
@@ -128,10 +128,10 @@ def _in_folder(folder: str) -> str:
     for pattern in _NAMES:
         files = sorted(Path(folder).glob(pattern))
         if len(files) > 1:
-            refuse(folder, f"holds {len(files)} files {pattern}", "hold one, or come as a file")
+            refuse(folder, f"contains {len(files)} files {pattern}", "contain only one; or pass the file")
         if files:
             return str(files[0])
-    return refuse(folder, "holds no file of a tokenizer", f"hold one: {', '.join(_NAMES)}")
+    return refuse(folder, "has no tokenizer file", f"have one: {', '.join(_NAMES)}")
 
 
 def _vocabulary(path: str, data: bytes) -> Vocabulary:
@@ -146,13 +146,13 @@ def _vocabulary(path: str, data: bytes) -> Vocabulary:
         if _config(path).get("add_prefix_space"):
             vocabulary = vocabulary._replace(prefix="unless there")
     elif data.startswith((b"\x80", b"PK\x03\x04")):
-        raise ValueError("it is a pickle or an archive, which may run code or hold weights")
+        raise ValueError("it is a pickle or an archive, which may run code or contain weights")
     elif _RANK.match(data):
         vocabulary = _read_tiktoken(data)
     else:
         kind = str(_config(path).get("tokenizer_class"))
         if Path(path).name in _SHIFTED or kind.startswith(_SHIFTING):
-            raise ValueError("the ids of its model are not those that it has here; give the tokenizer.json beside it")
+            raise ValueError("its model uses other ids than this file has; give the tokenizer.json next to it")
         vocabulary = _read_sentence_piece(data)
     added = {token["id"]: token for token in _added(path)}
     special = {i for i, token in added.items() if token.get("special")} - vocabulary.unknown
@@ -234,7 +234,7 @@ def _read_sentence_piece(data: bytes) -> Vocabulary:
     if not names:
         raise ValueError(f"{_UNLIKE}, which has pieces")
     if trainer.get(_SPACE_IS_SUFFIX, 0):
-        raise ValueError("it has treat_whitespace_as_suffix, so that white space ends words")
+        raise ValueError("it has treat_whitespace_as_suffix, so white space ends words")
     escapes = bool(normalizer.get(_ESCAPES_SPACES, 1))
     if escapes and _BYTE in types:
         check_spaces(names)

@@ -39,7 +39,7 @@ class Vocabulary(NamedTuple):
 def check_spaces(pieces: Collection[str]) -> None:
     """Refuse a vocabulary with bytes that lacks ▁, its space: the three bytes of ▁ would make one space."""
     if "▁" not in pieces:
-        raise ValueError("it has no piece ▁, so that it writes a space as three tokens of a byte, <0xE2><0x96><0x81>")
+        raise ValueError("it has no piece ▁, so it writes a space as three byte tokens, <0xE2><0x96><0x81>")
 
 
 class Tokenizer:
@@ -65,7 +65,7 @@ class Tokenizer:
     @property
     def range_of_ids(self) -> str:
         """The range of valid ids, for messages."""
-        hint = "; its lines hold no special ids: tokenizer.json or tokenizer_config.json next to it would name them"
+        hint = "; its lines have no special ids: tokenizer.json or tokenizer_config.json next to it would name them"
         return f"[0, {len(self.pieces)}), the ids of {self.path}{hint * self.said.lacks_special}"
 
     def with_special(self, size: int) -> Tokenizer:
@@ -136,7 +136,7 @@ class Tokenizer:
         unknown = np.flatnonzero(self.unknown[np.maximum(ids, 0)] & (ids >= 0))
         if len(unknown):
             i = int(unknown[0])
-            got = f"has no bytes for id {int(ids[i])}, {name}[{start + i}], the mark of unknown text or no token"
-            fits = "have bytes for all ids but those below 0, which are left out"
+            got = f"has no bytes for id {int(ids[i])}, {name}[{start + i}], which marks unknown text or is not a token"
+            fits = "have bytes for all ids except negative ones, which are left out"
             refuse(self.path, got, fits)
         return ids
