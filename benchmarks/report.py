@@ -111,7 +111,8 @@ def of_readme(report: dict[str, Any]) -> str:
     picture = f"benchmarks/results/{_file(report, '-readme.svg').name}"
     sentence = (
         f"One thread, {_processor(report)}: the fastest other library takes {_digits(_ratio(of_many))} times as long"
-        f" at {many} classes ({_library(of_many)}), {_digits(_ratio(of_few))} at {few} ({_library(of_few)})."
+        f" with {many} classes ({_library(of_many)}) and {_digits(_ratio(of_few))} times with {few}"
+        f" ({_library(of_few)})."
         f" Another library is faster in {len(slower)} of {len(compared)} [measured cases](benchmarks/README.md)."
     )
     described = f"Time of cross_entropy in other libraries, at {many} and {few} classes"

@@ -256,6 +256,10 @@ def test_each_message_is_that_of_a_call():
     assert len(messages()) == len({*messages()}) == len(CALLS)
 
 
+def test_messages_say_contains_not_holds():
+    assert [message for message in messages() if re.search(r"\bholds?\b", message)] == []
+
+
 def test_every_error_of_the_package_is_described():
     for name, (_, words) in _ERRORS.items():
         pattern = ".*".join(map(re.escape, re.split(r"{.*?}", words)))

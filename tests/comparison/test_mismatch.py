@@ -566,8 +566,8 @@ def test_the_summary_ends_with_the_diagnosis_or_with_a_sentence_that_there_is_no
     for result, words in (
         (quiet, "nothing suspicious: the mean ratio is 1 within its error"),
         (above, "nothing certain, but the 95 % interval of the mean ratio"),
-        (mismatch(logprobs[:, :3], base[:, :3]), "too few tokens to tell: 27, and 50 are needed"),
-        (mismatch([], []), "too few tokens to tell: 0, and 50 are needed"),
+        (mismatch(logprobs[:, :3], base[:, :3]), "too few tokens to tell: 27, but 50 are needed"),
+        (mismatch([], []), "too few tokens to tell: 0, but 50 are needed"),
         (mismatch(base / 0.7, base), "looks scaled"),
     ):
         tables, _, signature = result.summary().rpartition("\n\n")
@@ -646,7 +646,7 @@ def test_padding_is_told_in_layout(layout, pair, rng):
     sides = [np.where(mask, one, -100.0 if layout == "-100" else 0.0) for one in pair]
     (sentence,) = mismatch(*(one.ravel() if "flat" in layout else one for one in sides)).diagnosis
     assert sentence.startswith("looks like padding or prompts that are counted")
-    assert f"{(~mask).sum()} tokens are {'-100.0' if layout == '-100' else '0.0'} in both" in sentence
+    assert f"{(~mask).sum()} tokens are {'-100.0' if layout == '-100' else '0.0'} on both sides" in sentence
 
 
 def test_certain_tokens_in_runs_are_no_padding(rng):
@@ -667,7 +667,7 @@ def test_zeros_of_one_side_are_told_and_not_taken_for_top_p(name, pair):
     ours = sides[name == "sampler"]
     ours[:, :6], sides[name == "trainer"][:, :6] = 0, -3
     (sentence,) = mismatch(*sides).diagnosis
-    assert sentence.startswith(f"54 numbers of the {name} are 0.0 where the other's are at most -1, as where a prompt")
+    assert sentence.startswith(f"54 numbers of the {name} are 0.0 where the other's are at most -1, as if a prompt")
 
 
 @pytest.mark.parametrize("name", ["trainer", "sampler"])
@@ -676,7 +676,7 @@ def test_numbers_in_place_of_minus_infinity_are_told_and_explain_nothing(name, p
     sides[name == "sampler"][2, 3] = -9999
     result = mismatch(*sides)
     assert (len(result.diagnosis), result.temperature) == (1, None)
-    assert result.diagnosis[0].startswith("1 token below -1000 in one of both, down to -9999")
+    assert result.diagnosis[0].startswith("1 token below -1000 on one side, down to -9999")
 
 
 def test_nan_on_one_side_is_told(pair):
@@ -701,7 +701,7 @@ def test_a_trainer_that_learnt_from_these_tokens_is_not_truncated(rng):
     for gain in 0.1, 0.5:
         (sentence,) = mismatch(of_classes(learnt_from(rng, log_probs, classes, gain), classes), base).diagnosis
         assert sentence.startswith("tokens were not drawn from the sampler's numbers")
-        assert sentence.endswith("or did the trainer already learn from these very tokens?")
+        assert sentence.endswith("or has the trainer already learned from these tokens?")
 
 
 def test_a_temperature_and_top_p_are_both_told(rng):

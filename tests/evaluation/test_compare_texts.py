@@ -358,7 +358,7 @@ BAD = {
     "CRLF": (rewritten(lambda text: text.replace(b", ", b",\r\n")), r"t\.txt: byte \d+: line 2 continues with"),
     "surrogate": (rewritten(lambda text: text + "\ud800".encode("utf-8", "surrogatepass")),
                   r"t\.txt: byte 67: b'\\xed\\xa0\\x80' is not UTF-8; it must be text in UTF-8"),
-    "documents": (other_documents, r"b\.npz: contains 3 documents, not 4; it must have the same as .*a\.npz"),
+    "documents": (other_documents, r"b\.npz: contains 3 documents, not 4; it must have the same documents as .*a\.npz"),
     "moved": (moved_documents, r"b\.npz: contains a document 2 of bytes 40 to 64, not 40 to 61; it must have the same"),
     "masked": (masked_prompt, "t.txt: byte 0: line 1 continues .*; 2 ignored ids of the file cannot be of the text"),
     "mixed": (mixed_documents, r"a\.npz: has sequences whose tokens are mixed; it must have them one after"),

@@ -111,7 +111,7 @@ def _nan_in_one(logprobs: Float64Array, base: Float64Array) -> Cause | None:
     words = f"{count_of(others.size, 'token')} with nan on only one side, which makes metrics nan"
     if (others == others[0]).all():
         words += f": the other side is {others[0]:.6g} there, as in padding"
-    return Cause(f"{words}; make them nan in both, or leave them out by `where`")
+    return Cause(f"{words}; make them nan on both sides, or leave them out with `where`")
 
 
 def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
@@ -139,8 +139,8 @@ def _padded(tokens: Tokens) -> tuple[str, BoolArray]:
     is_sure = np.count_nonzero(runs & is_long) >= 3 and 20 * number >= ids.size
     if not is_sure or 10 * near > number or left > 0.1 * (ids.size - number):
         return "", none
-    words = f"{number:,} tokens are {value!r} in both, in {np.count_nonzero(runs):,} runs of up to "
-    words += f"{lengths.max(where=runs, initial=0):,}; leave them out, by `where` or as nan"
+    words = f"{number:,} tokens are {value!r} on both sides, in {np.count_nonzero(runs):,} runs of up to "
+    words += f"{lengths.max(where=runs, initial=0):,}; leave them out, with `where` or as nan"
     return f"looks like padding or prompts that are counted: {words}", np.repeat(runs, lengths)
 
 
@@ -148,8 +148,8 @@ def _sentinels(tokens: Tokens) -> tuple[str, BoolArray]:
     """A sentence, and a mask of numbers that engines write in place of minus infinity."""
     lowest = np.minimum(*tokens[:2])
     is_filler: BoolArray = lowest < _LEAST_LOGPROB
-    words = f"{count_of(int(np.count_nonzero(is_filler)), 'token')} below {_LEAST_LOGPROB:g} in one of both, down to "
-    words += f"{lowest.min(initial=0):.6g}: no token that was sampled is so unlikely, but engines write such numbers "
+    words = f"{count_of(int(np.count_nonzero(is_filler)), 'token')} below {_LEAST_LOGPROB:g} on one side, down to "
+    words += f"{lowest.min(initial=0):.6g}: no sampled token is this unlikely, but engines write such numbers "
     words += "in place of minus infinity (vLLM: -9999); leave them out"
     return words if is_filler.any() else "", is_filler
 
@@ -161,8 +161,8 @@ def _zeros_of_one(tokens: Tokens) -> tuple[str, BoolArray]:
         is_zero = ours == 0
         number = int(np.count_nonzero(is_zero & (theirs <= -1)))
         if number >= max(10, 0.01 * is_zero.size):
-            words = f"{number:,} numbers of the {name} are 0.0 where the other's are at most -1, as where a prompt or "
-            words += "padding is counted that one side has no numbers of"
+            words = f"{number:,} numbers of the {name} are 0.0 where the other's are at most -1, as if a prompt or "
+            words += "padding were counted, for which one side has no numbers"
             return words + ", or tokens were drawn greedily" * (name == "sampler"), is_zero
     return "", np.zeros(base.size, np.bool_)
 
@@ -220,7 +220,7 @@ def _unrelated(tokens: Tokens) -> Cause | None:
     correlation = _rank_correlation(logprobs, base)
     if not correlation < 0.5 - 4 / math.sqrt(base.size):
         return None
-    words = f"their rank correlation is {correlation:.2f}, as if rows were in another order, or tokens were different"
+    words = f"their rank correlation is {correlation:.2f}, as if rows were in a different order or tokens differed"
     return Cause(f"the two do not seem to belong together: {words}", voids=True)
 
 
@@ -295,7 +295,7 @@ def _truncated(tokens: Tokens, line: _Line | None) -> Cause | None:
             continue
         whole, part = ("the sampler's", "the trainer's") if is_trainer else ("the trainer's", "the sampler's")
         words = f"looks like raw versus processed log-probabilities: {part} are hardly ever the smaller ones, and "
-        words += f"{whole} keep {100 * (1 + mean.mean):.3g} % of their probabilities in the mean, as where {part} are "
+        words += f"{whole} keep {100 * (1 + mean.mean):.3g} % of their probabilities on average, as if {part} were "
         words += f"over the classes that top-p, top-k or min-p left, and {whole} over all"
         words += f"; {count_of(certain, 'token')} had no other class left"
         return Cause(words, voids=is_trainer)  # tokens were then not drawn from the sampler's numbers
@@ -319,8 +319,8 @@ def _below_one(tokens: Tokens) -> Cause | None:
     if not change.mean + error < 0:
         return None
     words = f"the mean ratio is significantly below 1 ({ratio.mean:.3f} ± {ratio.stderr:.2g})"
-    words += ", as where the sampler's log-probabilities are over fewer classes (top-p, top-k, min-p)"
-    return Cause(f"{words}, tokens were drawn by other numbers, or the trainer already learnt from these very tokens")
+    words += ", as if the sampler's log-probabilities were over fewer classes (top-p, top-k, min-p)"
+    return Cause(f"{words}, tokens were drawn from other probabilities, or the trainer has already learned from them")
 
 
 def _tempered(line: _Line | None) -> tuple[float | None, Cause | None]:
@@ -337,8 +337,8 @@ def _tempered(line: _Line | None) -> tuple[float | None, Cause | None]:
         return None, None
     temperature = round(1 / line.slope, 3)  # a fit has no more digits, and further ones depend on the machine
     words = f"looks like a temperature: the trainer's are about the sampler's at a temperature of {temperature:.2g}, "
-    words += f"which explains {100 * line.explained:.0f} % of the squared differences (a fit: it takes the other "
-    words += "classes to share what a token leaves in the same way everywhere)"
+    words += f"which explains {100 * line.explained:.0f} % of the squared differences (a fit, which assumes "
+    words += "that the other classes share the rest in the same way everywhere)"
     return temperature, Cause(words)
 
 
@@ -348,5 +348,5 @@ def _not_drawn(tokens: Tokens) -> Cause | None:
     if not k1.mean + k1.factor(SURE) * k1.stderr < _LEAST_K1:
         return None
     words = f"k1 is {k1.mean:.3g} ± {k1.stderr:.2g}, and a divergence is never negative"
-    words += "; are these raw, or of other weights, or did the trainer already learn from these very tokens?"
+    words += "; are these raw, or from other weights, or has the trainer already learned from these tokens?"
     return Cause(f"tokens were not drawn from the sampler's numbers: {words}", voids=True)

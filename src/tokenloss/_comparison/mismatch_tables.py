@@ -97,7 +97,7 @@ def _diagnosis(mismatch: Any) -> Table:
         return Table([(sentence,) for sentence in mismatch.diagnosis], title=title)
     low, high = mismatch.mean_ratio.interval
     if mismatch.count < LEAST_FITTED or math.isnan(low):
-        words = f"too few tokens to tell: {mismatch.count:,}, and {LEAST_FITTED} are needed"
+        words = f"too few tokens to tell: {mismatch.count:,}, but {LEAST_FITTED} are needed"
     elif low <= 1 <= high:
         words = "nothing suspicious: the mean ratio is 1 within its error, as with noise or a policy that was updated"
     else:

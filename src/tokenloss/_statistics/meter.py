@@ -139,9 +139,9 @@ class LossMetrics(Result):
 class LossMeter(LossMetrics):
     """Adds up the losses of tokens exactly, over any number of calls, threads, files or machines.
 
-    Meters of parts can be merged in any order with the same bits. A meter is a handful of Python integers: it pickles,
-    and two meters of the same losses are equal. Only one thread may change a meter at a time: give each thread its own,
-    and add them up.
+    Meters of parts can be merged in any order, with bitwise identical results. A meter is a handful of Python integers:
+    it pickles, and two meters of the same losses are equal. Only one thread may change a meter at a time: give each
+    thread its own, and add them up.
 
     Attributes
     ----------
