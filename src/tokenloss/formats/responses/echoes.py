@@ -94,7 +94,7 @@ def _check_text(
         is_right &= _is_shifted_rightly(text, texts, choice.get("finish_reason"), usage)
     if not is_right:
         got = f"the tokens in {field}.logprobs cannot be shown to match its text; {_ISSUE}"
-        place.refuse(got, "list each token with the number of the row before it; score the model's logits instead")
+        place.refuse(got, "list each token with its own log-probability; score the model's logits instead")
 
 
 def _ascii(text: str) -> str:
