@@ -62,7 +62,7 @@ def test_exit_status_of_gates_on_numbers_that_the_output_calls_wrong(folder, com
     status, out, _ = command("compare", "trainer.npz", "rollout.npz", "--max-k3", "1", "--min-ess", "0.1", "--json")
     (result,) = json.loads(out)["candidates"]
     assert (status, result["verdict"]) == (4, "cannot tell")
-    assert result["void"].startswith("looks like padding or prompts that are counted: 510 tokens are 0.0 in both")
+    assert result["void"].startswith("looks like padding or prompts that are counted: 510 tokens are 0.0 on both sides")
     assert all(result["void"] in one["note"] for one in result["gates"])
     for name, array in ("trainer", other), ("rollout", base):
         np.savez(f"{name}.npz", logprobs=np.where(is_token, array, np.nan))

@@ -302,14 +302,14 @@ def compare(
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     segment_ids : array of integers, optional
         Number of the sequence of each position, broadcast over the batch, in any order: standard errors are then
-        clustered by sequence. Positions of negative numbers belong to no sequence: each is a group of its own.
+        clustered by sequence. Positions with negative numbers belong to no sequence: each is a group of its own.
     cu_seqlens : array of integers, optional
         Bounds of packed sequences, such as [0, 7, 12] for two of 7 and 5 positions of ``targets.ravel()``.
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the metrics. "exact": the base's distribution is ``softmax(base_logits)``, and divergences are sums
         over all classes. "llama.cpp", as its perplexity tool prints them: `base_logits` are log-probabilities, used as
         given (the probabilities in its files do not quite add up to 1, and `classes` may leave out a tenth), and
-        divergences are sums over those above -16.
+        divergences are sums only over log-probabilities above -16.
     divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
         Divergences of each position, as `kl_divergence` defines them. "kl" is always computed: the others need its
         logsumexps. The others take a second pass, over rows in the cache.
@@ -322,7 +322,7 @@ def compare(
     -------
     Comparison
         Its arrays have the batch's shape. For logits, `nll` has the bits of ``cross_entropy(..., reduction="none")``;
-        for "exact" so has `base_nll`, and `kl` has the bits of ``kl_divergence(..., reduction="none")``.
+        with "exact", `base_nll` does, too, and `kl` has the bits of ``kl_divergence(..., reduction="none")``.
 
     Raises
     ------
@@ -342,15 +342,15 @@ def compare(
     -----
     These are the metrics of llama.cpp's ``llama-perplexity --kl-divergence``. Standard errors of perplexities, of their
     ratio and difference, and of the root mean square are first-order (the delta method); for the ratio and the
-    difference, they come from the tokens' differences of loss. An infinite loss, as from a probability of 0, makes its
-    perplexity infinite; a nan makes all metrics of its kind nan. Only the arrays of the result grow with the number of
-    positions.
+    difference, they come from the tokens' differences of loss. An infinite loss, such as from a probability of 0, makes
+    its perplexity infinite; a nan makes all metrics of its kind nan. Only the arrays of the result grow with the number
+    of positions.
 
     Tokens of one document are alike, so an error that treats them as independent is often too small. `segment_ids` or
     `cu_seqlens` cluster it by sequence (Miller, arXiv:2411.00640): with S the sum over a sequence of n tokens of, say,
     their differences of loss, and G sequences, the error of the mean ``mu`` is ``sqrt(G / (G - 1) * sum((S - mu *
-    n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one. The tokens of a single sequence are taken
-    as independent. Each row of a padded batch (N, T) is a sequence by ``segment_ids=np.arange(N)[:, None]``.
+    n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one. The tokens of a single sequence are
+    treated as independent. Each row of a padded batch (N, T) is a sequence by ``segment_ids=np.arange(N)[:, None]``.
 
     Examples
     --------

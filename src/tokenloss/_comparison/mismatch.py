@@ -351,7 +351,7 @@ def mismatch(
         Mask of the tokens to compare, broadcast over the batch: True for generated tokens, False for prompts and
         padding.
     epsilon : float, default 0.2
-        Ratios outside [1 - epsilon, 1 + epsilon] are counted in `Mismatch.outside`: those that PPO clips.
+        Ratios outside [1 - epsilon, 1 + epsilon] are counted in `Mismatch.outside`; PPO clips these.
     segment_ids
         As in `compare`.
 
@@ -387,10 +387,10 @@ def mismatch(
     PPO clips the ratios of tokens (Schulman et al. 2017, arXiv 1707.06347); GSPO takes the geometric mean over each
     sequence (Zheng et al. 2025, arXiv 2507.18071). The effective sample size is ``sum(r)**2 / sum(r**2)`` (Kong 1992;
     Owen, Monte Carlo theory, methods and examples, 2013, chapter 9), and its error is by the delta method. Its interval
-    is for log(1 / ESS - 1), by the jackknife over sequences (Miller, Ann. Math. Stat. 39, 1968), or by the delta
-    method where one sequence has all the variance of the ratios. In simulations with sequences of 50 tokens, a gate on
-    it at the true value holds in about 5 % of samples; if half of the noise is shared by the tokens of a sequence, in
-    15, 11, 8 and 5 % with 5, 10, 20 and 64 sequences. Means of ratios that a float cannot hold are computed by their
+    is for log(1 / ESS - 1), by the jackknife over sequences (Miller, Ann. Math. Stat. 39, 1968), or by the delta method
+    where one sequence has all the variance of the ratios. In simulations with sequences of 50 tokens, a gate on it at
+    the true value holds in about 5 % of samples; if half of the noise is shared by the tokens of a sequence, in 15, 11,
+    8 and 5 % with 5, 10, 20 and 64 sequences. Means of ratios that are too large for a float are computed from their
     logarithms. Sums are exact.
 
     A diagnosis is made only if chance would hardly ever produce it. For numbers that are not log-probabilities: nan on

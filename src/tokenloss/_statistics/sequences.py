@@ -157,26 +157,25 @@ def sequence_losses(
 ) -> SequenceLosses:
     """Sum losses exactly over each sequence, such as a document, an answer or a text of a batch.
 
-    No bit of a sequence's sum depends on how the batch was padded, packed or ordered.
+    A sequence's sum is bitwise identical however the batch was padded, packed or ordered.
 
     Parameters
     ----------
     nll : TokenScores or array of shape (T,), (N, T) or (N, ...)
         The result of `token_scores`, from which only the included tokens are added up; or losses in nats, as
         `LossMeter.update` takes them. Each of the N elements of the first axis is a sequence, such as a text or the
-        pixels of an image, unless `segment_ids` or `cu_seqlens` say otherwise. Several texts of each element are
-        sequences of their own after ``nll.reshape(-1, T)``.
+        pixels of an image, unless `segment_ids` or `cu_seqlens` say otherwise. If each element has several texts,
+        ``nll.reshape(-1, T)`` makes each text a sequence.
     where : array of bool, optional
         Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored or
         masked: their losses are 0.0 and would count as perfect, or nan, which would make the mean nan.
     segment_ids : array of integers, optional
-        Number of the sequence of each token, broadcast over `nll`, in any order. Tokens of negative numbers belong to
+        Number of the sequence of each token, broadcast over `nll`, in any order. Tokens with negative numbers belong to
         no sequence, and are left out.
     cu_seqlens : array of integers, optional
         Bounds of packed sequences, such as [0, 7, 12] for two of 7 and 5 tokens of ``nll.ravel()``.
     sample_weight : array of floats, optional
-        Weight of each token, broadcast over `nll`: from 0 to 1e100. Tokens of weight 0 are left out, as by
-        `where`.
+        Weight of each token, broadcast over `nll`: from 0 to 1e100. Tokens with weight 0 are left out, as with `where`.
     n_bytes, n_words : arrays of integers, optional
         Length of the text of each sequence (with `segment_ids`, in ascending order of these), broadcast to the shape of
         the result. A single number is the length of a single sequence.
@@ -185,7 +184,7 @@ def sequence_losses(
     -------
     SequenceLosses
         With arrays of shape (N,), or () for a single sequence (T,). With `segment_ids` or `cu_seqlens` they have one
-        dimension; each of `segment_ids` then comes once, in ascending order.
+        dimension; each number in `segment_ids` then occurs once, in ascending order.
 
     Raises
     ------
@@ -287,7 +286,7 @@ def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not an array, their shapes do not fit together, or the mask holds a negative number, a
+        If an argument is not an array, their shapes do not fit together, or the mask contains a negative number, a
         fraction or nan.
 
     See Also

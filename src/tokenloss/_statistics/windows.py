@@ -36,20 +36,20 @@ def windows(
     score : {"new", "second_half", "all"}, default "new"
         Which tokens of a window are scored:
 
-        - ``"new"``: those that no earlier window held, as on transformers' page on the perplexity of fixed-length
+        - ``"new"``: tokens that no earlier window contained, as on transformers' page on the perplexity of fixed-length
           models. Each token but the first is scored once; with a stride of `size`, the first token of each window has
           nothing before it and is left out.
-        - ``"second_half"``: those after position ``size // 2``, as llama.cpp's ``llama-perplexity`` does, where `size`
-          is ``n_ctx``, and so is `stride`. Tokens at the end that fill no window are left out.
-        - ``"all"``: all that the model predicts, as lm-evaluation-harness does, where `size` is ``max_length``, and so
-          must be `stride`. The last row of a window predicts the first token of the next one, and the last window
-          reaches back to be full, so that each token but the first is scored once.
+        - ``"second_half"``: tokens after position ``size // 2``, as in llama.cpp's ``llama-perplexity``, where `size`
+          and `stride` are ``n_ctx``. Tokens at the end that do not fill a window are left out.
+        - ``"all"``: all tokens that the model predicts, as in lm-evaluation-harness, where `size` and `stride` are
+          ``max_length``. The last row of a window predicts the first token of the next one, and the last window reaches
+          back to be full, so that each token but the first is scored once.
 
     Returns
     -------
     iterator of (slice, slice, array of bool)
-        Of each window: the tokens that the model reads; those that it predicts, as many, and one further to the right;
-        and True for each of these that is scored in this window, the argument `where` of all functions.
+        For each window: the tokens that the model reads; as many tokens, one further to the right, which it predicts;
+        and True for each of these that is scored in this window (the argument `where` of all functions).
 
     Raises
     ------
