@@ -63,7 +63,7 @@ class ComparedTokens(Result):
     is_clustered : bool
         Whether errors are clustered by sequence: with sequences, unless all tokens are in a single one.
     interval_factor : float
-        Number of standard errors from a mean to each end of its 95 % confidence interval, as of
+        Number of standard errors from a mean to each end of its 95 % confidence interval, as in
         `LossMeter.interval_factor`.
     """
 

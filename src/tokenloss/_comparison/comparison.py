@@ -50,8 +50,8 @@ class Comparison(PairedLosses):
     has_targets : bool
         Whether there were targets. Without them, all metrics of losses and of the tokens' probabilities are nan.
     temperature : float
-        The divisor of both models' logits, 1 by default. 0 means greedy decoding, where only `acceptance` differs from
-        that at 1.
+        The divisor of both models' logits, 1 by default. 0 means greedy decoding: only `acceptance` then differs from
+        its value at 1.
     mean_kl : Estimate
         Mean KL divergence of the model's distribution from the base's, in nats.
     finite_mean_kl : Estimate
@@ -81,11 +81,11 @@ class Comparison(PairedLosses):
         By the same names, the value at each position.
     calibration, base_calibration : Calibration or None
         The calibration of the model and of its base, each over all of its own classes and at temperature 1; None unless
-        it was asked for.
+        it was requested.
     sketch : dict or None
-        If the base is a sketch: its numbers of classes, "top" and "tail", and the standard errors "draws_stderr" of the
-        means of divergences by its draws, by name: those for these texts. Divergences are then estimates, and without
-        draws lower bounds; quantiles are left out if there are fewer than 32 draws, and the maximum always.
+        If the base is a sketch: its numbers of classes, "top" and "tail", and "draws_stderr", the errors that its draws
+        add to the mean divergences for these texts, by name. Divergences are then estimates, and without draws lower
+        bounds; quantiles are left out if there are fewer than 32 draws, and the maximum always.
     sequences : dict of 1-D arrays or None
         Columns of a table that has a row for each sequence with any included position: "sequence" (its number, in
         ascending order), "count", and means over its included positions: "loss", "base_loss", "loss_difference", "kl",

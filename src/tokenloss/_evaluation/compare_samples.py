@@ -69,8 +69,8 @@ def compare_samples(
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid, or if files contain no samples or samples of other documents; the message names the
-        file, and the line if there is one.
+        If an argument is invalid, or if files contain no samples or samples of different documents; the message names
+        the file, and the line if there is one.
     OSError
         If a file cannot be read.
 

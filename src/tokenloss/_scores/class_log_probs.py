@@ -27,7 +27,7 @@ def class_log_probs(
 ) -> Float64Array:
     """Compute the log-probabilities of some classes at each position, in one pass over the logits.
 
-    Such classes are the answers of a multiple-choice question, or candidates for the next token. Probabilities are
+    The classes may be the answers to a multiple-choice question, or candidates for the next token. Probabilities are
     among all V classes; `log_softmax` of the result along its last axis gives those among the K classes.
 
     Parameters
@@ -43,8 +43,8 @@ def class_log_probs(
     array of float64
         Log-probabilities in nats, in the batch's shape with K at the end, wherever the axis of the logits is; nan where
         masked. For the likeliest class of a position's `class_ids` (of a tie, the lowest id) they are minus the loss of
-        `cross_entropy`, with all its bits. Equal logits have equal results, and larger ones none that are smaller. -inf
-        where a logit is -inf; nan in rows with a nan or +inf, and in rows with only -inf.
+        `cross_entropy`, with all its bits. Equal logits have equal results, and a larger logit never has a smaller
+        result. -inf where a logit is -inf; nan in rows with a nan or +inf, and in rows with only -inf.
 
     Raises
     ------

@@ -97,16 +97,16 @@ def kl_divergence(
     Notes
     -----
     Kullback and Leibler, "On information and sufficiency", 1951. Each divergence is within 2e-7 nats of the exact one
-    (float64: 4e-15, relative to the larger of 1 and the logsumexp), or within a relative 1e-6 if that is more. Of
+    (float64: 4e-15, relative to the larger of 1 and the logsumexp), or within a relative 1e-6 if that is more. For
     probabilities it is SciPy's ``rel_entr(p, q).sum()`` once both add up to 1, computed in float64 for all dtypes.
 
     Lin, "Divergence measures based on the Shannon entropy", 1991; total variation and Hellinger's distance: Le Cam,
     "Asymptotic methods in statistical decision theory", 1986. Divergences other than "kl" take a second pass over each
     row, while it is in a cache. No term of their sums is negative, so "reverse_kl", "js" and "hellinger" keep their
-    digits where models are nearly equal: of thousands of classes whose float32 logits differ by some 1e-4, they are
-    right to about 1e-4 of themselves. Without ``kind="probs"``, probabilities are treated as logits, whose softmaxes
-    are nearly equal: divergences come out far too small. In float64, "reverse_kl" is within a relative 6e-14, and 1e-16
-    of the largest logsumexp.
+    digits where models are nearly equal: for thousands of classes whose float32 logits differ by some 1e-4, their
+    relative error is about 1e-4. Without ``kind="probs"``, probabilities are treated as logits, whose softmaxes are
+    nearly equal: divergences come out far too small. In float64, "reverse_kl" is within a relative 6e-14, and 1e-16 of
+    the largest logsumexp.
 
     Examples
     --------
@@ -235,7 +235,7 @@ def topk_divergence_bound(
     Parameters
     ----------
     base_top_ids : array of integers, of shape (..., K)
-        Class ids that the base lists for each position, in any order, each once; negative ones name no class.
+        Class ids that the base lists for each position, in any order, each once; negative ids do not name a class.
     base_top_logprobs : array of floats, of shape (..., K)
         Their log-probabilities in nats. Lists are converted.
     top_ids, top_logprobs : arrays of shape (..., L)
@@ -243,8 +243,8 @@ def topk_divergence_bound(
     rounding : float, optional
         How far a log-probability may be from the unrounded one: 5e-5 for those with 4 decimals. By default 1e-6, and
         for lists of float16 or bfloat16 also what their dtype may have changed: 1 / 2048 or 1 / 256 of the number. Cast
-        such numbers back if they were made float32. The bound holds for all log-probabilities that round to these, and
-        is somewhat lower for that where the models differ.
+        the numbers back if they were converted to float32. The bound holds for all log-probabilities that round to
+        these, and is therefore somewhat lower where the models differ.
 
     Returns
     -------

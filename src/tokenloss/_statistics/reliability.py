@@ -103,8 +103,8 @@ class Calibration(GatedResult):
     mean_confidence : Estimate
         Mean probability of the most likely class.
     ece : Estimate
-        Expected calibration error: the mean over tokens of ``|mean confidence - accuracy|`` of their bin. It is too
-        large by chance, most with many bins and few sequences; the lower end of its interval allows for that.
+        Expected calibration error: the mean over tokens of ``|mean confidence - accuracy|`` of their bin. By chance it
+        is too large, especially with many bins and few sequences; the lower end of its interval allows for that.
     ece_debiased : Estimate
         The same minus the expected effect of chance, given the error of each bin. It may be below 0 for calibrated
         models.

@@ -311,7 +311,7 @@ def open_scores(
         Target value that marks tokens to ignore, such as padding; None to ignore none.
     window : int, optional
         Number of tokens in each window, if the files contain a text longer than a model's context, window by window, as
-        by `tokenloss.windows`. Scores of shape (N, T, V) are N windows, in order over all files; the last one may be
+        with `tokenloss.windows`. Scores of shape (N, T, V) are N windows, in order over all files; the last one may be
         shorter, or padded. Targets are input ids: the ids of each window, or in a .npy file the ids of the text without
         padding. Each window is a sequence.
     stride : int, optional

@@ -155,8 +155,8 @@ def write_sketch(
     kind : {"logits", "log_probs", "probs"}, optional
         Kind of the scores; by default logits.
     ignore_index : int or None, default -100
-        Target value that marks tokens to ignore. Their rows are kept, empty, so that rows of other models have the same
-        numbers.
+        Target value that marks tokens to ignore. Their rows are kept, but empty, so that the numbers of rows match
+        other models.
     append : bool, default False
         Whether to append to the rows that the file has, with the same options: the result has the bytes of a file
         that is written at once.
@@ -177,8 +177,9 @@ def write_sketch(
     Notes
     -----
     Each of s draws takes class j of the tail with probability ``(p_j / T + 0.1 / N) / 1.1``, where T is the mass of the
-    tail, and N its number of possible classes; draw i inverts the cumulative sum at ``(i + u) / s``. Uniforms u are of
-    Philox. Draws for distillation are of Anshumann et al., "Sparse Logit Sampling" (ACL 2025, arXiv:2503.16870).
+    tail, and N its number of possible classes; draw i inverts the cumulative sum at ``(i + u) / s``. Uniforms u come
+    from Philox. Draws for distillation were described by Anshumann et al., "Sparse Logit Sampling" (ACL 2025,
+    arXiv:2503.16870).
 
     Examples
     --------

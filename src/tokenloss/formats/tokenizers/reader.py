@@ -44,7 +44,7 @@ def token_bytes(tokenizer: str | os.PathLike[str]) -> IntArray:
     Parameters
     ----------
     tokenizer : path
-        A tokenizer's own file, or the folder of a model that holds one: `tokenizer.json` of Hugging Face,
+        A tokenizer's own file, or the folder of a model that contains one: `tokenizer.json` of Hugging Face,
         `tokenizer.model` of SentencePiece, ranks of tiktoken, `tekken.json` of Mistral, or `vocab.json` next to
         `merges.txt`, as GPT-2 has them. It is recognized by its content.
 
@@ -52,8 +52,8 @@ def token_bytes(tokenizer: str | os.PathLike[str]) -> IntArray:
     -------
     array of int64
         The number of bytes of each id: index 7 is for id 7. It is 0 for special tokens, which write nothing, and for
-        ids that the tokenizer does not have. It is also 0 for a token that represents unknown text, such as [UNK]: a
-        loss of such a token should not be counted.
+        ids that the tokenizer does not have. It is also 0 for a token that represents unknown text, such as [UNK]: do
+        not count the loss of such a token.
 
     Raises
     ------
@@ -69,11 +69,11 @@ def token_bytes(tokenizer: str | os.PathLike[str]) -> IntArray:
 
     Notes
     -----
-    The tokenizer is not run: its file says which bytes each id writes. Added tokens count with their text,
-    unless they are special. The first token of a text may begin with a space that the text lacks (SentencePiece, Llama
-    2): sum, and subtract 1 for each text. White space between tokens is in no token of WordPiece (BERT): there, bytes
-    are known only with the text. If the tokenizer normalizes a text, say to NFC, these are the bytes of what it made of
-    it. The page "Count the bytes of tokens" lists the files that are read.
+    The tokenizer is not run: its file says which bytes each id writes. Added tokens count with their text, unless they
+    are special. The first token of a text may begin with a space that the text lacks (SentencePiece, Llama 2): sum, and
+    subtract 1 for each text. White space between tokens is in no token of WordPiece (BERT): there, bytes are known only
+    with the text. If the tokenizer normalizes a text, for example to NFC, these are the bytes of the normalized text.
+    The page "Count the bytes of tokens" lists the files that are read.
 
     Examples
     --------
