@@ -360,7 +360,7 @@ def test_n_nan_counts_positions_without_an_acceptance():
         ({"temperature": "hot"}, "temperature is 'hot'; it must be 0"),
         ({"cost_ratio": -0.1}, "cost_ratio is -0.1; it must be a finite number >= 0, or None"),
         ({"kind": "probs"}, "logits.* is not a probability"),
-        ({"kind": "log_probs", "temperature": 2}, "natural log-probabilities have 0"),
+        ({"kind": "log_probs", "temperature": 2}, "for natural log-probabilities it is 0"),
         ({"segment_ids": [0, 1]}, "segment_ids has shape"),
         ({"axis": 2}, "axis is 2, but base_logits has 2"),
     ],
@@ -369,7 +369,7 @@ def test_bad_options_are_named(options, words):
     scores = np.random.default_rng(10).normal(size=(5, 8))
     with pytest.raises((TypeError, ValueError), match=words):
         draft_acceptance(scores, scores, **options)
-    with pytest.raises(ValueError, match=r"logits has shape \(4, 8\); it must be \(5, 8\), but for the number of cl"):
+    with pytest.raises(ValueError, match=r"logits has shape \(4, 8\); it must be \(5, 8\), except for the number of"):
         draft_acceptance(scores, scores[:4])
-    with pytest.raises(ValueError, match=r"logits has shape \(5, 0\); it must be that of one class or more"):
+    with pytest.raises(ValueError, match=r"logits has shape \(5, 0\); it must be a shape with one or more classes"):
         draft_acceptance(scores, scores[:, :0])
