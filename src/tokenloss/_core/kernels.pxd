@@ -133,6 +133,7 @@ cdef extern from "kernels/kernels.h" nogil:
         const double *scale
     size_t tl_plain_losses(const tl_backend *, const tl_row *, ptrdiff_t, const tl_loss *, const int64_t *,
                            const double *, int, size_t, const tl_plain_grads *, double *)
+    size_t tl_add_plain_losses(const tl_backend *, const tl_row *, ptrdiff_t, const int64_t *, size_t, tl_superacc *)
     ctypedef struct tl_block_nll:
         double nll[64]
     ctypedef struct tl_block_lse:

@@ -121,22 +121,32 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef tl_plain_grads grads
         cdef tl_row row
         cdef tl_loss loss
-        cdef int64_t first = start
+        cdef int64_t first = start, run, added
         cdef int i, count = 0, done = 0, some_masked
-        cdef bint has_grad = is_given(&self.grad), is_in_place
+        cdef bint has_grad = is_given(&self.grad), is_in_place, needs_each
         if not self.is_plain:
             return 0
         is_in_place = not self.weighs_class_ids and self.positions.ids_in_place(0, 0) != NULL
+        needs_each = (has_grad or self.weighs_rows or self.numbers != NULL or self.label_smoothing != 0
+                      or self.z_loss != 0)
         row, loss = self.row_of_scores(), self.loss_at(start, -1)
         row.stride = view.buffer.strides[self.scores.axis]
         while start < stop and done == count:  # else a row is far out
-            count = <int> min(stop - start, left_of_run(view, start), <int64_t> MAX_PROBABILITY_ROWS)
+            run = min(stop - start, left_of_run(view, start))
+            row.data, some_masked, done = address_of(view, start), 0, 0
+            if is_in_place and not needs_each and run >= 16:  # kernels leave rows whose id is no class
+                added = tl_add_plain_losses(backend, &row, view.row_stride, self.positions.ids_in_place(start, 0),
+                                            run & ~15, &totals.losses)
+                is_in_place, count = added > 0, 0
+                totals.unmasked += added
+                start += added
+                continue
+            count = <int> min(run, <int64_t> MAX_PROBABILITY_ROWS)
             if has_grad:
                 count = <int> min(count, left_of_run(&self.grad, start))
                 grads.row, grads.apart, grads.scale = row_at(&self.grad, start), self.grad.row_stride, scales
                 self.find_grad_scales(start, NULL, count, scales)
-            row.data, some_masked, done = address_of(view, start), 0, 0
-            if is_in_place and count % 16 == 0:  # kernels leave rows whose id is no class
+            if is_in_place and count % 16 == 0:
                 done = <int> tl_plain_losses(backend, &row, view.row_stride, &loss,
                                              self.positions.ids_in_place(start, count), NULL, 0, count,
                                              &grads if has_grad else NULL, values)

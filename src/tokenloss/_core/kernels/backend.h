@@ -22,7 +22,6 @@
 #define TL_FEW_MASSES 32 /* bytes: of rows up to here, all masses and scores are read */
 #define TL_SHORT_ROW TL_CHUNK /* classes of a short row, at most: a single chunk */
 #define TL_BLOCK_ROWS (TL_GROUPS * TL_GROUP)
-#define TL_PLAIN_ROWS (4 * TL_BLOCK_ROWS) /* of few classes, for which less is done than for a block of rows */
 /* Cody-Waite reduction x - n ln 2 is accurate for |x| <= 2^16, which holds every float16. If the maximum of a row is
  * larger, it is subtracted first, via the chunk buffer. */
 #define TL_MAX_EXACT_REDUCTION 65536.0
@@ -49,6 +48,8 @@ TL_INLINE size_t tl_kept_row(size_t classes) { return (classes + 15) / 16 * 16 +
 #define TL_BIN_GROUPS 32 /* of TL_SUM_GROUP numbers */
 #define TL_SUM_ABOVE 0x1p21
 #define TL_SUM_BELOW 0x1.fffffffffffffp-82 /* the last bit of 2^-81 is the third unit */
+#define TL_TWO_BINS 0x1.8p-28 /* of losses log1p(u), u from which the first two bins hold them, and all three */
+#define TL_THREE_BINS 0x1p-80
 #define TL_SQUARE_ABOVE 0x1p7
 #define TL_SQUARE_BELOW 0x1.fffffffffffffp-29 /* the square of the last bit of 2^-28 is 2^-160 */
 static const double TL_SUM_ROUNDER[TL_SUM_BINS] = {0x1.8p23, 0x1.8p-29, 0x1.8p-81}; /* 2^-29, 2^-81, 2^-133 */
@@ -175,6 +176,13 @@ typedef struct {
     int are_apart;
     ptrdiff_t apart;
 } tl_few_rows;
+
+/* What is wanted of such rows: their losses, unless these are added to bins; and unless they are NULL, the logits of
+ * their targets, exp(log-odds against these), and the sums of their logits. */
+typedef struct {
+    double *nll, *logit, *odds, *logit_sum;
+    uint64_t (*bin)[TL_BIN_LANES];
+} tl_lane_losses;
 
 typedef struct tl_loss tl_loss; /* see loss.h */
 
@@ -397,12 +405,12 @@ typedef struct {
 
     /* Losses of rows for class ids, given their targets; these classes' logits, and exp(log-odds against the target),
      * as nll_body.h explains. A bit is returned for each row, modulo 64: where it is 0, one of its rows is far out or has
-     * no class as its target, and nothing is right of it. lane_losses takes a multiple of TL_GROUP rows, TL_PLAIN_ROWS
-     * at most. `logit`, `odds` and `logit_sum`, the sums of their logits, may be NULL. row_losses takes contiguous rows of
-     * more than TL_FEW_CLASSES classes, with the same bits: no byte outside of them is read, nor of those without a
-     * class; but results of whole groups are written. */
+     * no class as its target, and nothing is right of it, nor of bins. lane_losses takes a multiple of TL_GROUP rows,
+     * TL_BIN_GROUPS groups of TL_SUM_GROUP at most. row_losses takes contiguous rows of more than TL_FEW_CLASSES classes,
+     * with the same bits: no byte outside of them is read, nor of those without a class; but results of whole groups
+     * are written. */
     uint64_t (*lane_losses[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
-                                             double *logit, double *nll, double *odds, double *logit_sum);
+                                             const tl_lane_losses *of);
     /* Writes the gradients of such rows, perhaps over their logits; without targets, if that is NULL. */
     void (*lane_gradients[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
                                             const tl_gradient_parts *of, const tl_few_rows *to);

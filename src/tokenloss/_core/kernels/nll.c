@@ -2,6 +2,9 @@
 
 #include "elementwise.h"
 
+/* Memory for the groups of a block of few classes. */
+#define GROUPS_BYTES (TL_BLOCK_ROWS * TL_FEW_CLASSES * sizeof(double) + TL_GROUP_ALIGNMENT)
+
 /* The excluded class of each row as its target: 0 for rows without one, and in lanes that no row fills. Returns a bit
  * for each wanted row that has one. */
 static uint64_t targets_of(const tl_row_block *rows, int64_t *target) {
@@ -19,14 +22,21 @@ static int is_relative(const tl_row *row) {
     return row->count >= 2 && row->count <= TL_NLL_CLASSES && row->shift == 0;
 }
 
-/* The losses of groups: rows `start` and so on of `of`. */
+/* The losses of rows in lanes: rows `start` and so on of `of`. */
+static uint64_t lane_losses(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t padded,
+                            const int64_t *target, int start, int sums, tl_block_nll *of) {
+    const tl_lane_losses lanes = {of->nll + start, of->logit + start, of->odds_against + start,
+                                  sums ? of->logit_sum + start : NULL, NULL};
+    return backend->lane_losses[dtype](rows, padded, target, &lanes);
+}
+
+/* The same of groups. */
 static uint64_t losses_of_groups(const tl_backend *backend, const void *groups, int dtype, size_t classes,
                                  size_t padded, const int64_t *target, int start, int sums, tl_block_nll *of) {
     size_t class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
     tl_few_rows rows = {.data = groups, .group_bytes = class_bytes * classes, .classes = classes};
     rows.class_stride = (ptrdiff_t)class_bytes;
-    return backend->lane_losses[dtype](&rows, padded, target, of->logit + start, of->nll + start,
-                                       of->odds_against + start, sums ? of->logit_sum + start : NULL);
+    return lane_losses(backend, &rows, dtype, padded, target, start, sums, of);
 }
 
 /* Whether logits are to be summed: those of more than a chunk in another order. */
@@ -48,7 +58,8 @@ TL_OUTLINE uint64_t nll_of_one(const tl_backend *backend, const tl_row *row, int
                                tl_block_nll *of) {
     double copy[TL_NLL_CLASSES];
     const char *data = row->data;
-    int dtype = row->compute_dtype, size = tl_itemsize(dtype);
+    int is_few = row->count <= TL_FEW_CLASSES;
+    int dtype = is_few ? tl_single_or_double(row->compute_dtype) : row->compute_dtype, size = tl_itemsize(dtype);
     tl_chunk_buf chunk;
     tl_chunk_invalidate(&chunk);
     if (!tl_can_read_in_place(row, dtype, 0)) {
@@ -59,17 +70,12 @@ TL_OUTLINE uint64_t nll_of_one(const tl_backend *backend, const tl_row *row, int
             memcpy((char *)copy + at * size, &chunk.at, (size_t)(count * size));
         }
     }
-    if (row->count <= TL_FEW_CLASSES) {
-        const char *rows[TL_GROUP];
+    if (is_few) { /* a group of the same row */
         int64_t targets[TL_GROUP];
-        double group[TL_GROUP * TL_FEW_CLASSES];
-        for (int i = 0; i < TL_GROUP; i++) {
-            rows[i] = data;
+        const tl_few_rows rows = {data, 0, 0, (size_t)row->count, 1, 0};
+        for (int i = 0; i < TL_GROUP; i++)
             targets[i] = target;
-        }
-        backend->interleave[dtype](rows, (size_t)row->count, group);
-        dtype = tl_single_or_double(dtype);
-        return 1 & losses_of_groups(backend, group, dtype, (size_t)row->count, TL_GROUP, targets, start, 0, of);
+        return 1 & lane_losses(backend, &rows, dtype, TL_GROUP, targets, start, 0, of);
     }
     return 1 & backend->row_losses[dtype](&data, 1, (size_t)row->count, &target, of->logit + start, of->nll + start,
                                           of->odds_against + start);
@@ -127,8 +133,7 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
         tl_few_rows planes = {.data = rows->data[0], .class_stride = row->stride, .classes = (size_t)row->count};
         planes.group_bytes = TL_GROUP * (size_t)tl_itemsize(row->dtype);
         of->has_sums = sums_logits(rows);
-        return found & backend->lane_losses[row->dtype](&planes, (size_t)rows->count, target, of->logit, of->nll,
-                                                        of->odds_against, of->has_sums ? of->logit_sum : NULL);
+        return found & lane_losses(backend, &planes, row->dtype, (size_t)rows->count, target, 0, of->has_sums, of);
     }
     int in_groups = row->count <= TL_FEW_CLASSES ||
                     (row->count <= TL_SHORT_ROW && (rows->class_major || tl_is_transformed(row)) && !in_place);
@@ -161,6 +166,9 @@ static uint64_t finish_plain(const tl_loss *loss, int64_t classes, const double 
     return which;
 }
 
+/* The bits of the first `n` rows of a block, or of all. */
+static uint64_t first_rows(size_t n) { return n < TL_BLOCK_ROWS ? ~(~(uint64_t)0 << n) : ~(uint64_t)0; }
+
 /* Rows of which whole groups lie as the first does, which is `row`. */
 static tl_few_rows few_rows(const tl_row *row, size_t start, ptrdiff_t apart) {
     size_t classes = (size_t)row->count, group_bytes = TL_GROUP * (size_t)tl_itemsize(row->dtype);
@@ -168,6 +176,35 @@ static tl_few_rows few_rows(const tl_row *row, size_t start, ptrdiff_t apart) {
     if (row->stride == tl_itemsize(row->dtype))
         return (tl_few_rows){first, (size_t)(TL_GROUP * apart), 0, classes, 1, apart};
     return (tl_few_rows){first, group_bytes, row->stride, classes, 0, 0};
+}
+
+/* The same where they lie, or copied to groups if they do not fill these or have half precision: a block at most. */
+static tl_few_rows rows_or_groups(const tl_backend *backend, const tl_row *row, size_t start, ptrdiff_t apart, size_t n,
+                                  char *groups) {
+    int dtype = tl_single_or_double(row->dtype);
+    size_t classes = (size_t)row->count, class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
+    tl_row_block block;
+    if (n % TL_GROUP == 0 && row->dtype == dtype)
+        return few_rows(row, start, apart);
+    block.row = *row;
+    for (size_t i = 0; i < n; i++)
+        block.data[i] = row->data + (ptrdiff_t)(start + i) * apart;
+    tl_load_groups(backend, &block, (int)n, dtype, groups);
+    return (tl_few_rows){groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
+}
+
+size_t tl_add_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int64_t *target,
+                           size_t count, tl_superacc *sum) {
+    char memory[GROUPS_BYTES], *groups = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
+    int dtype = tl_single_or_double(row->dtype);
+    size_t most = row->dtype == dtype ? TL_BIN_GROUPS * TL_SUM_GROUP : TL_BLOCK_ROWS, n = count < most ? count : most;
+    tl_few_rows rows = rows_or_groups(backend, row, 0, apart, n, groups);
+    tl_bins bins = {.groups = TL_BIN_GROUPS};
+    const tl_lane_losses lanes = {.bin = bins.bin};
+    if (first_rows(n) & ~backend->lane_losses[dtype](&rows, n, target, &lanes))
+        return 0;
+    tl_superacc_pour(sum, &bins);
+    return n;
 }
 
 /* Writes gradients along the classes of rows, which takes less time from TL_GROUP classes on. */
@@ -223,41 +260,23 @@ static int write_plain(const tl_backend *backend, const tl_few_rows *rows, int d
 size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const tl_loss *loss,
                        const int64_t *target, const double *weight, int some_masked, size_t count,
                        const tl_plain_grads *grads, double *values) {
-    char memory[TL_BLOCK_ROWS * TL_FEW_CLASSES * sizeof(double) + TL_GROUP_ALIGNMENT];
-    char *groups = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
+    char memory[GROUPS_BYTES], *groups = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
     tl_block_nll of;
     int dtype = tl_single_or_double(row->dtype), smooths = loss->soft.eps_over_v != 0;
     int has_options = smooths || loss->z_loss != 0, needs_logits = has_options || grads;
-    size_t classes = (size_t)row->count, class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
-    size_t most = needs_logits || some_masked || row->dtype != dtype ? TL_BLOCK_ROWS : TL_PLAIN_ROWS;
     for (size_t start = 0, n; start < count; start += n) {
-        n = count - start < most ? count - start : most;
-        n = n > TL_BLOCK_ROWS ? n / TL_BLOCK_ROWS * TL_BLOCK_ROWS : n;
+        n = count - start < TL_BLOCK_ROWS ? count - start : TL_BLOCK_ROWS;
         size_t padded = tl_padded_rows((int)n);
         const int64_t *ids = target + start;
         double *nll = values + start;
-        tl_few_rows rows = {groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
-        if (padded > n || row->dtype != dtype) {
-            tl_row_block block;
-            block.row = *row;
-            for (size_t i = 0; i < n; i++)
-                block.data[i] = row->data + (ptrdiff_t)(start + i) * apart;
-            tl_load_groups(backend, &block, (int)n, dtype, groups);
-        } else {
-            rows = few_rows(row, start, apart);
-        }
-        uint64_t far = ~backend->lane_losses[dtype](&rows, padded, ids, needs_logits ? of.logit : NULL, nll,
-                                                    grads ? of.odds_against : NULL, smooths ? of.logit_sum : NULL);
-        if (n > TL_BLOCK_ROWS && far != 0) { /* a bit stands for several rows */
-            most = TL_BLOCK_ROWS;
-            n = 0;
-            continue;
-        }
+        tl_few_rows rows = rows_or_groups(backend, row, start, apart, n, groups);
+        const tl_lane_losses lanes = {nll, needs_logits ? of.logit : NULL, grads ? of.odds_against : NULL,
+                                      smooths ? of.logit_sum : NULL, NULL};
+        uint64_t far = first_rows(n) & ~backend->lane_losses[dtype](&rows, padded, ids, &lanes);
         if (grads)
             memcpy(of.nll, nll, padded * sizeof *nll);
         if (has_options)
             far |= finish_plain(loss, row->count, of.logit, of.logit_sum, weight ? weight + start : NULL, n, nll);
-        far &= n < TL_BLOCK_ROWS ? ~(uint64_t)0 >> (TL_BLOCK_ROWS - n) : ~(uint64_t)0;
         for (uint64_t left = some_masked ? far : 0; left != 0; left &= left - 1)
             far ^= (uint64_t)(ids[tl_lowest_bit(left)] == TL_MASKED) << tl_lowest_bit(left);
         if (grads && (far != 0 || !write_plain(backend, &rows, dtype, loss, ids, weight ? weight + start : NULL, &of, n,

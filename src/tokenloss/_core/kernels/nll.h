@@ -4,6 +4,7 @@
 #define TOKENLOSS_NLL_H
 
 #include "row_block.h"
+#include "superacc.h"
 
 /* The target of each row is its excluded class. Returns a bit for each wanted row that has one and such a loss, for
  * which `of` is set. If rows were loaded into groups, `groups` becomes these. */
@@ -31,5 +32,10 @@ typedef struct {
 size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const tl_loss *loss,
                        const int64_t *target, const double *weight, int some_masked, size_t count,
                        const tl_plain_grads *grads, double *values);
+
+/* Adds the losses of some of such rows, which are a multiple of TL_GROUP and have no options, to a sum. Returns how
+ * many were added: 0 if one of the first is far out, has no class, or a loss too small for bins. */
+size_t tl_add_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int64_t *target,
+                           size_t count, tl_superacc *sum);
 
 #endif

@@ -151,6 +151,8 @@ void tl_superacc_sq_add_many(const tl_backend *backend, tl_superacc_sq *squares,
     add_many(backend, &SQUARES, squares, &squares->bins, squares->limb, &squares->uncarried, terms, count);
 }
 
+void tl_superacc_pour(tl_superacc *sum, tl_bins *bins) { empty(&SUM, bins, sum->limb, &sum->uncarried); }
+
 void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other) {
     assert(sum->uncarried < TL_MAX_UNCARRIED + TL_SQUARE_BINS && other->uncarried < TL_MAX_UNCARRIED + TL_SQUARE_BINS);
     for (int i = 0; i < TL_SUM_LIMBS; i++)

@@ -72,6 +72,9 @@ void tl_superacc_sq_add_product(tl_superacc_sq *products, double a, double b);
 void tl_superacc_add_many(const tl_backend *backend, tl_superacc *sum, const double *terms, size_t count);
 void tl_superacc_sq_add_many(const tl_backend *backend, tl_superacc_sq *squares, const double *terms, size_t count);
 
+/* Adds bins, and empties them. */
+void tl_superacc_pour(tl_superacc *sum, tl_bins *bins);
+
 void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other);
 void tl_superacc_sq_merge(tl_superacc_sq *squares, const tl_superacc_sq *other);
 

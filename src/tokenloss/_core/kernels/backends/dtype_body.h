@@ -164,8 +164,10 @@ TL_TARGET TL_INLINE uint64_t NAME(group_losses_)(const char *const *rows, size_t
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         f64_vec wide[PARTS];
         memcpy(wide, sum + r, sizeof wide);
-        OP(vec) lost, total = OP(split_sums)(wide, &lost), u;
-        near |= (uint64_t)OP(losses_of_vector)(OP(load)(logit + r), total, lost, nll + r, &u) << r;
+        OP(vec) lost, total = OP(split_sums)(wide, &lost), at = OP(load)(logit + r);
+        OP(vec) u = OP(losses_of_vector)(at, total, lost, wide);
+        near |= (uint64_t)OP(near_rows)(at, u, (double)OP(LEAST_ODDS)) << r;
+        memcpy(nll + r, wide, sizeof wide);
         OP(store_f64)(odds + r, u);
     }
     return OP(is_out_of_range)(&acc) ? 0 : near;
@@ -372,11 +374,12 @@ TL_TARGET static void NAME(interleave_)(const char *const *rows, size_t classes,
         is_dense &= rows[r] == rows[r - 1] + row_bytes;
     for (size_t i = 0; is_dense && i < TL_GROUP * classes; i += OP(WIDTH))
         OP(store)(strip + i, LOAD((const ELEMENT *)(const void *)rows[0] + i));
-    for (size_t r = 0; r < TL_GROUP; r++)
-        strips[r] = (const char *)(strip + r * (is_dense ? classes : STRIP));
-    for (size_t k = 0; k < classes; k += STRIP) {
+    if (is_dense)
+        OP(interleave_rows)((const char *)strip, (ptrdiff_t)(classes * sizeof(REAL)), classes, group);
+    for (size_t k = 0; !is_dense && k < classes; k += STRIP) {
         size_t n = classes - k < STRIP ? classes - k : STRIP;
-        for (size_t r = 0; r < TL_GROUP && !is_dense; r++) {
+        for (size_t r = 0; r < TL_GROUP; r++) {
+            strips[r] = (const char *)(strip + r * STRIP);
             const ELEMENT *from = (const ELEMENT *)(const void *)rows[r] + k;
             ELEMENT last[STRIP] = {0};
             if (n < STRIP)

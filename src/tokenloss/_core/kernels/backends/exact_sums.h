@@ -10,6 +10,23 @@ TL_TARGET TL_INLINE f64_vec f64_add_to_bin(f64_bits *bin, f64_vec *rest, f64_vec
     return rounded;
 }
 
+/* Adds a number to the first two bins of a sum, or, if it is `small`, to all three. The rounders' bits go with it, and
+ * are taken away when bins are stored; from the third one at once. */
+TL_TARGET TL_INLINE void f64_add_to_bins(f64_bits *sum, f64_vec x, int is_small) {
+    (void)f64_add_to_bin(&sum[0], &x, f64_set(TL_SUM_ROUNDER[0]));
+    (void)f64_add_to_bin(&sum[1], &x, f64_set(TL_SUM_ROUNDER[1]));
+    if (TL_UNLIKELY(is_small)) {
+        (void)f64_add_to_bin(&sum[2], &x, f64_set(TL_SUM_ROUNDER[2]));
+        sum[2] = f64_add_bits(sum[2], f64_set(tl_from_bits(0 - tl_to_bits(TL_SUM_ROUNDER[2]))));
+    }
+}
+
+/* Stores a bin that has a rounder's bits in it `parts` times. */
+TL_TARGET TL_INLINE void f64_store_bin(uint64_t *bin, f64_bits sum, uint64_t parts, double rounder) {
+    sum = f64_add_bits(sum, f64_set(tl_from_bits(0 - parts * tl_to_bits(rounder))));
+    memcpy(bin, &sum, sizeof sum);
+}
+
 /* x x - square, exactly: what the rounding of a square lost. */
 TL_TARGET TL_INLINE f64_vec f64_square_lost(f64_vec x, f64_vec square) {
     return f64_fma(x, x, f64_sub(f64_set(0), square));
@@ -51,8 +68,7 @@ TL_TARGET TL_INLINE int JOIN(add_group_, BACKEND)(const double *x, int are_squar
         return 0;
     for (size_t k = 0; k < bins; k++) { /* by vectors: a number among those that were just stored would be waited for */
         uint64_t parts = (are_squares && k > 0 && k + 1 < bins ? 2 : 1) * TL_SUM_GROUP / f64_WIDTH;
-        sum[k] = f64_add_bits(sum[k], f64_set(tl_from_bits(0 - parts * tl_to_bits(rounders[k]))));
-        memcpy(bin[k], &sum[k], sizeof sum[k]);
+        f64_store_bin(bin[k], sum[k], parts, rounders[k]);
     }
     return 1;
 }

@@ -1,10 +1,9 @@
 /* TL_GROUP rows of REAL side by side, and back: element k of row r is at [TL_GROUP k + r] of a group. Included once for
  * float and once for double, with OP defined as in dtype_body.h. */
 
-/* `n` classes from k on, OP(PIECE) at most, of rows that are given, or `apart` bytes from the first to the second one
- * and so on. */
+/* OP(PIECE) classes from k on, of rows that are given, or `apart` bytes from the first to the second one and so on. */
 TL_TARGET TL_INLINE void OP(interleave_piece)(const char *const *rows, const char *first, ptrdiff_t apart, size_t k,
-                                              size_t n, REAL *group) {
+                                              REAL *group) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         OP(vec) v[OP(PIECE)];
         for (size_t i = 0; i < OP(PIECE); i++) {
@@ -12,38 +11,50 @@ TL_TARGET TL_INLINE void OP(interleave_piece)(const char *const *rows, const cha
             const char *start = rows ? NULL : first + (ptrdiff_t)(r + i) * apart;
             for (size_t j = 0; j < OP(WIDTH); j += OP(PIECE))
                 at[j] = rows ? rows[r + i + j] : start + (ptrdiff_t)j * apart;
-            v[i] = OP(load_pieces)(at, k * sizeof(REAL), n);
+            v[i] = OP(load_pieces)(at, k * sizeof(REAL));
         }
         OP(transpose_pieces)(v);
-        for (size_t i = 0; i < n; i++)
+        for (size_t i = 0; i < OP(PIECE); i++)
             OP(store)(group + TL_GROUP * (k + i) + r, v[i]);
     }
 }
 
-TL_TARGET TL_INLINE void OP(deinterleave_piece)(const REAL *group, size_t k, size_t n, char *const *rows) {
+TL_TARGET TL_INLINE void OP(deinterleave_piece)(const REAL *group, size_t k, char *const *rows) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         OP(vec) v[OP(PIECE)];
         for (size_t i = 0; i < OP(PIECE); i++)
-            v[i] = OP(load)(group + TL_GROUP * (i < n ? k + i : k) + r);
+            v[i] = OP(load)(group + TL_GROUP * (k + i) + r);
         OP(transpose_pieces)(v);
         for (size_t i = 0; i < OP(PIECE); i++)
-            OP(store_pieces)(rows + r + i, k * sizeof(REAL), n, v[i]);
+            OP(store_pieces)(rows + r + i, k * sizeof(REAL), v[i]);
     }
 }
 
+/* Pieces of which the last one holds some classes again, or one class after the other. */
 TL_TARGET TL_INLINE void OP(interleave_any)(const char *const *rows, const char *first, ptrdiff_t apart,
                                             size_t classes, REAL *group) {
-    if (classes < OP(PIECE)) {
-        OP(interleave_piece)(rows, first, apart, 0, classes, group);
-        return;
-    }
+    for (size_t r = 0; classes < OP(PIECE) && r < TL_GROUP; r++)
+        for (size_t k = 0; k < classes; k++)
+            memcpy(&group[TL_GROUP * k + r], (rows ? rows[r] : first + (ptrdiff_t)r * apart) + k * sizeof(REAL),
+                   sizeof(REAL));
     for (size_t k = 0; k + OP(PIECE) < classes; k += OP(PIECE))
-        OP(interleave_piece)(rows, first, apart, k, OP(PIECE), group);
-    OP(interleave_piece)(rows, first, apart, classes - OP(PIECE), OP(PIECE), group); /* some perhaps again */
+        OP(interleave_piece)(rows, first, apart, k, group);
+    if (classes >= OP(PIECE))
+        OP(interleave_piece)(rows, first, apart, classes - OP(PIECE), group);
 }
 
 TL_TARGET TL_OUTLINE void OP(interleave)(const char *const *rows, size_t classes, REAL *group) {
     OP(interleave_any)(rows, NULL, 0, classes, group);
+}
+
+TL_TARGET TL_OUTLINE void OP(deinterleave)(const REAL *group, size_t classes, char *const *rows) {
+    for (size_t r = 0; classes < OP(PIECE) && r < TL_GROUP; r++)
+        for (size_t k = 0; k < classes; k++)
+            memcpy(rows[r] + k * sizeof(REAL), &group[TL_GROUP * k + r], sizeof(REAL));
+    for (size_t k = 0; k + OP(PIECE) < classes; k += OP(PIECE))
+        OP(deinterleave_piece)(group, k, rows);
+    if (classes >= OP(PIECE))
+        OP(deinterleave_piece)(group, classes - OP(PIECE), rows);
 }
 
 /* Rows that lie `apart` bytes from each other. */
@@ -53,43 +64,34 @@ TL_TARGET TL_OUTLINE void OP(interleave_apart)(const char *first, ptrdiff_t apar
     OP(interleave_any)(NULL, first, apart, classes, group);
 }
 
+/* The same; those of 2 and 3 classes that are neighbours are split. */
+TL_TARGET TL_INLINE void OP(interleave_rows)(const char *first, ptrdiff_t apart, size_t classes, REAL *group) {
+    const REAL *x = (const REAL *)(const void *)first;
+    int are_neighbours = apart == (ptrdiff_t)(classes * sizeof(REAL));
+    if (are_neighbours && classes == 2)
+        for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH))
+            OP(split_pairs)(x + 2 * r, group + r);
+    else if (are_neighbours && classes == 3 && sizeof(REAL) == sizeof(float))
+        for (size_t r = 0; r < TL_GROUP; r += f32_WIDTH)
+            f32_split_triples((const float *)(const void *)(x + 3 * r), (float *)(void *)(group + r));
+    else
+        OP(interleave_apart)(first, apart, classes, group);
+}
+
 /* The place where a group of rows is side by side, `memory` unless it already is; and the stride of its classes. */
 TL_TARGET TL_INLINE const char *OP(group_of)(const tl_few_rows *rows, size_t g, size_t classes, char *memory,
                                              ptrdiff_t *stride) {
     const char *data = rows->data + g * rows->group_bytes;
-    REAL *group = (REAL *)(void *)memory;
-    int are_neighbours = rows->apart == (ptrdiff_t)(classes * sizeof(REAL));
     *stride = rows->are_apart ? (ptrdiff_t)(TL_GROUP * sizeof(REAL)) : rows->class_stride;
     if (!rows->are_apart)
         return data;
-    if (are_neighbours && classes == 2)
-        for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH))
-            OP(split_pairs)((const REAL *)(const void *)data + 2 * r, group + r);
-    else if (are_neighbours && classes == 3 && sizeof(REAL) == sizeof(float))
-        for (size_t r = 0; r < TL_GROUP; r += f32_WIDTH)
-            f32_split_triples((const float *)(const void *)data + 3 * r, (float *)(void *)(group + r));
-    else
-        OP(interleave_apart)(data, rows->apart, classes, group);
+    OP(interleave_rows)(data, rows->apart, classes, (REAL *)(void *)memory);
     return memory;
-}
-
-TL_TARGET TL_OUTLINE void OP(deinterleave)(const REAL *group, size_t classes, char *const *rows) {
-    const size_t whole = classes / OP(PIECE) * OP(PIECE);
-    for (size_t k = 0; k < whole; k += OP(PIECE))
-        OP(deinterleave_piece)(group, k, OP(PIECE), rows);
-    if (whole < classes)
-        OP(deinterleave_piece)(group, whole, classes - whole, rows);
 }
 
 /* Writes a group where rows that are apart lie. */
 TL_TARGET TL_INLINE void OP(put_group)(const REAL *group, const tl_few_rows *rows, size_t g, size_t classes) {
     char *first = (char *)(uintptr_t)rows->data + g * rows->group_bytes, *row[TL_GROUP];
-    if (classes <= 3 && rows->apart == (ptrdiff_t)(classes * sizeof(REAL))) {
-        for (size_t r = 0; r < TL_GROUP; r++) /* compilers make vectors of them */
-            for (size_t k = 0; k < classes; k++, first += sizeof(REAL))
-                memcpy(first, &group[TL_GROUP * k + r], sizeof(REAL));
-        return;
-    }
     for (size_t r = 0; r < TL_GROUP; r++)
         row[r] = first + (ptrdiff_t)r * rows->apart;
     OP(deinterleave)(group, classes, row);

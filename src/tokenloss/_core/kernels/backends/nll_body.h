@@ -46,15 +46,20 @@ TL_TARGET TL_INLINE OP(vec) OP(odds_of_sum)(OP(vec) logit, OP(vec) sum, OP(vec) 
     return u;
 }
 
-/* Writes the losses of a vector of rows, and u. Returns the bits of the rows that are not far out. */
-TL_TARGET TL_INLINE uint32_t OP(losses_of_vector)(OP(vec) logit, OP(vec) sum, OP(vec) lost, double *nll, OP(vec) * to) {
-    const OP(vec) one = OP(set)(1), far = OP(set)((REAL)TL_MAX_EXACT_REDUCTION);
+/* Finds the losses of a vector of rows; returns u. */
+TL_TARGET TL_INLINE OP(vec) OP(losses_of_vector)(OP(vec) logit, OP(vec) sum, OP(vec) lost, f64_vec *nll) {
+    const OP(vec) one = OP(set)(1);
     OP(vec) low, u = OP(odds_of_sum)(logit, sum, lost, &low), v = OP(add)(one, u);
     OP(vec) more = OP(max_keep_nan)(one, u), less = OP(min)(one, u);
     OP(log1p)(u, v, OP(add)(OP(sub)(less, OP(sub)(v, more)), low), low, nll);
-    *to = u;
-    return OP(mask_ge)(u, OP(set)(OP(LEAST_ODDS))) & OP(mask_ge)(OP(set)(OP(MOST_ODDS)), u) &
-           OP(mask_ge)(far, logit) & OP(mask_ge)(logit, OP(sub)(OP(set)(0), far));
+    return u;
+}
+
+/* The bits of the rows that are not far out, and whose u is not below `least`. */
+TL_TARGET TL_INLINE uint32_t OP(near_rows)(OP(vec) logit, OP(vec) u, double least) {
+    const OP(vec) far = OP(set)((REAL)TL_MAX_EXACT_REDUCTION);
+    return OP(mask_ge)(u, OP(set)((REAL)least)) & OP(mask_ge)(OP(set)(OP(MOST_ODDS)), u) & OP(mask_ge)(far, logit) &
+           OP(mask_ge)(logit, OP(sub)(OP(set)(0), far));
 }
 
 /* The power of another class, whose rest is added to `rest`; 0 where the class is the target. */
@@ -84,51 +89,63 @@ TL_TARGET TL_INLINE void OP(add_positive)(OP(vec) * sum, OP(vec) * lost, OP(vec)
     *sum = after;
 }
 
+/* Vectors of rows that are worked on together, one from each of as many groups: x[u], whose class k is k strides on. */
+#define EACH_VECTOR UNROLLED for (size_t u = 0; u < together; u++)
 #define OF_CLASS(x, k) OP(load)((const REAL *)(const void *)((x) + (ptrdiff_t)(k) * stride))
 #define OTHER_POWER(x, id, i) \
-    OP(other_power)(OP(min)(most, x), &acc, 0, 1, target, OP(set_bits)((UINT)(id)), &unused, &rest[i])
-#define POWER_OF_CLASS(k, i) OTHER_POWER(OF_CLASS(x, k), k, i)
+    OP(other_power)(OP(min)(most[u], x), &acc[u], 0, 1, target[u], OP(set_bits)((UINT)(id)), &unused, &rest[u][i])
+#define POWER_OF_CLASS(k, i) OTHER_POWER(OF_CLASS(x[u], k), k, i)
 #define PAIR_OF_POWERS(k) OP(add)(POWER_OF_CLASS(k, 0), POWER_OF_CLASS((k) + 1, 1))
 
-/* The logits of the targets of a vector of rows: chosen among those of all classes, or read one by one. An id that is no
- * class means class 0 here, or no class in double. */
-TL_TARGET TL_INLINE OP(vec) OP(logits_of_few)(const char *x, ptrdiff_t stride, size_t classes, const UINT *ids) {
-    REAL logit[OP(WIDTH)];
+/* Finds the logits of the targets, whose ids are given twice: chosen among those of all classes, or read one by one. An
+ * id that is no class means class 0 here. */
+TL_TARGET TL_INLINE void OP(logits_of_few)(const char *const *x, ptrdiff_t stride, size_t classes, size_t together,
+                                           const int64_t *ids, const OP(bits) * target, OP(vec) * logit) {
     if (classes <= 12) {
-        const OP(bits) target = OP(load_bits)(ids);
-        OP(vec) at = OF_CLASS(x, 0);
+        EACH_VECTOR logit[u] = OF_CLASS(x[u], 0);
         for (size_t k = 1; k < classes; k++)
-            at = OP(if_same)(target, OP(set_bits)((UINT)k), OF_CLASS(x, k), at);
-        return at;
+            EACH_VECTOR logit[u] = OP(if_same)(target[u], OP(set_bits)((UINT)k), OF_CLASS(x[u], k), logit[u]);
+        return;
     }
-    for (size_t r = 0; r < OP(WIDTH); r++) {
-        ptrdiff_t k = ids[r] < classes ? (ptrdiff_t)ids[r] : 0;
-        memcpy(&logit[r], x + k * stride + (ptrdiff_t)(r * sizeof(REAL)), sizeof(REAL));
+    EACH_VECTOR {
+        REAL one[OP(WIDTH)];
+        for (size_t r = 0; r < OP(WIDTH); r++) {
+            uint64_t id = (uint64_t)ids[u * TL_GROUP + r];
+            memcpy(&one[r], x[u] + (id < classes ? (ptrdiff_t)id : 0) * stride + (ptrdiff_t)(r * sizeof(REAL)),
+                   sizeof(REAL));
+        }
+        logit[u] = OP(load)(one);
     }
-    return OP(load)(logit);
 }
 
-/* The sum over the classes of a vector of rows but their targets; class k is k strides after x. Powers are added in
- * pairs, and these to the sum with what rounding loses; rests as they are. */
-TL_TARGET TL_INLINE OP(vec) OP(sum_of_few)(const char *x, ptrdiff_t stride, size_t classes, OP(vec) logit,
-                                           OP(bits) target, OP(vec) * lost) {
-    const OP(acc) acc = OP(acc_for_target)(logit, 0);
-    const OP(vec) most = OP(add)(logit, OP(set)((REAL)OP(REACH)));
-    OP(vec) rest[2] = {OP(set)(0), OP(set)(0)}, low = OP(set)(0), sum, unused;
-    if (classes == 2) { /* only the other one: the target's power and rest are 0 */
-        OP(vec) other = OP(if_same)(target, OP(set_place)(1), OF_CLASS(x, 0), OF_CLASS(x, 1));
-        sum = OTHER_POWER(other, 2, 0);
-    } else {
-        sum = PAIR_OF_POWERS(0);
-        for (size_t k = 2; k + 1 < classes; k += 2)
-            OP(add_positive)(&sum, &low, PAIR_OF_POWERS(k));
-        if (classes % 2)
-            OP(add_positive)(&sum, &low, POWER_OF_CLASS(classes - 1, 0));
+/* Finds the sums over the classes but the targets. Powers are added in pairs, and these to the sum with what rounding
+ * loses; rests as they are. */
+TL_TARGET TL_INLINE void OP(sums_of_few)(const char *const *x, ptrdiff_t stride, size_t classes, size_t together,
+                                         const OP(bits) * target, const OP(vec) * logit, OP(vec) * sum,
+                                         OP(vec) * lost) {
+    OP(vec) most[MOST_TOGETHER], rest[MOST_TOGETHER][2], unused;
+    OP(acc) acc[MOST_TOGETHER];
+    EACH_VECTOR {
+        acc[u] = OP(acc_for_target)(logit[u], 0);
+        most[u] = OP(add)(logit[u], OP(set)((REAL)OP(REACH)));
+        rest[u][0] = rest[u][1] = lost[u] = OP(set)(0);
     }
-    low = OP(fma)(OP(add)(rest[0], rest[1]), OP(set)((REAL)OP(LEADING)), low);
-    OP(vec) all = OP(add)(sum, low);
-    *lost = OP(sub)(low, OP(sub)(all, sum));
-    return all;
+    if (classes == 2) { /* only the other one: the target's power and rest are 0 */
+        EACH_VECTOR sum[u] = OTHER_POWER(OP(if_same)(target[u], OP(set_place)(1), OF_CLASS(x[u], 0), OF_CLASS(x[u], 1)),
+                                         2, 0);
+    } else {
+        EACH_VECTOR sum[u] = PAIR_OF_POWERS(0);
+        for (size_t k = 2; k + 1 < classes; k += 2)
+            EACH_VECTOR OP(add_positive)(&sum[u], &lost[u], PAIR_OF_POWERS(k));
+        if (classes % 2)
+            EACH_VECTOR OP(add_positive)(&sum[u], &lost[u], POWER_OF_CLASS(classes - 1, 0));
+    }
+    EACH_VECTOR {
+        OP(vec) low = OP(fma)(OP(add)(rest[u][0], rest[u][1]), OP(set)((REAL)OP(LEADING)), lost[u]);
+        OP(vec) all = OP(add)(sum[u], low);
+        lost[u] = OP(sub)(low, OP(sub)(all, sum[u]));
+        sum[u] = all;
+    }
 }
 
 /* The sums of the logits of a vector of rows, class k in lane k mod 16, with the bits of tl_target_dot: rows are short. */
@@ -219,62 +236,80 @@ TL_TARGET static OP(vec) OP(sum_of_many)(const tl_few_rows *rows, const char *x,
     return OP(if_less)(most, acc.maximum[0], OP(set)((REAL)NAN), OP(split_sums)(lanes[0].sum, lost));
 }
 
-/* Losses of the groups [g, end), `together` vectors at a time: the steps of one wait for each other. */
+/* Losses of the groups [g, end), `together` vectors at a time: the steps of one wait for each other. Returns the bits
+ * of rows that are far out, and adds a sign bit to `bad` if an id is no class. */
 TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t g, size_t end, size_t classes,
-                                               size_t together, const int64_t *target, double *logit, double *nll,
-                                               double *odds, double *logit_sum) {
+                                               size_t together, const int64_t *target, const tl_lane_losses *of,
+                                               f64_bits *bad) {
     char memory[(2 * TL_FEW_CLASSES + 1) * TL_GROUP * sizeof(REAL)], *aligned = memory + (-(uintptr_t)memory & 63);
-    const char *group[MOST_TOGETHER];
+    const char *x[MOST_TOGETHER];
     OP(vec) at[MOST_TOGETHER], sum[MOST_TOGETHER], lost[MOST_TOGETHER];
-    UINT ids[TL_PLAIN_ROWS];
+    f64_vec nll[MOST_TOGETHER][PARTS];
+    OP(bits) id[MOST_TOGETHER];
+    f64_bits added[TL_SUM_BINS];
     ptrdiff_t stride = 0;
-    uint64_t far = 0, bad = 0;
-    const uint64_t last = (uint64_t)classes - 1;
+    uint64_t far = 0;
+    const double least = of->bin ? TL_TWO_BINS : (double)OP(LEAST_ODDS);
     const uint32_t all = (uint32_t)(((uint64_t)1 << OP(WIDTH)) - 1);
-    for (size_t r = g * TL_GROUP; r < end * TL_GROUP; r++) {
-        bad |= (uint64_t)target[r] | (last - (uint64_t)target[r]);
-        ids[r] = (UINT)target[r];
-    }
-    for (size_t r = g * TL_GROUP; bad >> 63 && r < end * TL_GROUP; r++)
-        far |= (uint64_t)((uint64_t)target[r] > last) << r % TL_BLOCK_ROWS;
+    const size_t vectors = (end - g) * TL_GROUP / f64_WIDTH;
+    for (size_t k = 0; of->bin && k < TL_SUM_BINS; k++)
+        added[k] = f64_load_bits(of->bin[k]);
     for (; g < end; g += together) {
-        UNROLLED for (size_t u = 0; u < together; u++)
-            group[u] = OP(group_of)(rows, g + u, classes, aligned + u * classes * TL_GROUP * sizeof(REAL), &stride);
+        EACH_VECTOR x[u] = OP(group_of)(rows, g + u, classes, aligned + u * classes * TL_GROUP * sizeof(REAL), &stride);
+        for (size_t i = 0; i < TL_GROUP * together; i += f64_WIDTH) { /* 2^63 more than the last class has a sign bit */
+            f64_vec ids = f64_load((const double *)(const void *)(target + g * TL_GROUP + i));
+            *bad = f64_or_bits(*bad, ids, f64_plus_bits(ids, ((uint64_t)1 << 63) - classes));
+        }
         for (size_t i = 0, r = g * TL_GROUP; i < TL_GROUP; i += OP(WIDTH), r += OP(WIDTH)) {
-            UNROLLED for (size_t u = 0; u < together; u++) {
-                const char *x = group[u] + i * sizeof(REAL);
-                const UINT *id = ids + r + u * TL_GROUP;
-                at[u] = OP(logits_of_few)(x, stride, classes, id);
-                sum[u] = classes <= TL_FEW_CLASSES
-                             ? OP(sum_of_few)(x, stride, classes, at[u], OP(load_bits)(id), &lost[u])
-                             : OP(sum_of_many)(rows, x, at[u], OP(load_bits)(id), &lost[u]);
+            uint32_t near = all;
+            EACH_VECTOR id[u] = OP(load_ids)(target + r + u * TL_GROUP);
+            OP(logits_of_few)(x, stride, classes, together, target + r, id, at);
+            if (classes <= TL_FEW_CLASSES)
+                OP(sums_of_few)(x, stride, classes, together, id, at, sum, lost);
+            else
+                EACH_VECTOR sum[u] = OP(sum_of_many)(rows, x[u], at[u], id[u], &lost[u]);
+            EACH_VECTOR {
+                sum[u] = OP(losses_of_vector)(at[u], sum[u], lost[u], nll[u]);
+                near &= OP(near_rows)(at[u], sum[u], least);
             }
-            UNROLLED for (size_t u = 0; u < together; u++)
-                far |= (uint64_t)(all ^ OP(losses_of_vector)(at[u], sum[u], lost[u], nll + r + u * TL_GROUP, &sum[u]))
+            for (size_t u = 0; TL_UNLIKELY(near != all) && u < together; u++)
+                far |= (uint64_t)(all ^ OP(near_rows)(at[u], sum[u], of->bin ? TL_THREE_BINS : least))
                        << (r + u * TL_GROUP) % TL_BLOCK_ROWS;
-            for (size_t u = 0; u < together; u++) {
-                if (odds)
-                    OP(store_f64)(odds + r + u * TL_GROUP, sum[u]);
-                if (logit)
-                    OP(store_f64)(logit + r + u * TL_GROUP, at[u]);
-                if (logit_sum)
-                    OP(sum_logits)(group[u] + i * sizeof(REAL), stride, classes, logit_sum + r + u * TL_GROUP);
+            EACH_VECTOR for (size_t part = 0; part < PARTS; part++) {
+                if (of->bin)
+                    f64_add_to_bins(added, nll[u][part], near != all);
+                else
+                    f64_store(of->nll + r + u * TL_GROUP + part * f64_WIDTH, nll[u][part]);
+            }
+            EACH_VECTOR {
+                if (of->odds)
+                    OP(store_f64)(of->odds + r + u * TL_GROUP, sum[u]);
+                if (of->logit)
+                    OP(store_f64)(of->logit + r + u * TL_GROUP, at[u]);
+                if (of->logit_sum)
+                    OP(sum_logits)(x[u], stride, classes, of->logit_sum + r + u * TL_GROUP);
+                x[u] += OP(WIDTH) * sizeof(REAL);
             }
         }
     }
+    for (size_t k = 0; of->bin && k < TL_SUM_BINS; k++)
+        f64_store_bin(of->bin[k], added[k], k < 2 ? vectors : 0, TL_SUM_ROUNDER[k]);
     return far;
 }
 
 TL_TARGET SCHEDULED static uint64_t OP(lane_losses)(const tl_few_rows *rows, size_t count, const int64_t *target,
-                                                    double *logit, double *nll, double *odds, double *logit_sum) {
+                                                    const tl_lane_losses *of) {
     const size_t most = rows->classes == 2 ? MOST_TOGETHER : TOGETHER, end = count / TL_GROUP, n = end / most * most;
-    uint64_t far = OP(lane_losses_of)(rows, n, end, rows->classes, 1, target, logit, nll, odds, logit_sum);
+    f64_bits bad = f64_set_bits(0);
+    uint64_t far = OP(lane_losses_of)(rows, n, end, rows->classes, 1, target, of, &bad);
     switch (rows->classes) { /* loops that compilers unroll */
-    case 2: far |= OP(lane_losses_of)(rows, 0, n, 2, MOST_TOGETHER, target, logit, nll, odds, logit_sum); break;
-    case 3: far |= OP(lane_losses_of)(rows, 0, n, 3, TOGETHER, target, logit, nll, odds, logit_sum); break;
-    case 5: far |= OP(lane_losses_of)(rows, 0, n, 5, TOGETHER, target, logit, nll, odds, logit_sum); break;
-    default: far |= OP(lane_losses_of)(rows, 0, n, rows->classes, TOGETHER, target, logit, nll, odds, logit_sum);
+    case 2: far |= OP(lane_losses_of)(rows, 0, n, 2, MOST_TOGETHER, target, of, &bad); break;
+    case 3: far |= OP(lane_losses_of)(rows, 0, n, 3, TOGETHER, target, of, &bad); break;
+    case 5: far |= OP(lane_losses_of)(rows, 0, n, 5, TOGETHER, target, of, &bad); break;
+    default: far |= OP(lane_losses_of)(rows, 0, n, rows->classes, TOGETHER, target, of, &bad);
     }
+    for (size_t r = 0; TL_UNLIKELY(f64_any_negative(bad)) && r < count; r++)
+        far |= (uint64_t)((uint64_t)target[r] >= rows->classes) << r % TL_BLOCK_ROWS;
     return count < TL_BLOCK_ROWS ? ~(far | ~(uint64_t)0 << count) : ~far;
 }
 
@@ -282,9 +317,6 @@ TL_TARGET TL_INLINE void OP(lane_gradients_of)(const tl_few_rows *rows, size_t g
                                                const int64_t *target, const tl_gradient_parts *of,
                                                const tl_few_rows *to) {
     char memory[(TL_FEW_CLASSES + 1) * TL_GROUP * sizeof(REAL)], *aligned = memory + (-(uintptr_t)memory & 63);
-    UINT ids[TL_BLOCK_ROWS];
-    for (size_t r = 0; r < groups * TL_GROUP; r++)
-        ids[r] = target ? (UINT)target[r] : (UINT)-1;
     for (size_t g = 0; g < groups; g++) {
         ptrdiff_t stride = 0, out_stride = to->are_apart ? (ptrdiff_t)(TL_GROUP * sizeof(REAL)) : to->class_stride;
         const char *x = OP(group_of)(rows, g, classes, aligned, &stride);
@@ -292,7 +324,7 @@ TL_TARGET TL_INLINE void OP(lane_gradients_of)(const tl_few_rows *rows, size_t g
         for (size_t i = 0, r = g * TL_GROUP; i < TL_GROUP; i += OP(WIDTH), r += OP(WIDTH)) {
             const OP(vec) factor = OP(load_narrowed)(of->factor + r), at = OP(load_narrowed)(of->at_target + r);
             const OP(vec) less = OP(sub)(OP(set)(0), OP(load_narrowed)(of->subtrahend + r));
-            const OP(bits) id = OP(load_bits)(ids + r);
+            const OP(bits) id = target ? OP(load_ids)(target + r) : OP(set_bits)((UINT)-1);
             OP(acc) acc;
             OP(reference)(of->exponent + r, 0, &acc);
             for (size_t k = 0; k < classes; k++) {

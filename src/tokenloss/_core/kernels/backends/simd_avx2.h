@@ -15,10 +15,15 @@ OPERATION __m256i f32_set_bits(uint32_t bits) { return _mm256_set1_epi32((int)bi
 OPERATION __m256i f64_set_bits(uint64_t bits) { return _mm256_set1_epi64x((long long)bits); }
 OPERATION __m256i f32_load_bits(const uint32_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
 OPERATION __m256i f64_load_bits(const uint64_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
-/* a and b are the same integer ? c : d; where c is a constant 0, that is a single operation */
+/* class ids, the low halves of theirs */
+OPERATION __m256i f32_load_ids(const int64_t *p) {
+    __m256 low = _mm256_loadu_ps((const float *)(const void *)p);
+    __m256 high = _mm256_loadu_ps((const float *)(const void *)(p + 4));
+    return _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88)), 0xd8);
+}
+/* a and b are the same integer ? c : d */
 OPERATION __m256 f32_if_same(__m256i a, __m256i b, __m256 c, __m256 d) {
-    __m256i same = _mm256_cmpeq_epi32(a, b), found = _mm256_and_si256(same, _mm256_castps_si256(c));
-    return _mm256_castsi256_ps(_mm256_or_si256(found, _mm256_andnot_si256(same, _mm256_castps_si256(d))));
+    return _mm256_blendv_ps(d, c, _mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b)));
 }
 OPERATION __m256d f64_if_same(__m256i a, __m256i b, __m256d c, __m256d d) {
     return _mm256_blendv_pd(d, c, _mm256_castsi256_pd(_mm256_cmpeq_epi64(a, b)));
@@ -126,26 +131,16 @@ OPERATION void f32_store_f64(double *p, __m256 a) {
     _mm256_storeu_pd(p + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)));
 }
 
-/* pieces of 128 bits of rows[0] and rows[4], which are `offset` bytes into them; all four elements or the first n */
+/* pieces of 128 bits of rows[0] and rows[4], which are `offset` bytes into them */
 #define f32_PIECE 4
-OPERATION __m128i first_of_4(size_t n) { return _mm_cmpgt_epi32(_mm_set1_epi32((int)n), _mm_setr_epi32(0, 1, 2, 3)); }
-OPERATION __m256 f32_load_pieces(const char *const *rows, size_t offset, size_t n) {
-    const float *low = (const float *)(const void *)(rows[0] + offset),
-                *high = (const float *)(const void *)(rows[4] + offset);
-    if (n == 4)
-        return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_maskload_ps(low, first_of_4(n))),
-                                _mm_maskload_ps(high, first_of_4(n)), 1);
+OPERATION __m256 f32_load_pieces(const char *const *rows, size_t offset) {
+    __m128 low = _mm_loadu_ps((const float *)(const void *)(rows[0] + offset));
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(low),
+                                _mm_loadu_ps((const float *)(const void *)(rows[4] + offset)), 1);
 }
-OPERATION void f32_store_pieces(char *const *rows, size_t offset, size_t n, __m256 all) {
-    float *low = (float *)(void *)(rows[0] + offset), *high = (float *)(void *)(rows[4] + offset);
-    if (n == 4) {
-        _mm_storeu_ps(low, _mm256_castps256_ps128(all));
-        _mm_storeu_ps(high, _mm256_extractf128_ps(all, 1));
-    } else {
-        _mm_maskstore_ps(low, first_of_4(n), _mm256_castps256_ps128(all));
-        _mm_maskstore_ps(high, first_of_4(n), _mm256_extractf128_ps(all, 1));
-    }
+OPERATION void f32_store_pieces(char *const *rows, size_t offset, __m256 all) {
+    _mm_storeu_ps((float *)(void *)(rows[0] + offset), _mm256_castps256_ps128(all));
+    _mm_storeu_ps((float *)(void *)(rows[4] + offset), _mm256_extractf128_ps(all, 1));
 }
 OPERATION void f32_transpose_pieces(__m256 *v) {
     __m256d ab_low = _mm256_castps_pd(_mm256_unpacklo_ps(v[0], v[1])),
@@ -243,19 +238,11 @@ OPERATION int f64_any_of_bits(__m256i a, uint64_t mask) {
 OPERATION int f64_any_negative(__m256i bits) { return _mm256_movemask_pd(_mm256_castsi256_pd(bits)) != 0; }
 
 #define f64_PIECE 4
-OPERATION __m256i first_of_4_wide(size_t n) {
-    return _mm256_cmpgt_epi64(_mm256_set1_epi64x((long long)n), _mm256_setr_epi64x(0, 1, 2, 3));
+OPERATION __m256d f64_load_pieces(const char *const *rows, size_t offset) {
+    return _mm256_loadu_pd((const double *)(const void *)(rows[0] + offset));
 }
-OPERATION __m256d f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
-    const double *p = (const double *)(const void *)(rows[0] + offset);
-    return n == 4 ? _mm256_loadu_pd(p) : _mm256_maskload_pd(p, first_of_4_wide(n));
-}
-OPERATION void f64_store_pieces(char *const *rows, size_t offset, size_t n, __m256d all) {
-    double *p = (double *)(void *)(rows[0] + offset);
-    if (n == 4)
-        _mm256_storeu_pd(p, all);
-    else
-        _mm256_maskstore_pd(p, first_of_4_wide(n), all);
+OPERATION void f64_store_pieces(char *const *rows, size_t offset, __m256d all) {
+    _mm256_storeu_pd((double *)(void *)(rows[0] + offset), all);
 }
 OPERATION void f64_transpose_pieces(__m256d *v) {
     __m256d ab_low = _mm256_unpacklo_pd(v[0], v[1]), ab_high = _mm256_unpackhi_pd(v[0], v[1]),

@@ -15,6 +15,11 @@ OPERATION __m512i f32_set_bits(uint32_t bits) { return _mm512_set1_epi32((int)bi
 OPERATION __m512i f64_set_bits(uint64_t bits) { return _mm512_set1_epi64((long long)bits); }
 OPERATION __m512i f32_load_bits(const uint32_t *p) { return _mm512_loadu_si512(p); }
 OPERATION __m512i f64_load_bits(const uint64_t *p) { return _mm512_loadu_si512(p); }
+/* class ids, the low halves of theirs */
+OPERATION __m512i f32_load_ids(const int64_t *p) {
+    __m256i low = _mm512_cvtepi64_epi32(_mm512_loadu_si512(p)), high = _mm512_cvtepi64_epi32(_mm512_loadu_si512(p + 8));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
 /* a and b are the same integer ? c : d */
 OPERATION __m512 f32_if_same(__m512i a, __m512i b, __m512 c, __m512 d) {
     return _mm512_mask_mov_ps(d, _mm512_cmpeq_epi32_mask(a, b), c);
@@ -116,32 +121,20 @@ OPERATION void f32_store_f64(double *p, __m512 a) {
     _mm512_storeu_pd(p + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
 }
 
-/* pieces of 128 bits of rows[0], rows[4], ..., which are `offset` bytes into them; all four elements or the first n */
+/* pieces of 128 bits of rows[0], rows[4], ..., which are `offset` bytes into them */
 #define f32_PIECE 4
-OPERATION __m512 f32_load_pieces(const char *const *rows, size_t offset, size_t n) {
-    const __mmask8 mask = (__mmask8)((1u << n) - 1);
-    __m512 all = _mm512_setzero_ps();
-    for (int i = 0; i < 4; i++) {
-        const char *p = rows[4 * i] + offset;
-        __m128 piece = n == 4 ? _mm_loadu_ps((const float *)(const void *)p) : _mm_maskz_loadu_ps(mask, p);
-        all = i == 0 ? _mm512_castps128_ps512(piece)
-                     : _mm512_mask_broadcast_f32x4(all, (__mmask16)(0xf << 4 * i), piece);
-    }
+OPERATION __m512 f32_load_pieces(const char *const *rows, size_t offset) {
+    __m512 all = _mm512_castps128_ps512(_mm_loadu_ps((const float *)(const void *)(rows[0] + offset)));
+    for (int i = 1; i < 4; i++)
+        all = _mm512_mask_broadcast_f32x4(all, (__mmask16)(0xf << 4 * i),
+                                          _mm_loadu_ps((const float *)(const void *)(rows[4 * i] + offset)));
     return all;
 }
-OPERATION void f32_store_pieces(char *const *rows, size_t offset, size_t n, __m512 all) {
-    const __mmask8 mask = (__mmask8)((1u << n) - 1);
-    if (n == 4) {
-        _mm_storeu_ps((float *)(void *)(rows[0] + offset), _mm512_castps512_ps128(all));
-        _mm_storeu_ps((float *)(void *)(rows[4] + offset), _mm512_extractf32x4_ps(all, 1));
-        _mm_storeu_ps((float *)(void *)(rows[8] + offset), _mm512_extractf32x4_ps(all, 2));
-        _mm_storeu_ps((float *)(void *)(rows[12] + offset), _mm512_extractf32x4_ps(all, 3));
-        return;
-    }
-    _mm_mask_storeu_ps(rows[0] + offset, mask, _mm512_castps512_ps128(all));
-    _mm_mask_storeu_ps(rows[4] + offset, mask, _mm512_extractf32x4_ps(all, 1));
-    _mm_mask_storeu_ps(rows[8] + offset, mask, _mm512_extractf32x4_ps(all, 2));
-    _mm_mask_storeu_ps(rows[12] + offset, mask, _mm512_extractf32x4_ps(all, 3));
+OPERATION void f32_store_pieces(char *const *rows, size_t offset, __m512 all) {
+    _mm_storeu_ps((float *)(void *)(rows[0] + offset), _mm512_castps512_ps128(all));
+    _mm_storeu_ps((float *)(void *)(rows[4] + offset), _mm512_extractf32x4_ps(all, 1));
+    _mm_storeu_ps((float *)(void *)(rows[8] + offset), _mm512_extractf32x4_ps(all, 2));
+    _mm_storeu_ps((float *)(void *)(rows[12] + offset), _mm512_extractf32x4_ps(all, 3));
 }
 OPERATION void f32_transpose_pieces(__m512 *v) {
     __m512d ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1])),
@@ -232,22 +225,14 @@ OPERATION int f64_any_of_bits(__m512i a, uint64_t mask) {
 OPERATION int f64_any_negative(__m512i bits) { return _mm512_movepi64_mask(bits) != 0; }
 
 #define f64_PIECE 4
-OPERATION __m512d f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
-    const __mmask8 mask = (__mmask8)((1u << n) - 1);
-    const double *low = (const double *)(const void *)(rows[0] + offset),
-                 *high = (const double *)(const void *)(rows[4] + offset);
-    __m512d both = _mm512_castpd256_pd512(_mm256_maskz_loadu_pd(mask, low));
-    return _mm512_insertf64x4(both, _mm256_maskz_loadu_pd(mask, high), 1);
+OPERATION __m512d f64_load_pieces(const char *const *rows, size_t offset) {
+    __m256d low = _mm256_loadu_pd((const double *)(const void *)(rows[0] + offset));
+    return _mm512_insertf64x4(_mm512_castpd256_pd512(low),
+                              _mm256_loadu_pd((const double *)(const void *)(rows[4] + offset)), 1);
 }
-OPERATION void f64_store_pieces(char *const *rows, size_t offset, size_t n, __m512d all) {
-    const __mmask8 mask = (__mmask8)((1u << n) - 1);
-    for (int i = 0; i < 2; i++) {
-        __m256d half = i == 0 ? _mm512_castpd512_pd256(all) : _mm512_extractf64x4_pd(all, 1);
-        if (n == 4)
-            _mm256_storeu_pd((double *)(void *)(rows[4 * i] + offset), half);
-        else
-            _mm256_mask_storeu_pd(rows[4 * i] + offset, mask, half);
-    }
+OPERATION void f64_store_pieces(char *const *rows, size_t offset, __m512d all) {
+    _mm256_storeu_pd((double *)(void *)(rows[0] + offset), _mm512_castpd512_pd256(all));
+    _mm256_storeu_pd((double *)(void *)(rows[4] + offset), _mm512_extractf64x4_pd(all, 1));
 }
 OPERATION void f64_transpose_pieces(__m512d *v) {
     const __m512i even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);

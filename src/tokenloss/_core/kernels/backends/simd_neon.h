@@ -14,6 +14,10 @@ TL_INLINE uint32x4_t f32_set_bits(uint32_t bits) { return vdupq_n_u32(bits); }
 TL_INLINE uint64x2_t f64_set_bits(uint64_t bits) { return vdupq_n_u64(bits); }
 TL_INLINE uint32x4_t f32_load_bits(const uint32_t *p) { return vld1q_u32(p); }
 TL_INLINE uint64x2_t f64_load_bits(const uint64_t *p) { return vld1q_u64(p); }
+/* class ids, the low halves of theirs */
+TL_INLINE uint32x4_t f32_load_ids(const int64_t *p) {
+    return vreinterpretq_u32_s32(vcombine_s32(vmovn_s64(vld1q_s64(p)), vmovn_s64(vld1q_s64(p + 2))));
+}
 /* a and b are the same integer ? c : d */
 TL_INLINE float32x4_t f32_if_same(uint32x4_t a, uint32x4_t b, float32x4_t c, float32x4_t d) {
     return vbslq_f32(vceqq_u32(a, b), c, d);
@@ -90,31 +94,13 @@ TL_INLINE void f32_store_f64(double *p, float32x4_t a) {
     vst1q_f64(p + 2, vcvt_high_f64_f32(a));
 }
 
-/* 128 bits of a row, `offset` bytes into it: all four elements or the first n */
+/* 128 bits of a row, `offset` bytes into it */
 #define f32_PIECE 4
-TL_INLINE float32x4_t f32_load_pieces(const char *const *rows, size_t offset, size_t n) {
-    const float *p = (const float *)(const void *)(rows[0] + offset);
-    float32x4_t piece = vdupq_n_f32(0);
-    if (n == 4)
-        return vld1q_f32(p);
-    if (n == 1)
-        return vld1q_lane_f32(p, piece, 0);
-    piece = vcombine_f32(vld1_f32(p), vget_low_f32(piece));
-    return n == 2 ? piece : vld1q_lane_f32(p + 2, piece, 2);
+TL_INLINE float32x4_t f32_load_pieces(const char *const *rows, size_t offset) {
+    return vld1q_f32((const float *)(const void *)(rows[0] + offset));
 }
-TL_INLINE void f32_store_pieces(char *const *rows, size_t offset, size_t n, float32x4_t piece) {
-    float *p = (float *)(void *)(rows[0] + offset);
-    if (n == 4) {
-        vst1q_f32(p, piece);
-        return;
-    }
-    if (n == 1) {
-        vst1q_lane_f32(p, piece, 0);
-        return;
-    }
-    vst1_f32(p, vget_low_f32(piece));
-    if (n == 3)
-        vst1q_lane_f32(p + 2, piece, 2);
+TL_INLINE void f32_store_pieces(char *const *rows, size_t offset, float32x4_t piece) {
+    vst1q_f32((float *)(void *)(rows[0] + offset), piece);
 }
 TL_INLINE void f32_transpose_pieces(float32x4_t *v) {
     float64x2_t ab_low = vreinterpretq_f64_f32(vzip1q_f32(v[0], v[1])),
@@ -202,16 +188,11 @@ TL_INLINE int f64_any_negative(uint64x2_t bits) {
 }
 
 #define f64_PIECE 2
-TL_INLINE float64x2_t f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
-    const double *p = (const double *)(const void *)(rows[0] + offset);
-    return n == 2 ? vld1q_f64(p) : vld1q_lane_f64(p, vdupq_n_f64(0), 0);
+TL_INLINE float64x2_t f64_load_pieces(const char *const *rows, size_t offset) {
+    return vld1q_f64((const double *)(const void *)(rows[0] + offset));
 }
-TL_INLINE void f64_store_pieces(char *const *rows, size_t offset, size_t n, float64x2_t piece) {
-    double *p = (double *)(void *)(rows[0] + offset);
-    if (n == 2)
-        vst1q_f64(p, piece);
-    else
-        vst1q_lane_f64(p, piece, 0);
+TL_INLINE void f64_store_pieces(char *const *rows, size_t offset, float64x2_t piece) {
+    vst1q_f64((double *)(void *)(rows[0] + offset), piece);
 }
 TL_INLINE void f64_transpose_pieces(float64x2_t *v) {
     float64x2_t low = vzip1q_f64(v[0], v[1]);

@@ -16,6 +16,7 @@ TL_INLINE uint32_t f32_set_bits(uint32_t bits) { return bits; }
 TL_INLINE uint64_t f64_set_bits(uint64_t bits) { return bits; }
 TL_INLINE uint32_t f32_load_bits(const uint32_t *p) { return *p; }
 TL_INLINE uint64_t f64_load_bits(const uint64_t *p) { return *p; }
+TL_INLINE uint32_t f32_load_ids(const int64_t *p) { return (uint32_t)*p; } /* class ids, the low halves of theirs */
 /* a and b are the same integer ? c : d */
 TL_INLINE float f32_if_same(uint32_t a, uint32_t b, float c, float d) { return a == b ? c : d; }
 TL_INLINE double f64_if_same(uint64_t a, uint64_t b, double c, double d) { return a == b ? c : d; }
@@ -125,12 +126,10 @@ TL_INLINE void f32_store_f64(double *p, float value) { *p = (double)value; }
 #define f32_PIECE 1
 #define f32_split_pairs(p, to) (void)((to)[0] = f32_load(p), (to)[TL_GROUP] = f32_load((p) + 1))
 #define f32_split_triples(p, to) (f32_split_pairs(p, to), (void)((to)[2 * TL_GROUP] = f32_load((p) + 2)))
-TL_INLINE float f32_load_pieces(const char *const *rows, size_t offset, size_t n) {
-    (void)n;
+TL_INLINE float f32_load_pieces(const char *const *rows, size_t offset) {
     return f32_load((const float *)(const void *)(rows[0] + offset));
 }
-TL_INLINE void f32_store_pieces(char *const *rows, size_t offset, size_t n, float piece) {
-    (void)n;
+TL_INLINE void f32_store_pieces(char *const *rows, size_t offset, float piece) {
     f32_store((float *)(void *)(rows[0] + offset), piece);
 }
 TL_INLINE void f32_transpose_pieces(float *v) { (void)v; }
@@ -235,12 +234,10 @@ TL_INLINE int f64_any_negative(uint64_t bits) { return bits >> 63 != 0; }
 
 #define f64_PIECE 1
 #define f64_split_pairs(p, to) (void)((to)[0] = f64_load(p), (to)[TL_GROUP] = f64_load((p) + 1))
-TL_INLINE double f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
-    (void)n;
+TL_INLINE double f64_load_pieces(const char *const *rows, size_t offset) {
     return f64_load((const double *)(const void *)(rows[0] + offset));
 }
-TL_INLINE void f64_store_pieces(char *const *rows, size_t offset, size_t n, double piece) {
-    (void)n;
+TL_INLINE void f64_store_pieces(char *const *rows, size_t offset, double piece) {
     f64_store((double *)(void *)(rows[0] + offset), piece);
 }
 TL_INLINE void f64_transpose_pieces(double *v) { (void)v; }

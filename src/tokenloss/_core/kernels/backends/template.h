@@ -102,8 +102,12 @@ static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5
 #if defined(__GNUC__) && !defined(__clang__) && f32_WIDTH >= 8
 #define COMPUTE_NOW(a, b) __asm__("" : "+v"(a), "+v"(b))
 /* Has it mix the instructions of vectors that a loop works on together, which no processor looks far enough ahead for:
- * losses of 2 classes take 0.75 of the time. */
+ * losses of 2 classes take 0.75 of the time; with AVX2, only as far as there are registers. */
+#if f32_WIDTH == 8
+#define SCHEDULED __attribute__((optimize("schedule-insns", "sched-pressure")))
+#else
 #define SCHEDULED __attribute__((optimize("schedule-insns")))
+#endif
 #define UNROLLED _Pragma("GCC unroll 4")
 #else
 #define SCHEDULED
@@ -227,6 +231,7 @@ TL_TARGET TL_INLINE void f64_accumulate_rest(tl_lanes *lanes, size_t lane, f64_v
     f64_accumulate(lanes, lane, f64_mul(term, f64_set(f64_LEADING)));
 }
 
+TL_TARGET TL_INLINE f64_bits f64_load_ids(const int64_t *p) { return f64_load_bits((const uint64_t *)p); }
 TL_TARGET TL_INLINE void f64_widen(f64_vec a, f64_vec *wide) { *wide = a; }
 TL_TARGET TL_INLINE f64_vec f64_narrow(const f64_vec *wide) { return *wide; }
 TL_TARGET TL_INLINE void f64_load_widened(const double *x, f64_vec *wide) { *wide = f64_load(x); }
@@ -246,14 +251,14 @@ TL_TARGET TL_INLINE f32_vec f32_mul_add(f32_vec a, f32_vec b, f32_vec c) { retur
 TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { return f64_add(f64_mul(a, b), c); }
 
 /* log(1 + u) where v = 1 + u rounded, `lost` is what that lost, and `low` what u lost itself. */
-TL_TARGET TL_INLINE void f64_log1p(f64_vec u, f64_vec v, f64_vec lost, f64_vec low, double *log) {
+TL_TARGET TL_INLINE void f64_log1p(f64_vec u, f64_vec v, f64_vec lost, f64_vec low, f64_vec *log) {
     const f64_vec zero = f64_set(0);
     f64_vec exponent, f = f64_sub(f64_split(v, &exponent, 0), f64_set(1));
     f = f64_if_equal(exponent, zero, u, f);
-    f64_store(log, f64_log_near_one(f, exponent, f64_if_equal(exponent, zero, low, f64_div(lost, v))));
+    *log = f64_log_near_one(f, exponent, f64_if_equal(exponent, zero, low, f64_div(lost, v)));
 }
 
-TL_TARGET TL_INLINE void f32_log1p(f32_vec u, f32_vec v, f32_vec lost, f32_vec low, double *log) {
+TL_TARGET TL_INLINE void f32_log1p(f32_vec u, f32_vec v, f32_vec lost, f32_vec low, f64_vec *log) {
     f32_vec exponent, g = f32_split_near_one(v, &exponent);
     f32_vec inverse = f32_pow2(f32_add(f32_set(0x1p23f + 127), exponent));
     f64_vec wide[f32_WIDTH / f64_WIDTH], wide_rest[f32_WIDTH / f64_WIDTH], wide_exponent[f32_WIDTH / f64_WIDTH];
@@ -265,8 +270,7 @@ TL_TARGET TL_INLINE void f32_log1p(f32_vec u, f32_vec v, f32_vec lost, f32_vec l
     f32_widen(f32_mul(f32_minus_log_factor(g, square), square), wide_rest); /* added in double: 1.5e-8 less */
     f32_widen(exponent, wide_exponent);
     for (size_t i = 0; i < f32_WIDTH / f64_WIDTH; i++)
-        f64_store(log + i * f64_WIDTH, f64_sub(f64_sub(f64_mul(wide_exponent[i], f64_set(-TL_FLOAT_LN2)), wide[i]),
-                                               wide_rest[i]));
+        log[i] = f64_sub(f64_sub(f64_mul(wide_exponent[i], f64_set(-TL_FLOAT_LN2)), wide[i]), wide_rest[i]);
 }
 
 #include "losses.h"
