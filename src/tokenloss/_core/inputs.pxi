@@ -226,16 +226,13 @@ cdef class Positions:
         """The class id of a row, -1 of a distribution."""
         return tl_load_integer(address_of(&self.targets_view, row), self.targets_view.dtype) if self.by_class else -1
 
-    cdef const int64_t *ids_in_place(self, int64_t start, int count) noexcept nogil:
+    cdef const int64_t *ids_in_place(self, int64_t start) noexcept nogil:
         """The class ids of rows where they lie; NULL if some classes may not count, or they are no aligned int64."""
         cdef const char *first = address_of(&self.targets_view, start)
-        cdef int i
         if (self.targets_view.dtype != TL_INT64 or not self.targets_view.is_uniform or self.targets_view.row_stride != 8
                 or <size_t> first % 8 != 0 or is_given(&self.mask_view)
                 or self.has_ignored and 0 <= self.ignored < self.classes):
             return NULL
-        for i in range(0, count, 8):
-            tl_prefetch(first + 2048 + 8 * i)
         return <const int64_t *> first
 
     cdef int load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:

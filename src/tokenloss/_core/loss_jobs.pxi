@@ -123,21 +123,20 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef tl_loss loss
         cdef int64_t first = start, run, added
         cdef int i, count = 0, done = 0, some_masked
-        cdef bint has_grad = is_given(&self.grad), is_in_place, needs_each
+        cdef bint has_grad = is_given(&self.grad), sums_only
         if not self.is_plain:
             return 0
-        is_in_place = not self.weighs_class_ids and self.positions.ids_in_place(0, 0) != NULL
-        needs_each = (has_grad or self.weighs_rows or self.numbers != NULL or self.label_smoothing != 0
-                      or self.z_loss != 0)
+        sums_only = (self.positions.ids_in_place(0) != NULL and not has_grad and self.numbers == NULL
+                     and not (self.weighs_class_ids or self.weighs_rows) and self.label_smoothing == self.z_loss == 0)
         row, loss = self.row_of_scores(), self.loss_at(start, -1)
         row.stride = view.buffer.strides[self.scores.axis]
         while start < stop and done == count:  # else a row is far out
             run = min(stop - start, left_of_run(view, start))
-            row.data, some_masked, done = address_of(view, start), 0, 0
-            if is_in_place and not needs_each and run >= 16:  # kernels leave rows whose id is no class
-                added = tl_add_plain_losses(backend, &row, view.row_stride, self.positions.ids_in_place(start, 0),
+            row.data = address_of(view, start)
+            if sums_only and run >= 16:  # kernels leave rows whose id is no class
+                added = tl_add_plain_losses(backend, &row, view.row_stride, self.positions.ids_in_place(start),
                                             run & ~15, &totals.losses)
-                is_in_place, count = added > 0, 0
+                sums_only = added > 0
                 totals.unmasked += added
                 start += added
                 continue
@@ -146,19 +145,12 @@ cdef class CrossEntropy(LogSumExpJob):
                 count = <int> min(count, left_of_run(&self.grad, start))
                 grads.row, grads.apart, grads.scale = row_at(&self.grad, start), self.grad.row_stride, scales
                 self.find_grad_scales(start, NULL, count, scales)
-            if is_in_place and count % 16 == 0:
-                done = <int> tl_plain_losses(backend, &row, view.row_stride, &loss,
-                                             self.positions.ids_in_place(start, count), NULL, 0, count,
-                                             &grads if has_grad else NULL, values)
-                is_in_place = done == count
-                count = done if has_grad else count  # gradients may lie where logits did
-            if done < count:
-                some_masked = self.load_targets(start, count, targets, totals) & TL_SOME_MASKED
-                memset(&targets[count], 0, (-count & 15) * sizeof(int64_t))
-                for i in range(count + (-count & 15) if self.weighs_class_ids else 0):
-                    weights[i] = self.weight_after[max(targets[i], -1) + 1]
-                done = <int> tl_plain_losses(backend, &row, view.row_stride, &loss, targets, class_weights, some_masked,
-                                             count, &grads if has_grad else NULL, values)
+            some_masked = self.load_targets(start, count, targets, totals) & TL_SOME_MASKED
+            memset(&targets[count], 0, (-count & 15) * sizeof(int64_t))
+            for i in range(count + (-count & 15) if self.weighs_class_ids else 0):
+                weights[i] = self.weight_after[max(targets[i], -1) + 1]
+            done = <int> tl_plain_losses(backend, &row, view.row_stride, &loss, targets, class_weights, some_masked,
+                                         count, &grads if has_grad else NULL, values)
             for i in range(done if has_grad and some_masked else 0):
                 if targets[i] == MASKED:
                     self.mask_row(start + i)
