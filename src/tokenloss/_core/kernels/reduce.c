@@ -33,8 +33,6 @@ void tl_reduce_range(const tl_backend *backend, tl_reduce_kind kind, const tl_ro
         state->is_padded = 0;
         if (count == 0) {
             count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
-            for (const char *line = x; in_place && line < (const char *)x + count * row->stride; line += 64)
-                tl_prefetch_stream(line); /* for the rows after it, as the functions of a backend do */
             tl_load_chunk(backend, row, start, count, excluded, state->offset, dtype, buf);
             x = &buf->at;
             state->is_padded = count < TL_CHUNK || until < start + count;

@@ -82,6 +82,8 @@ void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, 
     if (buf->start == start && buf->offset == offset && buf->dtype == dtype)
         return;
     int64_t padded = tl_padded(count);
+    for (int64_t i = 0; row->stride == tl_itemsize(row->dtype) && i < count * row->stride; i += 64)
+        tl_prefetch_stream(row->data + start * row->stride + i); /* what follows, as the functions of a backend do */
     if (dtype == (row->dtype & ~TL_SWAPPED) && offset == 0 && !tl_is_transformed(row)) {
         copy_chunk(row, start, count, buf);
         fill_neg_inf(buf, count, padded);
