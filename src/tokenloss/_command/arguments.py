@@ -69,11 +69,11 @@ _SCORE_EXAMPLES = """
 _COMPARE = """
 Compare models, such as quantized ones, with a base model: KL divergence, perplexities, changes in probability.
 
-BASE and each OTHER contain scores of the same rows, in any file that `score` reads; responses to the same requests
-(one of the two may contain scores instead); or samples logged by lm-evaluation-harness (.jsonl) or Inspect (.eval,
-.json), also as folders with several tasks. They may also contain log-probabilities of the same tokens, first from a
-trainer, then from the engine that sampled them: an array, or lists in lines of JSON, with the name `logprobs` or a
-framework's own name, or with --logprobs any array. Files are recognized by their content.
+BASE and each OTHER contain scores of the same rows, in any file that `score` reads; responses to the same requests (one
+of the two may contain scores instead); or samples logged by lm-evaluation-harness (.jsonl) or Inspect (.eval, .json),
+also as folders with several tasks. They may also contain log-probabilities of the same tokens, in BASE from a trainer
+and in OTHER from the engine that sampled them: an array, or lists in lines of JSON, named `logprobs` or as a framework
+names it; with --logprobs, any array. Files are recognized by their content.
 
 Any file of scores may contain the targets, which must be the same in all of them; without targets, only divergences are
 compared. BASE is read only once. Tables show the name of each OTHER, as in Q8=q8.npz, or its file.
@@ -380,14 +380,14 @@ def _add_targets(group: _Group) -> None:
     _add(group, "--segment-ids FILE", words, **_LISTED)
     words = (
         "the targets are the input ids of a causal model: row j predicts id j+1, and the last row of a FILE that is "
-        "one sequence (N, V) predicts the first id of the next FILE; --no-shift: the targets are right as they are"
+        "one sequence (N, V) predicts the first id of the next FILE; --no-shift: the targets are already aligned"
     )
     group.add_argument("--shift", action=argparse.BooleanOptionalAction, help=words)
     words = "target value that marks tokens to ignore, such as padding (default: -100)"
     _add(group, "--ignore-index N", words, integer(-(2**63), 2**64 - 1), default=-100)
     words = (
-        "the FILEs contain one text, longer than a model's context, in windows of N tokens, and the ids of each window "
-        "or of the text; each token is scored in the first window that contains it"
+        "the FILEs contain scores of one text, longer than a model's context, in windows of N tokens, along with the "
+        "ids of each window or of the whole text; each token is scored in the first window that contains it"
     )
     _add(group, "--window N", words, integer(2))
     words = "number of tokens from the start of one window to the start of the next, for --window"

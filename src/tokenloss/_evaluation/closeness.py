@@ -88,7 +88,7 @@ def assert_close(
     ------
     AssertionError
         If a limit is exceeded, or if a warning shows that its value is meaningless, as a `KindWarning` does. The
-        message has the values, the limits, and the tokens that are farthest from the base.
+        message has the values, the limits, and the tokens that differ most from the base.
     IndexError, TypeError, ValueError
         As in `compare`.
 
@@ -105,12 +105,12 @@ def assert_close(
     >>> assert_close(base.astype(np.float16), base, [0, 1], max_token_kl=1e-6, max_abs_loss=1e-3)
     >>> assert_close(base[:, [0, 2, 1]], base, [0, 1], max_abs_loss=1e-3, max_kl=0.5)
     Traceback (most recent call last):
-    AssertionError: not close to the base  max_abs_loss fails, of 2 tokens
+    AssertionError: not close to the base  max_abs_loss fails (2 tokens)
     <BLANKLINE>
       max_kl        mean KL divergence                0.210256  holds, at most 0.5
       max_abs_loss  largest change of a token's loss  1         fails, at most 0.001
     <BLANKLINE>
-      The farthest tokens
+      Tokens that differ most
       position  token  top class  base's        KL     loss  base's loss
            [1]      1          2       1  0.420512  1.40761     0.407606
     """
@@ -231,8 +231,8 @@ def _message(comparison: Comparison, limits: _Limits, describe: _Describe) -> st
     cells = describe(worst) if worst.size else {}
     cells |= {head: [f"{one:.6g}" for one in columns[name][worst]] for head, name in numbers.items()}
     lines = zip(*(map(str, column) for column in cells.values()), strict=True)
-    tables = [Table(rows), Table([*lines], (*cells,), "The farthest tokens")]
-    note = f"{', '.join(failed)} {'fails' if len(failed) == 1 else 'fail'}, of {count_of(comparison.count, 'token')}"
+    tables = [Table(rows), Table([*lines], (*cells,), "Tokens that differ most")]
+    note = f"{', '.join(failed)} {'fails' if len(failed) == 1 else 'fail'} ({count_of(comparison.count, 'token')})"
     return as_text(Shown("not close to the base", note, tables[: 1 + (worst.size > 0)]))
 
 

@@ -96,8 +96,8 @@ def compare_files(
         ``classes="all"`` if vocabularies differ). 0 means greedy decoding, with losses and divergences at 1. By
         default, 1.
     by : str, optional
-        What groups tokens, for a table of divergences and losses in `Comparison.groups`, as in `evaluate`; fields are
-        read from the base, or from the responses that are compared with it.
+        What to group tokens by, for a table of divergences and losses in `Comparison.groups`, as in `evaluate`; fields
+        are read from the base, or from the responses that are compared with it.
     calibration : bool, default False
         Whether to measure the calibration of each model, see `Comparison.calibration`, as `evaluate` does: of scores
         with class ids, over all classes of a model. Each model's files are read another four to seven times for it.

@@ -79,14 +79,14 @@ def evaluate(
     ----------
     source : source, path, paths, iterable of blocks, or function that makes blocks
         The result of an opener of `tokenloss.formats`, such as `tokenloss.formats.open_scores`, whose options describe
-        the files. Or paths, patterns of their names, or their directory, which are recognized by their content: as
-        scores, as log-probabilities of tokens, or as responses of servers, where each choice is a sequence. Or blocks
-        from an engine's loop, see `tokenloss.formats.blocks`.
+        the files. Or paths, patterns of file names, or a directory; files are recognized by their content: as scores,
+        as log-probabilities of tokens, or as responses of servers, where each choice is a sequence. Or blocks from an
+        engine's loop, see `tokenloss.formats.blocks`.
     shift : bool, optional
         Whether targets are the input ids of a causal model, where row j predicts id j + 1 of its sequence, if the
-        opener did not set it. By default they are not, and a `ShiftWarning` is given if they seem to be. Responses and
-        log-probabilities are already aligned and stay as they are; for files of llama.cpp, whose targets are the next
-        tokens, True is an error.
+        opener did not set it. By default, False, with a `ShiftWarning` if the targets seem to be input ids. Responses
+        and log-probabilities are already aligned and stay as they are; for files of llama.cpp, whose targets are the
+        next tokens, True is an error.
     n_bytes, n_words : int or array of integers, default 0
         Length of the whole text, for bits per byte and perplexity per word; or an array of the length of each
         sequence's text, in the order of `Evaluation.sequences`. With one length for the whole text, standard errors
@@ -94,24 +94,24 @@ def evaluate(
         bytes are counted by default.
     text : path, optional
         A file of the whole text, in place of its lengths. If the source has a tokenizer, the file contains all texts in
-        order, perhaps with white space between them, and its bytes must be exactly what the ids write: the first token
-        that differs is an error, before any score is read.
+        order, perhaps with white space between them, and its bytes must be exactly those that the ids decode to: the
+        first token that differs raises an error, before any score is read.
     words : {"whitespace", "lm-eval"}, default "whitespace"
         How words of `text` are counted: between white space, or as in lm-evaluation-harness, by `re.split` at white
         space, which counts one more word if the text ends in a blank.
     by : str, optional
-        What groups tokens, for a table of losses in `Evaluation.groups`: "position", of a token in its sequence or
-        window, in bins that double (0, 1, 2 to 3, 4 to 7, ...), or "position:512" for bins of 512; "file"; or the name
-        of a field. In files of scores it is an array of text, integers or bool with a label for each row or sequence;
-        with `shift`, a row has the label of the token that it predicts. In lines of JSON it is a field of each record,
-        with one label or a list of one for each token; "metadata.topic" is the field of an object. Tokens whose record
-        lacks the field form a group of their own. Errors are clustered by sequence, also where a sequence contributes
-        to several groups, of which there are at most 10,000.
+        What to group tokens by, for a table of losses in `Evaluation.groups`: "position" in the sequence or window, in
+        bins that double (0, 1, 2 to 3, 4 to 7, ...), or "position:512" for bins of 512; "file"; or the name of a field.
+        In files of scores, a field is an array of text, integers or bool with a label for each row or sequence; with
+        `shift`, a row has the label of the token that it predicts. In lines of JSON, it is a key of each record, whose
+        value is one label, or a list with a label for each token; "metadata.topic" is a key of a nested object. Tokens
+        whose record lacks the field form a group of their own. Errors are clustered by sequence, even if a sequence
+        contributes to several groups. At most 10,000 groups.
     calibration : bool, default False
-        Whether to measure the calibration of the probabilities, see `Evaluation.calibration`: of scores of all classes
-        with class ids. Files are read another three to six times for the best temperature, and again after a resumed
-        run; blocks are read only once, so they have no temperature. It keeps 57 bytes for each token (33 for blocks),
-        and for up to 10 classes 8 more for each class.
+        Whether to measure the calibration of the probabilities, see `Evaluation.calibration`. The source must have
+        scores of all classes and class ids. Files are read another three to six times for the best temperature, and
+        again after a resumed run; blocks are read only once, so they have no temperature. It keeps 57 bytes for each
+        token (33 for blocks), and for up to 10 classes 8 more for each class.
     top : int, default 5
         Number of the tokens and of the sequences with the highest losses to list.
     sinks : sequence of Sink, optional
@@ -119,9 +119,9 @@ def evaluate(
     state : path, optional
         Checkpoint: the result of each file is appended to it at once, and a later call resumes from it. It is refused
         if the path, size, time or content of a file has changed (only some pieces of the content are compared). Blocks
-        must then come from a function of the number of the first one: a later call asks for the last finished block,
-        whose shape, targets, mask and segment ids must be the same, and continues from there. Logits are not compared:
-        a state belongs to one model. A state with a higher `top` is accepted.
+        must then come from a function that takes the number of the first block to yield: a later call asks for the last
+        finished block, whose shape, targets, mask and segment ids must be the same, and continues from there. Logits
+        are not compared: a state belongs to one model. A state with a higher `top` is accepted.
     scheduler : str, optional
         Address of a Dask scheduler, on whose workers the files are scored.
     progress : bool, default False
@@ -147,15 +147,15 @@ def evaluate(
     Warns
     -----
     NormWarning
-        If the root mean squares of hidden states vary as before a model's final norm, or do not fit the weight of that
-        norm, if the head's model contains it.
+        If the root mean squares of hidden states vary as they do before a model's final norm, or do not fit the weight
+        of that norm (if the head's model contains it).
     ShiftWarning
-        If targets were not shifted, but rows give the next target more than four times the probability, beyond chance;
-        or if they were shifted, but rows give that to the unshifted targets.
+        If targets were not shifted, but rows give the next row's target more than four times the probability of their
+        own, beyond chance; or if they were shifted, but rows do this for the unshifted targets.
     UserWarning
         If losses are nan or infinite, if every token has a probability of exactly 1, or if two files have the same
-        targets, as files of two models do but parts of one text do not. With a tokenizer, if it drops white space,
-        which the model then does not have to predict, or if scored tokens repeat a special token, as padding does.
+        targets, as files of two models do but parts of one text do not. With a tokenizer, also if it drops white space,
+        so that the model does not have to predict it, or if scored tokens repeat a special token, as in padding.
 
     See Also
     --------

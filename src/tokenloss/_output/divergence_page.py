@@ -82,7 +82,7 @@ class DivergencePage(Sink):
     option = "--html"
     help = (
         "write a page that shows the text, each token shaded by its divergence; with --text, each span by the "
-        "difference of both models' losses, with the tokens of both"
+        "difference between the two models' losses, with the tokens of both models"
     )
     rows = "tokens"
     needs: Needs = ({"nll", "base_nll", "kl"}, {"nll", "base_nll", "kl_bound"})

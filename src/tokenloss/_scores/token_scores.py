@@ -173,13 +173,13 @@ def token_scores(
     Parameters
     ----------
     logits : array of shape (..., V)
-        Logits, or what `kind` says, as in `cross_entropy`: float16, bfloat16, float32 or float64.
+        Logits, or the scores that `kind` names, as in `cross_entropy`: float16, bfloat16, float32 or float64.
     targets : array of integers
         Class ids, in the shape of `logits` without its class axis.
     kind : {"logits", "log_probs", "probs"}, optional
         What `logits` contains: logits (the default, with a `KindWarning` if they look like probabilities), natural
-        log-probabilities or probabilities. For the latter two, `nll` is as given; all other statistics are for the row
-        divided by the sum of its probabilities, whose log is `logsumexp`.
+        log-probabilities or probabilities. For the latter two, `nll` uses the values as given; for all other
+        statistics, rows are first normalized (`logsumexp` is the log of a row's sum).
     top_k : int, default 0
         Number of most likely classes to list.
     axis, ignore_index, where, logit_scale, softcap, workers
@@ -188,11 +188,11 @@ def token_scores(
     Returns
     -------
     TokenScores
-        With arrays of the batch's shape. `nll` has the bits of ``cross_entropy(..., reduction="none")``, and
-        `logsumexp` has the bits of the function `logsumexp`, unless logits are scaled or capped. `rank`, `argmax` and
-        the order of `top_ids` are exact: they compare the logits as given, before `logit_scale` and `softcap`. For
-        probabilities, `nll` has the bits of ``cross_entropy_loss(..., reduction="none")``; for log-probabilities, the
-        bits of `nll_loss`.
+        With arrays of the batch's shape. `nll` is bitwise identical to ``cross_entropy(..., reduction="none")``, and
+        `logsumexp` to the function `logsumexp`, unless logits are scaled or capped. `rank`, `argmax` and the order of
+        `top_ids` are exact: they compare the logits as given, before `logit_scale` and `softcap`. For probabilities,
+        `nll` is bitwise identical to ``cross_entropy_loss(..., reduction="none")``; for log-probabilities, to
+        `nll_loss`.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def token_scores(
     Notes
     -----
     Entropy is within 2e-7 nats of the exact value (float64: 4e-15, relative to the larger of 1 and the logsumexp).
-    Where a logit is nan, so are the loss and the entropy; it has no rank and is never among the most likely.
+    If a logit is nan, so are the loss and entropy of its row; its class has no rank and is never among the most likely.
 
     Examples
     --------

@@ -93,8 +93,8 @@ def _check_text(
     if isinstance(value.get("id"), str) and _LLAMA_CPP_PYTHON.fullmatch(value["id"]):
         is_right &= _is_shifted_rightly(text, texts, choice.get("finish_reason"), usage)
     if not is_right:
-        got = f"the tokens in {field}.logprobs cannot be shown to match its text; {_ISSUE}"
-        place.refuse(got, "list each token with its own log-probability; score the model's logits instead")
+        got = f"it is unclear whether {field}.logprobs matches {field}.text; {_ISSUE}"
+        place.refuse(got, "give each token its own log-probability; score the model's logits instead")
 
 
 def _ascii(text: str) -> str:

@@ -253,7 +253,7 @@ class Responses(Source):
             if choice.is_repeated:
                 return []
             if prompt is None or not (prompt.has_number() or len(prompt) == 1):
-                place.refuse(_IGNORED, f"have some, or be left out ({named('part', 'generated')})")
+                place.refuse(_IGNORED, f"return them; to leave the prompt out, use {named('part', 'generated')}")
             return [("prompt", prompt)]
         if self.options["part"] is None and prompt is not None and prompt.has_number():
             place.refuse(_PROMPTS, "choose the part: prompt, generated or all")
