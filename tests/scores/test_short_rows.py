@@ -437,6 +437,22 @@ def test_masked_rows_change_no_bit_of_short_rows(classes, name, rng):
                 assert_all_same_bits(problem.call(name, layout), expected, f"{layout} {kept}, {kind.__name__}")
 
 
+@each_dtype
+@pytest.mark.parametrize("classes", [65, 300])
+def test_far_and_masked_rows_of_many_classes_have_the_bits_of_class_major_ones(classes, dtype, rng):
+    logits, targets = 3 * rng.standard_normal((300, classes)), rng.integers(0, classes, 300)
+    logits[5::70] *= 40
+    logits[200:210, 7:], targets[200:210] = -np.inf, 2
+    logits = logits.astype(dtype)
+    options = {"weight": rng.random(classes), "sample_weight": rng.random(300), "where": rng.random(300) < 0.9}
+    for z_loss, reduction in itertools.product([0, 1e-3], ["none", "mean"]):
+        for used in (options, {"where": options["where"]}, {"weight": options["weight"]}, {}):
+            results = [cross_entropy(rows, targets, axis=axis, z_loss=z_loss, reduction=reduction, **used)
+                       for rows, axis in [(logits, 1), (np.ascontiguousarray(logits.T), 0)]]  # fmt: skip
+            assert np.isfinite(results[0]).all()
+            assert_same_bits(*results)
+
+
 @each_function
 def test_workers_change_no_bit_of_short_rows(name, rng):
     for classes in (3, 40, 300):

@@ -134,6 +134,8 @@ cdef extern from "kernels/kernels.h" nogil:
     size_t tl_plain_losses(const tl_backend *, const tl_row *, ptrdiff_t, const tl_loss *, const int64_t *,
                            const double *, int, size_t, const tl_plain_grads *, double *)
     size_t tl_add_plain_losses(const tl_backend *, const tl_row *, ptrdiff_t, const int64_t *, size_t, tl_superacc *)
+    void tl_plain_losses_of_many(const tl_backend *, const tl_row *, ptrdiff_t, const tl_loss *, const int64_t *,
+                                 const double *, size_t, double *, uint64_t *)
     ctypedef struct tl_block_nll:
         double nll[64]
     ctypedef struct tl_block_lse:

@@ -33,29 +33,32 @@ cdef class CrossEntropy(LogSumExpJob):
                 self.grad_divisor = positions.mean_divisor()
         self.is_plain = positions.by_class and self.has_plain_losses()
         self.refuses_bad_targets = self.is_plain and grad is None
-        for i in range(positions.classes if self.is_plain and self.weighs_class_ids else 0):
+        for i in range(min(positions.classes, FEW_CLASSES) if self.is_plain and self.weighs_class_ids else 0):
             self.weight_after[i + 1] = positions.class_weight(i)
 
     def __dealloc__(self):
         PyBuffer_Release(&self.grad.buffer)
 
     cdef bint has_plain_losses(self) noexcept:
-        """Whether options of losses for class ids, and how rows lie, are what `tl_plain_losses` takes."""
+        """Whether options of losses for class ids, and how rows lie, are what `add_plain_rows` takes."""
         cdef Scores scores = self.scores
         cdef tl_row row = self.row_of_scores()
         cdef int size = tl_itemsize(scores.dtype)
         if is_given(&self.grad) and not (scores.dtype in (TL_FLOAT32, TL_FLOAT64) and self.grad.dtype == scores.dtype
                                          and size in (self.grad.buffer.strides[scores.axis], self.grad.row_stride)):
             return False
-        return (2 <= scores.classes <= FEW_CLASSES and is_given(&scores.view) and scores.dtype < TL_SWAPPED
+        if scores.classes > FEW_CLASSES and (is_given(&self.grad) or self.label_smoothing != 0):
+            return False
+        return (2 <= scores.classes <= NLL_CLASSES and is_given(&scores.view) and scores.dtype < TL_SWAPPED
                 and not tl_is_transformed(&row) and not (self.label_smoothing != 0 and self.weighs_class_ids)
-                and (scores.view.buffer.strides[scores.axis] == size or scores.view.row_stride == size))
+                and (scores.view.buffer.strides[scores.axis] == size
+                     or scores.view.row_stride == size and scores.classes <= FEW_CLASSES))
 
     cdef double cost_of_row(self) noexcept:
         cdef double cost
         if is_given(&self.grad):
             cost = self.cost_of_classes(7, 0.6) if self.is_plain else self.cost_of_scores(18, 0.55)
-        elif self.is_plain:
+        elif self.is_plain and self.scores.classes <= FEW_CLASSES:
             cost = self.cost_of_classes(PLAIN_ROW, 0.35)
         elif self.positions.by_class and FEW_CLASSES < self.scores.classes <= NLL_CLASSES:
             cost = NLL_ROW + self.cost_of_classes(5, 0.35 * NLL_CLASS)
@@ -111,7 +114,7 @@ cdef class CrossEntropy(LogSumExpJob):
             tl_exclude_by_masses(backend, &block.rows, block.losses, memory, &block.masses, cancel)
         LogSumExpJob.reduce_block(self, block, totals, cancel)
 
-    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals) noexcept nogil:
+    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef int64_t targets[MAX_PROBABILITY_ROWS]
         cdef double weights[MAX_PROBABILITY_ROWS]
         cdef double values[MAX_PROBABILITY_ROWS]
@@ -126,6 +129,8 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef bint has_grad = is_given(&self.grad), sums_only
         if not self.is_plain:
             return 0
+        while self.scores.classes > FEW_CLASSES and start < stop:
+            start += self.add_rows_of_many(start, stop, totals, cancel)
         sums_only = (self.positions.ids_in_place(0) != NULL and not has_grad and self.numbers == NULL
                      and not (self.weighs_class_ids or self.weighs_rows) and self.label_smoothing == self.z_loss == 0)
         row, loss = self.row_of_scores(), self.loss_at(start, -1)
@@ -154,14 +159,42 @@ cdef class CrossEntropy(LogSumExpJob):
             for i in range(done if has_grad and some_masked else 0):
                 if targets[i] == MASKED:
                     self.mask_row(start + i)
-            if self.weighs_class_ids or self.weighs_rows:
-                self.weigh_plain_rows(start, targets if some_masked else NULL, done, values, class_weights, totals)
-            tl_superacc_add_many(backend, &totals.losses, values, done)
-            totals.unmasked += count_of_unmasked(targets, done) if some_masked else done
-            if self.numbers != NULL:
-                memcpy(self.numbers + start, values, done * sizeof(double))
+            self.add_plain_losses(start, targets if some_masked else NULL, done, values, class_weights, totals)
             start += done
         return start - first
+
+    cdef int64_t add_rows_of_many(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        """As `add_plain_rows`, of many classes."""
+        cdef int64_t targets[MAX_PROBABILITY_ROWS]
+        cdef double weights[MAX_PROBABILITY_ROWS]
+        cdef double values[MAX_PROBABILITY_ROWS]
+        cdef double *class_weights = weights if self.weighs_class_ids else NULL
+        cdef uint64_t left[4]  # a bit for each of these rows
+        cdef tl_row row = self.row_of_scores()
+        cdef tl_loss loss = self.loss_at(start, -1)
+        cdef int i, some_masked, count = <int> min(stop - start, left_of_run(&self.scores.view, start),
+                                                   <int64_t> MAX_PROBABILITY_ROWS)
+        row.data = address_of(&self.scores.view, start)
+        some_masked = self.load_targets(start, count, targets, totals) & TL_SOME_MASKED
+        for i in range(count if self.weighs_class_ids else 0):
+            weights[i] = self.positions.class_weight(targets[i]) if targets[i] != MASKED else 0
+        tl_plain_losses_of_many(backend, &row, self.scores.view.row_stride, &loss, targets, class_weights, count,
+                                values, left)
+        for i in range(count):
+            if left[i // BLOCK_ROWS] >> i % BLOCK_ROWS & 1:
+                values[i] = self.reduce_row(start + i, targets[i], totals, cancel) if targets[i] != MASKED else 0
+        self.add_plain_losses(start, targets if some_masked else NULL, count, values, class_weights, totals)
+        return count
+
+    cdef void add_plain_losses(self, int64_t start, const int64_t *targets, int count, double *values,
+                               double *class_weights, Totals *totals) noexcept nogil:
+        """Add losses of neighbouring rows, 0 where masked, up; targets are NULL if none is masked."""
+        if self.weighs_class_ids or self.weighs_rows:
+            self.weigh_plain_rows(start, targets, count, values, class_weights, totals)
+        tl_superacc_add_many(backend, &totals.losses, values, count)
+        totals.unmasked += count_of_unmasked(targets, count) if targets != NULL else count
+        if self.numbers != NULL:
+            memcpy(self.numbers + start, values, count * sizeof(double))
 
     cdef void weigh_plain_rows(self, int64_t start, const int64_t *targets, int count, double *values, double *weights,
                                Totals *totals) noexcept nogil:

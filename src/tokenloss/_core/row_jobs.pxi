@@ -136,7 +136,7 @@ cdef class LogSumExpJob(RowJob):
         block.rows.sums_logits, block.n_with_options = self.sums_logits, 0
         block.rows.scratch = NULL
         while start < stop:
-            start += self.add_plain_rows(start, stop, totals)
+            start += self.add_plain_rows(start, stop, totals, cancel)
             if start == stop:
                 break
             if block.rows.scratch == NULL and most > 1:
@@ -151,7 +151,7 @@ cdef class LogSumExpJob(RowJob):
             start += count
         free(block.rows.scratch)
 
-    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals) noexcept nogil:
+    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         """Add the numbers of the first rows that need no block; return how many they are."""
         return 0
 
@@ -224,7 +224,7 @@ cdef class Softmax(LogSumExpJob):
     cdef double cost_of_row(self) noexcept:
         return self.cost_of_scores(8, 0.8) if self.is_class_major else self.cost_of_scores(6, 0.4)
 
-    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals) noexcept nogil:
+    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef const View *view = &self.scores.view
         cdef tl_row row, out
         cdef int64_t at = start

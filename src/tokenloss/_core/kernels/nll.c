@@ -291,3 +291,22 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
     }
     return count;
 }
+
+void tl_plain_losses_of_many(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const tl_loss *loss,
+                             const int64_t *target, const double *weight, size_t count, double *values,
+                             uint64_t *left) {
+    double logit[TL_BLOCK_ROWS], odds[TL_BLOCK_ROWS];
+    const char *data[TL_BLOCK_ROWS];
+    for (size_t start = 0; start < count; start += TL_BLOCK_ROWS) {
+        const size_t n = count - start < TL_BLOCK_ROWS ? count - start : TL_BLOCK_ROWS;
+        double *nll = values + start;
+        for (size_t i = 0; i < n; i++)
+            data[i] = row->data + (ptrdiff_t)(start + i) * apart;
+        uint64_t near = backend->row_losses[row->dtype](data, n, (size_t)row->count, target + start, logit, nll, odds);
+        left[start / TL_BLOCK_ROWS] = ~near & (~(uint64_t)0 >> (TL_BLOCK_ROWS - n));
+        if (loss->z_loss != 0)
+            (void)finish_plain(loss, row->count, logit, NULL, weight ? weight + start : NULL, n, nll);
+        for (size_t i = 0; weight && loss->z_loss == 0 && i < n; i++)
+            nll[i] *= weight[start + i];
+    }
+}

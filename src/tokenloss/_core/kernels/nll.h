@@ -38,4 +38,11 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
 size_t tl_add_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int64_t *target,
                            size_t count, tl_superacc *sum);
 
+/* As tl_plain_losses, for rows of more classes, up to TL_NLL_CLASSES, which are neighbours, without smoothing and
+ * gradients. There is room for whole groups of losses; rows whose id is no class are not read. Sets a bit of `left` for
+ * each row that has no such loss, and bits beyond the last row to 0. */
+void tl_plain_losses_of_many(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const tl_loss *loss,
+                             const int64_t *target, const double *weight, size_t count, double *values,
+                             uint64_t *left);
+
 #endif

@@ -45,9 +45,10 @@ OPERATION void half_load_first(const uint16_t *p, size_t n, uint16_t other, uint
 OPERATION __m512 f32_load_float16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
-OPERATION __m512 f32_load_bfloat16(const uint16_t *p) {
-    __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)p);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+OPERATION __m512 f32_load_bfloat16(const uint16_t *p) { /* one permutation puts words into upper halves */
+    const __m512i place = _mm512_slli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 16);
+    __m512i bits = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, place, bits));
 }
 /* two columns of bfloat16 in one load: the even elements, and the odd ones; and their sums in the elements' order */
 #define bfloat16_COLUMNS 2
