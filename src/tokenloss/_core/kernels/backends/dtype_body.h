@@ -46,6 +46,8 @@ TL_TARGET TL_INLINE void NAME(add_others_)(const ELEMENT *x, size_t n, size_t co
                                            int64_t target, REAL logit, int clamps, OP(acc) * acc, OP(vec) * rests,
                                            tl_lanes *sum) {
     const size_t full = !are_last ? columns : clamps ? 0 : columns - 1;
+    for (size_t k = 0; k < 16 * columns; k += 64 / sizeof *x)
+        tl_prefetch((const char *)(const void *)(x + k) + 8192);
     for (size_t j = 0; j < 16; j += OP(WIDTH)) {
         OP(vec) power[OP(TERMS)], k[OP(TERMS)], r[OP(TERMS)], q[OP(TERMS)];
         for (size_t i = 0, at = j; i < columns; i++, at += 16)
@@ -89,8 +91,6 @@ TL_TARGET TL_INLINE void NAME(add_groups_)(const ELEMENT *x, size_t count, int a
                                            int clamps, OP(acc) * acc, OP(vec) * rests, tl_lanes *sum) {
     enum { GROUP = 16 * OP(TERMS) };
     for (size_t i = 0; i < count; i += GROUP) {
-        for (size_t k = 0; k < GROUP; k += 64 / sizeof *x)
-            tl_prefetch((const char *)(const void *)(x + i + k) + 8192);
         if (are_few || (has_target && i == (size_t)target / GROUP * GROUP))
             NAME(add_others_)(x + i, GROUP, OP(TERMS), 0, 1, target - (int64_t)i, 0, clamps, acc, rests, sum);
         else
