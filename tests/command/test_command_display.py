@@ -38,10 +38,10 @@ FILE  logits, 4 × 3, float32; class ids
     1       1  0.0949        0.909  ,
 
   On average, each token was as hard to predict as a choice among 14.2 equally likely options.
-  Over all data of this kind, the number is between 1.23 and 6.32e+14 (95 % interval; n = 4 tokens, assumed independent).
+  For all data of this kind, perplexity is between 1.23 and 6.32e+14 (95 % interval; n = 4 tokens, assumed independent).
 
   tokenloss:VERSION|unit:token|tokens:4|kind:logits|dtype:float32|ids:397e4bf6
-"""  # noqa: E501, RUF001 -- the command prints the multiplication sign
+"""  # noqa: RUF001 -- the command prints the multiplication sign
 
 
 @pytest.mark.parametrize("rich", [True, False])
@@ -62,7 +62,7 @@ def test_score_prints_no_column_of_text_without_tokens(command, npz):
 
 
 OPTIONS = "On average, each token was as hard to predict as a choice among {} equally likely options."
-OVER_ALL = "Over all data of this kind, the number is between {} and {} (95 % interval; n = {})."
+OVER_ALL = "For all data of this kind, perplexity is between {} and {} (95 % interval; n = {})."
 BEATEN = "A uniform guess among all 2 classes would have been better."
 CERTAIN = "every token has a probability of exactly 1: such log-probabilities are computed at temperature 0, and "
 FEW = "3 tokens, assumed independent"

@@ -435,7 +435,8 @@ class TestCommand:
     def test_tables_never_call_the_bound_a_divergence(self, saved, command):
         status, out, err = command("compare", *saved)
         assert (status, err) == (0, "")
-        assert "16 tokens of 3 responses (prompt), errors by response; log-probabilities: float64 vs float64" in out
+        assert "16 tokens of 3 responses (prompt), errors clustered by response; log-prob" in out
+        assert "; log-probabilities: float64 vs float64" in out
         assert "Tokens without a log-probability  4\n" in out
         assert "Mean probability of these classes" in out
         assert "where it is known" not in out

@@ -301,7 +301,7 @@ def test_compare_of_samples_prints_tables(files, command):
     assert ("acc_norm", "1", "0", "1") in rows
     assert ("acc_norm", "0.03", "yes") in rows
     assert ("acc", "0.03876", "yes", "no sample differs, so at most 13.9 % do (95 % confidence)") in rows
-    assert "20 samples, errors by 20 documents" in out
+    assert "20 samples, errors clustered by 20 documents" in out
     assert ("flips, with McNemar's exact test",) in rows
     clustered = command("compare", *files, "--cluster", "answer")[1]
     assert "flips, with McNemar's exact test, as if samples were independent\n" in clustered
@@ -310,8 +310,8 @@ def test_compare_of_samples_prints_tables(files, command):
 @pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 def test_compare_of_one_or_two_samples_prints_no_interval_that_is_not_there(files, tmp_path, command):
     for n, words in (
-        (1, "1 sample, errors by 1 document\n"),
-        (2, "errors by 2 documents, too few for more than a guess\n"),
+        (1, "1 sample, errors clustered by 1 document\n"),
+        (2, "errors clustered by 2 documents, too few for more than a guess\n"),
     ):
         paths = [tmp_path / "first" / path.name for path in files]
         for path, whole in zip(paths, files, strict=True):

@@ -76,7 +76,7 @@ def test_draft_prints_one_or_several(files, command):
     assert (status, err) == (0, "")
     assert out == result.summary() + "\n"
     lines = out.splitlines()
-    title = f"2 models vs {files.base}  65 positions, errors by 5 sequences, temperature 1, cost ratio 0.1;"
+    title = f"2 models vs {files.base}  65 positions, errors clustered by 5 sequences, temperature 1, cost ratio 0.1;"
     assert lines[0].startswith(title)
     assert [line.split()[0] for line in lines[2:5]] == ["model", "near", "far"]  # what gains most comes first
     status, out, err = command(*files.argv[:3], "--draft", "--temperature=0")

@@ -47,8 +47,8 @@ def test_table_of_several_candidates(rich, many, command, monkeypatch):
     kept = many.targets >= 0
     factor = many.comparison("q8").interval_factor
     assert first == (
-        f"3 models vs {many.path / 'base'}  {kept.sum()} tokens, errors by 5 sequences, exact definitions; logits; "
-        f"95 % CI = value ± {factor:.3g} SE"
+        f"3 models vs {many.path / 'base'}  {kept.sum()} tokens, errors clustered by 5 sequences, exact definitions; "
+        f"logits; 95 % CI = value ± {factor:.3g} SE"
     )
     assert cells(heads) == ["model", "size", "PPL", MINUS, "mean KLD", MINUS, "99.9% KLD", "PPL ratio", MINUS,
                             "same top", MINUS, "RMS Δp"]  # fmt: skip

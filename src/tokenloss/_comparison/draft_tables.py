@@ -50,9 +50,8 @@ _COLUMNS = (
 def drafts_shown(comparisons: Mapping[str, Any]) -> Shown:
     """The title and tables of one or several `DraftAcceptance` of one target."""
     first, *others = comparisons.values()
-    basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.n_sequences else "assumed independent"
-    if not first.is_clustered:
-        basis = f"errors by blocks of {BLOCK} positions of one text"
+    by = count_of(first.n_sequences, "sequence") if first.is_clustered else f"blocks of {BLOCK} positions of one text"
+    basis = f"errors clustered by {by}" if first.n_sequences or not first.is_clustered else "assumed independent"
     greedy = "" if first.temperature else " (greedy)"
     note = f"{count_of(first.count, 'position')}, {basis}, temperature {first.temperature:g}{greedy}"
     if others and first.cost_ratio is not None:

@@ -67,9 +67,8 @@ def mismatch_shown(comparisons: Mapping[str, Any]) -> Shown:
     (mismatch,) = comparisons.values()
     about = mismatch._about
     title = f"{about['trainer']} vs {about['sampler']}" if about else "trainer vs sampler"
-    basis = (
-        f"errors by {count_of(mismatch.n_sequences, 'sequence')}" if mismatch.is_clustered else "assumed independent"
-    )
+    by = count_of(mismatch.n_sequences, "sequence")
+    basis = f"errors clustered by {by}" if mismatch.is_clustered else "assumed independent"
     left_out = mismatch.n_without_number
     notes = [
         f"{count_of(mismatch.count, 'token')}, {basis}",

@@ -196,7 +196,8 @@ def scores_shown(comparisons: Any) -> Shown:
     """The title and tables of one or several `Comparison` with one base."""
     first, *others = comparisons.values()
     kinds = [first._about[name] for name in ("kind", "base_kind")[bool(others) :] if name in first._about]
-    basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.is_clustered else "assumed independent"
+    by = count_of(first.n_sequences, "sequence")
+    basis = f"errors clustered by {by}" if first.is_clustered else "assumed independent"
     note = f"{count_of(first.count, 'token')}, {basis}, {first.definitions} definitions"
     note += "" if first.temperature == 1 else f", temperature {first.temperature:g}"
     note += "" if first.temperature else " (greedy; losses and divergences at 1)"
@@ -228,7 +229,7 @@ def _parity_table(comparisons: Any) -> Table:
 def responses_shown(comparisons: Mapping[str, Any]) -> Shown:
     """The title and tables of one or several `ResponseComparison` with one base."""
     first, *others = comparisons.values()
-    basis = "errors by response" if first.is_clustered else "assumed independent"
+    basis = "errors clustered by response" if first.is_clustered else "assumed independent"
     counts = f"{count_of(first.count, 'token')} of {count_of(first.n_sequences, 'response')}"
     rounded = [words for words in (first.rounding, first.base_rounding) if words and not others]
     note = f"{counts} ({first.part}), {basis}" + (f"; log-probabilities: {' vs '.join(rounded)}" if rounded else "")
@@ -423,7 +424,7 @@ def samples_shown(comparisons: Mapping[str, Any]) -> Shown:
     by += "" if first.cluster is None else f" of {first.cluster}"
     if first.n_clusters > 1:
         by += guess_note(student_quantile(0.025, first.n_clusters - 1))
-    notes = f"{count_of(first.count, 'sample')}, errors by {by}", f"{first.n_other_prompts:,} prompts differ"
+    notes = f"{count_of(first.count, 'sample')}, errors clustered by {by}", f"{first.n_other_prompts:,} prompts differ"
     return shown_of(comparisons, notes[: 1 + (first.n_other_prompts > 0)], _sample_tables(comparisons))
 
 
@@ -454,7 +455,7 @@ _EQUIVALENCE = (
 
 def metric_shown(metric: Any) -> Shown:
     """The title and tables of a `SampleMetric`."""
-    note = f"{count_of(metric.count, 'sample')}, errors by {metric.n_clusters:,} documents or groups"
+    note = f"{count_of(metric.count, 'sample')}, errors clustered by {metric.n_clusters:,} documents or groups"
     power = power_and_tiers({"": SimpleNamespace(metrics=[metric], groups=[])}, None)
     return Shown(metric.name, note, [*_metric_tables([({}, metric, False)], None), *power])
 

@@ -311,7 +311,8 @@ class TextComparison(Result):
         return in_files(values, _ERRORS_IN_FILES) | rows
 
     def _shown(self) -> Shown:
-        note = f"{self.n_bytes:,} bytes of {self.text}, errors by {errors_by(self)}"
+        basis = f"errors {'clustered by' if self.is_clustered else 'of'} {errors_by(self)}"
+        note = f"{self.n_bytes:,} bytes of {self.text}, {basis}"
         models = []
         for name, side in (self.name_a, "a"), (self.name_b, "b"):
             model = {key: getattr(self, f"{key}_{side}") for key in ("bits_per_byte", "n_tokens", "tokens_per_byte")}

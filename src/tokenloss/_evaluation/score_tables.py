@@ -151,7 +151,7 @@ def verdict(facts: dict[str, Any], meter: LossMeter) -> Table:
             words.append("No interval is known, so this describes only these tokens.")
         else:
             basis = f"95 % interval; n = {basis_of(meter)}"
-            words.append(f"Over all data of this kind, the number is between {least} and {most} ({basis}).")
+            words.append(f"For all data of this kind, perplexity is between {least} and {most} ({basis}).")
         if "head" not in facts and "dialect" not in facts and low > facts["shape"][-1]:
             words.append(f"A uniform guess among all {facts['shape'][-1]:,} classes would have been better.")
     return Table([(sentence,) for sentence in words])
