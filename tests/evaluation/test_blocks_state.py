@@ -181,9 +181,9 @@ def changed(number, **arrays):
 @pytest.mark.parametrize(
     ("blocks", "options", "message"),
     [
-        (changed(6, targets=TARGETS[:10]), {}, "contains the result of block 6 with other targets"),
-        (changed(6, where=None), {}, "contains the result of block 6 with other where"),
-        (changed(6, segment_ids=IDS[:10]), {}, "contains the result of block 6 with other segment_ids"),
+        (changed(6, targets=TARGETS[:10]), {}, "contains the result of block 6, which differs in targets"),
+        (changed(6, where=None), {}, "contains the result of block 6, which differs in where"),
+        (changed(6, segment_ids=IDS[:10]), {}, "contains the result of block 6, which differs in segment_ids"),
         (BLOCKS["ids"][:6], {}, r"source\(6\) is empty; it must be an iterable of blocks"),
         (BLOCKS["ids"], {"shift": True}, "was written with shift None; it must be another file, with True"),
         (BLOCKS["ids"], {"top": 6}, "was written with top 5; it must be another file, with 6"),
@@ -202,7 +202,7 @@ def test_a_source_that_ignores_its_argument_is_refused_where_all_targets_are_equ
     blocks = [(RNG.normal(size=(5, 9)), targets) for _ in range(4)]
     state = tmp_path / "state"
     evaluate(lambda first: blocks[first:3], state=state)
-    with fails(ValueError, "state: contains the result of block 2 with other logits"):
+    with fails(ValueError, "state: contains the result of block 2, which differs in logits"):
         evaluate(lambda first: blocks, state=state)
     near = [(logits + RNG.normal(size=logits.shape, scale=0.02), targets) for logits, _ in blocks]
     assert evaluate(lambda first: near[first:], state=state).count == 20  # as rounding may differ

@@ -321,8 +321,8 @@ def compare(
     Returns
     -------
     Comparison
-        Its arrays have the batch's shape. For logits, `nll` has the bits of ``cross_entropy(..., reduction="none")``;
-        with "exact", `base_nll` does, too, and `kl` has the bits of ``kl_divergence(..., reduction="none")``.
+        Arrays have the batch's shape. For logits, `nll` is bitwise equal to ``cross_entropy(..., reduction="none")``;
+        with "exact", so is `base_nll`, and `kl` is bitwise equal to ``kl_divergence(..., reduction="none")``.
 
     Raises
     ------

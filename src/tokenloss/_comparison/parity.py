@@ -1,4 +1,4 @@
-"""Parity: whether a model has the bits of its base, differs within the noise, drifts from it, or is broken."""
+"""Parity: whether a model is bitwise equal to its base, differs within the noise, drifts from it, or is broken."""
 
 from __future__ import annotations
 

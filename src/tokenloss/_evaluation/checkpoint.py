@@ -118,7 +118,7 @@ class Checkpoint(Generic[ResultT]):
         others = [name for name in made if name != "logits" and made[name] != stored[name]]
         others += [] if _are_near(stored["logits"], made["logits"]) else ["logits"]
         if others:
-            got = f"contains the result of block {number} with other {others[0]}"
+            got = f"contains the result of block {number}, which differs in {others[0]}"
             self._refuse(got, f"be another file, or source({number}) must begin with that block")
 
     def _read(self, file: BinaryIO) -> int:

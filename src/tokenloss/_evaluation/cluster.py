@@ -142,7 +142,7 @@ def cross_entropy(
 ) -> da.Array:
     """Compute the cross-entropy of logits lazily, as a Dask array.
 
-    The result has the bits of `tokenloss.cross_entropy` for the same arrays in memory.
+    The result is bitwise equal to that of `tokenloss.cross_entropy` for the same arrays in memory.
 
     Parameters
     ----------
