@@ -138,7 +138,7 @@ TL_TARGET TL_INLINE void NAME(sum_others_)(const ELEMENT *x, size_t classes, REA
 TL_TARGET TL_INLINE uint64_t NAME(group_losses_)(const char *const *rows, size_t count, size_t classes,
                                                  const int64_t *target, const REAL *logit, int clamps, double *nll,
                                                  double *odds) {
-    double eight[TL_GROUP][8], sum[TL_GROUP];
+    double eight[TL_GROUP][8] = {{0}}, sum[TL_GROUP];
     REAL rounder[TL_GROUP], min_arg[TL_GROUP];
     OP(acc) acc;
     uint64_t near = 0;
