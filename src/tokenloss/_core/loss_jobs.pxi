@@ -44,13 +44,14 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef Scores scores = self.scores
         cdef tl_row row = self.row_of_scores()
         cdef int size = tl_itemsize(scores.dtype)
-        if is_given(&self.grad) and not (scores.dtype in (TL_FLOAT32, TL_FLOAT64) and self.grad.dtype == scores.dtype
-                                         and size in (self.grad.buffer.strides[scores.axis], self.grad.row_stride)):
+        if is_given(&self.grad) and (self.label_smoothing != 0 and self.weighs_class_ids
+                                     or self.grad.dtype != scores.dtype or scores.dtype not in (TL_FLOAT32, TL_FLOAT64)
+                                     or size not in (self.grad.buffer.strides[scores.axis], self.grad.row_stride)):
             return False
         if scores.classes > FEW_CLASSES and (is_given(&self.grad) or self.label_smoothing != 0):
             return False
         return (2 <= scores.classes <= NLL_CLASSES and is_given(&scores.view) and scores.dtype < TL_SWAPPED
-                and not tl_is_transformed(&row) and not (self.label_smoothing != 0 and self.weighs_class_ids)
+                and not tl_is_transformed(&row)
                 and (scores.view.buffer.strides[scores.axis] == size
                      or scores.view.row_stride == size and scores.classes <= FEW_CLASSES))
 

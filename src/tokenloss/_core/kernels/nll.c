@@ -147,20 +147,27 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
     return found & nll_of_each(backend, rows, target, of);
 }
 
-/* The losses of near rows with their options, in place of their nll. Returns a bit for each
- * row whose sum of logits is infinite or nan, and whose loss is wrong. */
-static uint64_t finish_plain(const tl_loss *loss, int64_t classes, const double *logit, const double *logit_sum,
-                             const double *weight, size_t count, double *nll) {
-    const double rest = loss->soft.one_minus_eps, smoothed = loss->soft.eps_over_v * (double)classes;
-    double dot[TL_BLOCK_ROWS] = {0};
+/* The losses of near rows with their options, in place of their nll. `masses` are those of smoothing, for groups, if
+ * classes have weights. Returns a bit for each row whose dot is infinite or nan, and whose loss is wrong. */
+static uint64_t finish_plain(const tl_backend *backend, const tl_few_rows *rows, int dtype, const tl_loss *loss,
+                             const double *masses, const tl_block_nll *of, const double *weight, size_t count,
+                             double *nll) {
+    const double rest = loss->soft.one_minus_eps, smoothed = loss->soft.eps_over_v * (double)rows->classes;
+    double dot[TL_BLOCK_ROWS] = {0}, mass[TL_BLOCK_ROWS];
     uint64_t odd = 0, which = 0;
-    for (size_t i = 0; smoothed != 0 && i < count; i++) {
-        dot[i] = tl_uniform_dot(loss->soft.eps_over_v, classes, logit_sum[i], logit[i]);
-        odd |= tl_to_bits(dot[i] - dot[i]);
+    for (size_t i = 0; i < count; i++) {
+        mass[i] = smoothed;
+        if (smoothed != 0 && !masses)
+            dot[i] = tl_uniform_dot(loss->soft.eps_over_v, (int64_t)rows->classes, of->logit_sum[i], of->logit[i]);
     }
-    for (size_t i = 0; i < count; i++)
-        nll[i] = tl_loss_of_parts((weight ? weight[i] * rest : rest) * nll[i], dot[i], smoothed, nll[i], loss->z_loss,
-                                  logit[i] + nll[i]);
+    for (size_t i = 0; masses && i < count; i += TL_GROUP)
+        backend->short_dots[dtype](rows->data + i / TL_GROUP * rows->group_bytes, masses, 1, TL_GROUP, rows->classes,
+                                   of->logit + i, dot + i, mass + i);
+    for (size_t i = 0; i < count; i++) {
+        odd |= tl_to_bits(dot[i] - dot[i]);
+        nll[i] = tl_loss_of_parts((weight ? weight[i] * rest : rest) * nll[i], dot[i], mass[i], nll[i], loss->z_loss,
+                                  of->logit[i] + nll[i]);
+    }
     for (size_t i = 0; odd != 0 && i < count; i++)
         which |= (uint64_t)(dot[i] - dot[i] != 0) << i;
     return which;
@@ -178,13 +185,13 @@ static tl_few_rows few_rows(const tl_row *row, size_t start, ptrdiff_t apart) {
     return (tl_few_rows){first, group_bytes, row->stride, classes, 0, 0};
 }
 
-/* The same where they lie, or copied to groups if they do not fill these or have half precision: a block at most. */
+/* The same where they lie; or copied to groups, a block at most, if wanted, for half precision, and to fill these. */
 static tl_few_rows rows_or_groups(const tl_backend *backend, const tl_row *row, size_t start, ptrdiff_t apart, size_t n,
-                                  char *groups) {
+                                  int copies, char *groups) {
     int dtype = tl_single_or_double(row->dtype);
     size_t classes = (size_t)row->count, class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
     tl_row_block block;
-    if (n % TL_GROUP == 0 && row->dtype == dtype)
+    if (!copies && n % TL_GROUP == 0 && row->dtype == dtype)
         return few_rows(row, start, apart);
     block.row = *row;
     for (size_t i = 0; i < n; i++)
@@ -198,7 +205,7 @@ size_t tl_add_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff
     char memory[GROUPS_BYTES], *groups = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
     int dtype = tl_single_or_double(row->dtype);
     size_t most = row->dtype == dtype ? TL_BIN_GROUPS * TL_SUM_GROUP : TL_BLOCK_ROWS, n = count < most ? count : most;
-    tl_few_rows rows = rows_or_groups(backend, row, 0, apart, n, groups);
+    tl_few_rows rows = rows_or_groups(backend, row, 0, apart, n, 0, groups);
     tl_bins bins = {.groups = TL_BIN_GROUPS};
     const tl_lane_losses lanes = {.bin = bins.bin};
     if (first_rows(n) & ~backend->lane_losses[dtype](&rows, n, target, &lanes))
@@ -264,19 +271,24 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
     tl_block_nll of;
     int dtype = tl_single_or_double(row->dtype), smooths = loss->soft.eps_over_v != 0;
     int has_options = smooths || loss->z_loss != 0, needs_logits = has_options || grads;
+    int weighs = loss->soft.weight != NULL;
+    double masses[TL_FEW_CLASSES * TL_GROUP];
+    for (size_t i = 0; weighs && i < (size_t)row->count * TL_GROUP; i++)
+        masses[i] = i % TL_GROUP == 0 ? tl_soft_target_at(&loss->soft, (int64_t)(i / TL_GROUP)) : masses[i - 1];
     for (size_t start = 0, n; start < count; start += n) {
         n = count - start < TL_BLOCK_ROWS ? count - start : TL_BLOCK_ROWS;
         size_t padded = tl_padded_rows((int)n);
         const int64_t *ids = target + start;
         double *nll = values + start;
-        tl_few_rows rows = rows_or_groups(backend, row, start, apart, n, groups);
+        tl_few_rows rows = rows_or_groups(backend, row, start, apart, n, weighs, groups);
         const tl_lane_losses lanes = {nll, needs_logits ? of.logit : NULL, grads ? of.odds_against : NULL,
-                                      smooths ? of.logit_sum : NULL, NULL};
+                                      smooths && !weighs ? of.logit_sum : NULL, NULL};
         uint64_t far = first_rows(n) & ~backend->lane_losses[dtype](&rows, padded, ids, &lanes);
         if (grads)
             memcpy(of.nll, nll, padded * sizeof *nll);
         if (has_options)
-            far |= finish_plain(loss, row->count, of.logit, of.logit_sum, weight ? weight + start : NULL, n, nll);
+            far |= finish_plain(backend, &rows, dtype, loss, weighs ? masses : NULL, &of,
+                                weight ? weight + start : NULL, n, nll);
         for (uint64_t left = some_masked ? far : 0; left != 0; left &= left - 1)
             far ^= (uint64_t)(ids[tl_lowest_bit(left)] == TL_MASKED) << tl_lowest_bit(left);
         if (grads && (far != 0 || !write_plain(backend, &rows, dtype, loss, ids, weight ? weight + start : NULL, &of, n,
@@ -295,17 +307,19 @@ size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t a
 void tl_plain_losses_of_many(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const tl_loss *loss,
                              const int64_t *target, const double *weight, size_t count, double *values,
                              uint64_t *left) {
-    double logit[TL_BLOCK_ROWS], odds[TL_BLOCK_ROWS];
+    const tl_few_rows rows = {.classes = (size_t)row->count};
     const char *data[TL_BLOCK_ROWS];
+    tl_block_nll of;
     for (size_t start = 0; start < count; start += TL_BLOCK_ROWS) {
         const size_t n = count - start < TL_BLOCK_ROWS ? count - start : TL_BLOCK_ROWS;
         double *nll = values + start;
         for (size_t i = 0; i < n; i++)
             data[i] = row->data + (ptrdiff_t)(start + i) * apart;
-        uint64_t near = backend->row_losses[row->dtype](data, n, (size_t)row->count, target + start, logit, nll, odds);
+        uint64_t near = backend->row_losses[row->dtype](data, n, rows.classes, target + start, of.logit, nll,
+                                                        of.odds_against);
         left[start / TL_BLOCK_ROWS] = ~near & (~(uint64_t)0 >> (TL_BLOCK_ROWS - n));
         if (loss->z_loss != 0)
-            (void)finish_plain(loss, row->count, logit, NULL, weight ? weight + start : NULL, n, nll);
+            (void)finish_plain(backend, &rows, row->dtype, loss, NULL, &of, weight ? weight + start : NULL, n, nll);
         for (size_t i = 0; weight && loss->z_loss == 0 && i < n; i++)
             nll[i] *= weight[start + i];
     }

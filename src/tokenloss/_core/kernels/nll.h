@@ -25,10 +25,10 @@ typedef struct {
 
 /* The losses of `count` rows of 2 to TL_FEW_CLASSES native logits, neither scaled nor capped, the first of which is
  * `row`. They lie `apart` bytes from each other; they or their classes are neighbours. What they share are z-loss and
- * smoothing, and weights of their targets are NULL if all are 1: there are none with smoothing. There is room for whole
- * groups of class ids, weights, scales and losses. Losses of rows whose id is TL_MASKED are 0, if there may be some,
- * and their gradients anything. Returns how many rows come before the first that is far out or has no class, or, with
- * gradients, before the TL_BLOCK_ROWS that have it, whose gradients are not written. */
+ * smoothing, and weights of their targets are NULL if all are 1: there are none with smoothing and gradients. There is
+ * room for whole groups of class ids, weights, scales and losses. Losses of rows whose id is TL_MASKED are 0, if there
+ * may be some, and their gradients anything. Returns how many rows come before the first that is far out or has no
+ * class, or, with gradients, before the TL_BLOCK_ROWS that have it, whose gradients are not written. */
 size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const tl_loss *loss,
                        const int64_t *target, const double *weight, int some_masked, size_t count,
                        const tl_plain_grads *grads, double *values);
