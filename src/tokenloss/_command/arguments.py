@@ -38,15 +38,16 @@ _COMMANDS = """
 _SCORE = f"""
 Score the predictions in files: loss, perplexity and accuracy, with their errors.
 
-A FILE is {FILES}. It contains scores (..., V), in an array named logits, log_probs or probs, and targets, either class
-ids (...) or distributions (..., V), in an array named targets or labels, or in separate .npy files; or, with --shift,
-input_ids. It may also contain tokens (the text), attention_mask, and segment_ids or cu_seqlens (the sequences); each
-row of (N, T, V) is a sequence. With --lm-head, a FILE contains hidden states (..., D), named hidden_states or hidden.
-It may also be a .json or .jsonl file of a server's responses, or a stream: from vLLM, SGLang, llama.cpp or any server
-with OpenAI's layout. Files are read in parts, so they may be larger than memory.
+A FILE is {FILES}. It contains scores (..., V), in an array named logits, log_probs or probs, and targets, in an array
+named targets or labels: class ids (...) or distributions (..., V). With --shift, input_ids take the place of targets.
+Both may also be in separate .npy files. A FILE may also contain tokens (the text), attention_mask, and segment_ids or
+cu_seqlens (the sequences); each row of (N, T, V) is a sequence. With --lm-head, it contains hidden states (..., D),
+named hidden_states or hidden. Or a FILE contains a server's responses as .json or .jsonl, possibly a saved stream, from
+vLLM, SGLang, llama.cpp or any server with OpenAI's layout. Files may be larger than memory: they are read in parts.
 
-Several FILEs are shards of one text. With names, as in A=a.npz B=b.npz, they are models of the same text, with one row
-each in the table. All options apply to each of them. `tokenloss compare` gives their differences, with paired errors.
+Several FILEs are shards of one text. With names, as in A=a.npz B=b.npz, they are different models' scores for one text,
+with one row each in the table. All options apply to all of them. `tokenloss compare` gives their differences, with
+paired errors.
 """
 _SCORE_EXAMPLES = """
  a file of logits and targets:
@@ -303,7 +304,7 @@ def _add_sketch(sketch: Parser) -> None:
     words = "append to the rows in OUT; the result is the same, byte for byte, as if written at once"
     of["output"].add_argument("--append", action="store_true", help=words)
     _add_format(of["output"])
-    words = "number of threads (default, and -1: one per CPU)"
+    words = "number of threads (default: one per CPU, as with -1)"
     _add(of["running"], "--workers N", words, integer(1, or_else=-1))
     _add_help(sketch, of["running"], _SKETCH_EXAMPLES)
 
@@ -376,7 +377,7 @@ def _add_targets(group: _Group) -> None:
     _add(group, "--targets FILE", words, **_LISTED)
     words = "name of the array of targets, if it is neither targets nor labels; `compare` reads it from BASE"
     _add(group, "--targets-array NAME", words)
-    words = "a .npy file of each token's sequence number for each file of scores, or one for all"
+    words = "for each file of scores, a .npy file with each token's sequence number, or one such file for all"
     _add(group, "--segment-ids FILE", words, **_LISTED)
     words = (
         "the targets are the input ids of a causal model: row j predicts id j+1, and the last row of a FILE that is "
@@ -444,7 +445,7 @@ def _add_running(group: _Group) -> None:
     """Add the options that say how and where the work is done."""
     _add(group, "--state FILE", "checkpoint: save the result of each file here, and resume from it")
     _add(group, "--scheduler ADDRESS", "work on the Dask cluster at this address, such as tcp://127.0.0.1:8786")
-    words = "number of threads (default, and -1: one per CPU)"
+    words = "number of threads (default: one per CPU, as with -1)"
     _add(group, "--workers N", words, integer(1, or_else=-1))
 
 

@@ -251,15 +251,15 @@ def cross_entropy(
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
         Adds ``z_loss * logsumexp**2`` to the loss of each position. Class weights do not multiply it: "mean" averages
-        it as if there were none.
+        it as if there were no class weights.
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
-        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
-        0.0 where ignored or masked.
+        "mean" divides the sum by the number of included positions, or by the sum of their weights if `sample_weight` is
+        given, or `weight` with class ids (nan if no position is included). "none" gives the loss of each position times
+        its weights, 0.0 where ignored or masked.
     workers : int, optional
         Number of threads; -1 for as many as the process has CPUs. By default the environment variable
         `TOKENLOSS_NUM_WORKERS` or, without it, -1; small inputs stay on the caller's thread. The result is bitwise
@@ -288,9 +288,9 @@ def cross_entropy(
     Notes
     -----
     Options follow ``torch.nn.functional.cross_entropy``: the mass of a class is its weight times ``(1 -
-    label_smoothing) * target + label_smoothing / V``. `z_loss` is from PaLM (Chowdhery et al., arXiv:2204.02311): class
-    weights do not multiply it, as in Liger Kernel, so the scale of `weight` does not affect a mean; `sample_weight`
-    multiplies it, as in T5X. `softcap` is from Gemma 2 (arXiv:2408.00118); scaled or capped rows are computed in
+    label_smoothing) * target + label_smoothing / V``. `z_loss` is from PaLM (Chowdhery et al., arXiv:2204.02311). As in
+    Liger Kernel, class weights do not multiply it, so the scale of `weight` does not affect a mean; as in T5X,
+    `sample_weight` does. `softcap` is from Gemma 2 (arXiv:2408.00118); scaled or capped rows are computed in
     float64. Each loss is within 2e-7 nats of the exact value for the given logits (float64: 4e-15, relative to the
     larger of 1, the logsumexp and the loss), and small losses have a relative error below 1e-6. A row with nan or +inf,
     or with only -inf, has loss nan, whatever its targets are.
