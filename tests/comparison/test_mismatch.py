@@ -529,7 +529,8 @@ def test_rounding_is_told_by_its_digits(rounded, words, is_trainer, pair):
     sides = (rounded(base), base)[:: 1 if is_trainer else -1]
     (sentence,) = mismatch(*sides).diagnosis
     both = (words, "float64") if is_trainer else ("float64", words)
-    assert sentence.startswith("agree except for rounding: the trainer's are of {}, the sampler's of {},".format(*both))
+    assert sentence.startswith(f"agree except for rounding: the trainer's values are rounded to {both[0]}, ")
+    assert f", the sampler's to {both[1]}," in sentence
     assert mismatch(*(one[:1, :9] for one in sides)).diagnosis == []  # too few to tell
 
 
@@ -538,7 +539,9 @@ def test_rounding_of_large_numbers_of_float32_is_that_of_sums_over_all_classes(r
     base = -rng.uniform(20, 60, size=200).astype(np.float32)
     other = base + np.float32(1.5e-5) * rng.choice([-1, 1], size=200).astype(np.float32)
     (sentence,) = mismatch(other, base).diagnosis
-    assert sentence.startswith("agree except for rounding: the trainer's are of float32, the sampler's of float32")
+    assert sentence.startswith(
+        "agree except for rounding: the trainer's values are rounded to float32, the sampler's to float32"
+    )
 
 
 def test_rounding_of_float16_is_half_a_unit_on_each_side(rng):
@@ -627,7 +630,7 @@ def test_vime_64_raw_log_probabilities_beside_a_temperature(temperature, is_raw,
 
 def test_log_probabilities_that_are_divided_by_a_temperature_are_told(pair):
     (sentence,) = mismatch(pair[1] / 0.7, pair[1]).diagnosis
-    assert sentence.startswith("looks scaled: the trainer's are 1.429 times the sampler's")
+    assert sentence.startswith("looks scaled: the trainer's values are 1.429 times the sampler's")
 
 
 @pytest.mark.parametrize("temperature", [0.6, 0.8, 1.5])
@@ -636,7 +639,7 @@ def test_scaled_log_probabilities_are_told_beside_noise(temperature, rng):
     classes = drawn(rng, log_probs)
     base, other = of_classes(log_probs, classes), changed(rng, log_probs, classes, 0.02)
     (sentence,) = mismatch(other / temperature, base).diagnosis
-    assert sentence.startswith(f"looks scaled: the trainer's are {1 / temperature:.4g}"[:-2])
+    assert sentence.startswith(f"looks scaled: the trainer's values are {1 / temperature:.4g}"[:-2])
 
 
 @pytest.mark.parametrize("layout", ["left", "flat", "left flat", "-100"])

@@ -277,7 +277,7 @@ def test_every_layout_is_scored_as_its_sequences(layout, folder):
         4,
     )
     assert "rollout" in layout or (result.meter == expected and np.isnan(result.accuracy))
-    shape = "4 responses (chat)" if "rollout" in layout else "4 sequences; log-probabilities of float64"
+    shape = "4 responses (chat)" if "rollout" in layout else "4 sequences; log-probabilities rounded to float64"
     assert result.summary().splitlines()[0].startswith(f"{layout}  {shape}")
     np.testing.assert_array_equal(result.sequences["count"], LENGTHS)
 

@@ -73,8 +73,8 @@ Compare models, such as quantized ones, with a base model: KL divergence, perple
 BASE and each OTHER contain scores of the same rows, in any file that `score` reads; responses to the same requests (one
 of the two may contain scores instead); or samples logged by lm-evaluation-harness (.jsonl) or Inspect (.eval, .json),
 also as folders with several tasks. They may also contain log-probabilities of the same tokens, in BASE from a trainer
-and in OTHER from the engine that sampled them: an array, or lists in lines of JSON, named `logprobs` or as a framework
-names it; with --logprobs, any array. Files are recognized by their content.
+and in OTHER from the engine that sampled them: an array, or lists in lines of JSON, named `logprobs` or by a name that
+a framework uses; with --logprobs, any array. Files are recognized by their content.
 
 Any file of scores may contain the targets, which must be the same in all of them; without targets, only divergences are
 compared. BASE is read only once. Tables show the name of each OTHER, as in Q8=q8.npz, or its file.
@@ -88,7 +88,7 @@ _COMPARE_EXAMPLES = """
    tokenloss compare base.npz Q8=q8.npz Q4=q4.npz
  one model, with its size and a plot:
    tokenloss compare base.npz Q4=q4.npz --size Q4=4.9G --plot kl.png
- the responses of two servers, for a lower bound of the divergence:
+ the responses of two servers, for a lower bound on the divergence:
    tokenloss compare server-a.jsonl server-b.jsonl
  for a script that continues only if both limits are clearly met (exit status 0):
    tokenloss compare base.npz Q4=q4.npz --max-kl 0.01 --min-same-top 0.97

@@ -79,7 +79,7 @@ def info(args: argparse.Namespace) -> int:
     with _input_errors():
         config = show_config(mode="dicts")
     rows = [
-        ("instruction set", config["instruction_set"], f"of {', '.join(config['available'])}"),
+        ("instruction set", config["instruction_set"], f"available: {', '.join(config['available'])}"),
         ("workers", str(config["workers"]), ""),
     ]
     shown = Shown("tokenloss", config["version"], [Table(rows)])

@@ -273,27 +273,27 @@ def compare(
     calibration: bool = False,
     workers: int | None = None,
 ) -> Comparison:
-    """Compare a model, such as a quantized one, with its base, in the statistics published for quantized models.
+    """Compare a model, such as a quantized one, with its base, by the metrics usually published for quantized models.
 
     Parameters
     ----------
     base_logits, logits : arrays of one shape (..., V)
-        Logits (unnormalized log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
-        order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
-        converted.
+        Logits (unnormalized log-probabilities), or scores of another `kind`: float16, bfloat16, float32 or float64, of
+        any byte order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy.
+        Lists are converted.
     targets : array of integers, optional
         Class ids, in the shape of `logits` without its class axis. Without targets there are divergences, but no
         losses.
     kind : {"logits", "log_probs", "probs"}, optional
         What `logits` contains: logits (the default, with a `KindWarning` if they look like probabilities), natural
-        log-probabilities or probabilities. The latter two are divided by the sum of their row's probabilities, since
-        rounding leaves it near 1.
+        log-probabilities or probabilities. In the latter two cases, each row is normalized, since rounding leaves the
+        sum of its probabilities only near 1.
     base_kind : {"logits", "log_probs", "probs"}, optional
         What `base_logits` contains; `kind` by default.
     classes : int, optional
         Number of classes to compare, from the first, if vocabularies differ, such as by padding: both models'
-        distributions are normalized over these classes, targets are among them, and `Comparison.left_out` shows what is
-        left out. By default both must have the same number.
+        distributions are normalized over these classes, targets must be among them, and `Comparison.left_out` shows
+        what is left out. By default, both models must have the same number of classes.
     axis : int, default -1
         Axis of the classes.
     ignore_index : int or None, default -100
@@ -308,13 +308,13 @@ def compare(
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the metrics. "exact": the base's distribution is ``softmax(base_logits)``, and divergences are sums
         over all classes. "llama.cpp", as its perplexity tool prints them: `base_logits` are log-probabilities, used as
-        given (the probabilities in its files do not quite add up to 1, and `classes` may leave out a tenth), and
-        divergences are sums only over log-probabilities above -16.
+        given (the probabilities in its files do not quite add up to 1, and `classes` may leave out a tenth of the
+        probability), and divergences are sums only over log-probabilities above -16.
     divergences : sequence of {"kl", "reverse_kl", "js", "tv", "hellinger"}, default ("kl",)
         Divergences of each position, as `kl_divergence` defines them. "kl" is always computed: the others need its
         logsumexps. The others take a second pass, over rows in the cache.
     calibration : bool, default False
-        Whether to measure the calibration of both models, too, by the function `calibration`; it needs targets.
+        Whether to measure the calibration of both models, too, as the function `calibration` does; it needs targets.
     workers : int, optional
         Number of threads, as in `cross_entropy`. The result is bitwise identical for any number.
 
@@ -342,13 +342,13 @@ def compare(
     -----
     These are the metrics of llama.cpp's ``llama-perplexity --kl-divergence``. Standard errors of perplexities, of their
     ratio and difference, and of the root mean square are first-order (the delta method); for the ratio and the
-    difference, they come from the tokens' differences of loss. An infinite loss, such as from a probability of 0, makes
-    its perplexity infinite; a nan makes all metrics of its kind nan. Only the arrays of the result grow with the number
-    of positions.
+    difference, they are computed from each token's difference in loss. An infinite loss, such as from a probability of
+    0, makes its perplexity infinite; a nan makes all metrics of its kind nan. Only the arrays of the result grow with
+    the number of positions.
 
     Tokens of one document are alike, so an error that treats them as independent is often too small. `segment_ids` or
     `cu_seqlens` cluster it by sequence (Miller, arXiv:2411.00640): with S the sum over a sequence of n tokens of, say,
-    their differences of loss, and G sequences, the error of the mean ``mu`` is ``sqrt(G / (G - 1) * sum((S - mu *
+    their differences in loss, and G sequences, the error of the mean ``mu`` is ``sqrt(G / (G - 1) * sum((S - mu *
     n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one. The tokens of a single sequence are
     treated as independent. Each row of a padded batch (N, T) is a sequence by ``segment_ids=np.arange(N)[:, None]``.
 
@@ -369,7 +369,7 @@ def compare(
     >>> round(comparison.divergences["tv"], 6), round(comparison.divergences["js"], 6)
     (0.130339, 0.015897)
 
-    Two documents of two tokens, in each of which both models' losses differ alike:
+    Two documents of two tokens; within each, the two models' losses differ by similar amounts:
 
     >>> base = [[[1.0, 0.0], [1.2, 0.0]], [[0.5, 0.0], [0.3, 0.0]]]
     >>> logits = [[[0.6, 0.0], [0.8, 0.0]], [[0.4, 0.0], [0.2, 0.0]]]

@@ -26,11 +26,10 @@ class ComparisonMeter:
     """Compares models with their base block by block, for logits that are never all in memory at once.
 
     Blocks may come from an engine, or be parts of arrays on disk, which `numpy.load` maps with `mmap_mode`. The meter
-    keeps 67 bytes per position, 8 more if the number of its sequence is given, and 16 more if `classes` leaves some
-    classes out; for each further candidate 34 bytes, and 8 more if it has more than these classes; and for each
-    candidate 8 bytes for each of `divergences` other than "kl". Blocks must come in the order of the text and may have
-    any size: the result is bitwise identical however a text or a sequence is split. Only one thread may update a meter
-    at a time.
+    keeps 67 bytes per position, plus 8 with sequence numbers and 16 if `classes` leaves out some classes. Each further
+    candidate adds 34 bytes, plus 8 if `classes` leaves out some of its classes; each divergence other than "kl" adds 8
+    bytes per candidate. Blocks must come in the order of the text and may have any size: the result is bitwise
+    identical however a text or a sequence is split. Only one thread may update a meter at a time.
 
     Parameters
     ----------
@@ -98,7 +97,7 @@ class ComparisonMeter:
         Parameters
         ----------
         base_logits, logits : arrays of one shape (..., V)
-            Logits, or what `kind` says, as in `compare`: float16, bfloat16, float32 or float64.
+            Logits, or scores of another `kind`, as in `compare`: float16, bfloat16, float32 or float64.
         targets : array of integers, optional
             Class ids, in the shape of `logits` without its class axis: in all calls, or in none.
         kind, base_kind, axis, where, segment_ids
@@ -141,7 +140,7 @@ class ComparisonMeter:
         TypeError
             If it is not a `ComparisonMeter`.
         ValueError
-            If it does not fit; the meter is then unchanged.
+            If its options or candidates differ, or only one has targets; the meter is then unchanged.
 
         Examples
         --------
@@ -216,8 +215,8 @@ class ComparisonMeter:
         Returns
         -------
         Comparisons
-            A dict of `Comparison` by name; "logits" is the name of a candidate that came as an array. Arrays of the
-            base are shared.
+            A dict of `Comparison` by name; "logits" is the name of a candidate that was given as an array. All of them
+            share the arrays of the base.
         """
         comparisons: Comparisons[Comparison] = Comparisons()
         first: Columns = {}

@@ -169,18 +169,18 @@ def draft_acceptance(
     """Measure how many drafted tokens a target model accepts in speculative decoding, and the speedup.
 
     If the target's distribution is p and the draft's is q, a drafted token is accepted with probability ``sum(min(p,
-    q))``, which is 1 minus the total variation. From this probability at each position follow the number of tokens per
-    call of the target, for 1 to 8 drafted tokens, and the speedup.
+    q))``, which is 1 minus the total variation. The number of tokens per call of the target, for 1 to 8 drafted tokens,
+    and the speedup follow from this probability at each position.
 
     Parameters
     ----------
     base_logits, logits : arrays of shape (..., V) and (..., W)
-        Logits of the target and of the draft for the same positions, or what `kind` says, as in `compare`: float16,
-        bfloat16, float32 or float64. The first classes are the same in both; classes that only one model has (W may
-        differ from V) have probability 0 in the other, and each model is normalized over its own.
+        Logits of the target and of the draft for the same positions, or scores of another `kind`, as in `compare`:
+        float16, bfloat16, float32 or float64. Both begin with the same classes; a class that only one model has (W may
+        differ from V) has probability 0 in the other, and each model is normalized over its own classes.
     temperature : float, default 1.0
         Temperature of both models, from 1e-6 to 1e6; or 0 for greedy decoding, where a token is accepted if it is the
-        likeliest class of both models: the first one, of equal logits.
+        likeliest class of both models (the first one if logits are equal).
     segment_ids : array of integers, optional
         Number of the text of each position, broadcast over the batch; the positions of a text are in order, and
         positions with negative numbers belong to no text. By default, each row of a batch (N, T) is a text, and a batch

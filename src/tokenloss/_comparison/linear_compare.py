@@ -102,10 +102,9 @@ def linear_compare(
 ) -> Comparison:
     """Compare a model with its base from their hidden states and projections onto the vocabulary.
 
-    It is `compare` of the logits ``base_hidden @ base_lm_head.T + base_lm_head_bias`` and
-    ``hidden @ lm_head.T + lm_head_bias``, which never exist as a whole; see `linear_kl_divergence`.
-    Both models have one `logit_scale` and one `softcap`: of models that differ in these, use `compare_files`, which
-    reads each model's ``config.json``.
+    It is `compare` of the logits ``base_hidden @ base_lm_head.T + base_lm_head_bias`` and ``hidden @ lm_head.T +
+    lm_head_bias``, which never exist as a whole; see `linear_kl_divergence`. The same `logit_scale` and `softcap` apply
+    to both models: for models that differ in these, use `compare_files`, which reads each model's ``config.json``.
 
     Parameters
     ----------

@@ -378,7 +378,7 @@ def mismatch(
     both policies are over the same classes; k3 is never negative, and the mean of ``k2 = d**2 / 2`` is close to the
     divergence if that is small. The mean of k3 is the mean of k1, plus the mean ratio, minus 1: k3 varies less than k1,
     but is unbiased only if the mean ratio is 1 (within its error). With top-p or top-k in the sampler, the mean ratio
-    is below 1, and k3 may be 20 times too small: read k1. Because the terms of its formula nearly cancel, k3 is
+    is below 1, and k3 may be 20 times too small: use k1 instead. Because the terms of its formula nearly cancel, k3 is
     computed by a series, to a relative 1e-14 for any d; in float32, the formula has no correct digit at d = 1e-4.
 
     Intervals are too narrow if a few very large ratios, which most samples miss, dominate a metric (`top_k3_share`):
@@ -398,12 +398,12 @@ def mismatch(
     from certain. For the rest: "equal"; "N tokens cannot have been sampled", where the sampler has minus infinity;
     "agree except for rounding"; "looks shifted by one"; "the two do not seem to belong together"; "looks scaled", where
     log-probabilities and not logits were divided by a temperature; "looks like raw versus processed log-probabilities",
-    where one side is over the classes that top-p, top-k or min-p left, and tokens had no other class left; "the mean
-    ratio is significantly below 1"; "looks like a temperature"; and "tokens were not drawn from the sampler's numbers",
-    where k1 is negative, as after learning from these very tokens. One log-probability per token does not determine a
-    temperature: the reported one assumes that the other classes share the remaining probability in the same way at
-    every token. On logits of three small models, it was within 5 % for temperatures from 0.7 to 1.2, and within 22 % at
-    0.5.
+    where one side is normalized over only the classes that top-p, top-k or min-p kept, and some tokens were the only
+    class kept; "the mean ratio is significantly below 1"; "looks like a temperature"; and "tokens were not drawn from
+    the sampler's numbers", where k1 is negative, as after learning from these very tokens. One log-probability per
+    token does not determine a temperature: the reported one assumes that the other classes share the remaining
+    probability in the same way at every token. On logits of three small models, it was within 5 % for temperatures from
+    0.7 to 1.2, and within 22 % at 0.5.
 
     Examples
     --------
@@ -415,8 +415,8 @@ def mismatch(
     >>> print(f"{result.k3:.1e}, {result.outside:.1%} clipped, {result.sequence_ess:.1%} effective, {result.diagnosis}")
     1.4e-04, 0.1% clipped, 98.4% effective, []
     >>> (sentence,) = mismatch(1.25 * base, base).diagnosis
-    >>> print(sentence[:56])
-    looks scaled: the trainer's are 1.25 times the sampler's
+    >>> print(sentence[:63])
+    looks scaled: the trainer's values are 1.25 times the sampler's
     """
     ours, theirs = (as_logprobs(*named) for named in (("logprobs", logprobs), ("base_logprobs", base_logprobs)))
     if not ours.shape:

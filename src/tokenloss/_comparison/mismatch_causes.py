@@ -180,7 +180,7 @@ def _rounded(tokens: Tokens) -> Cause | None:
     largest = np.abs(tokens.difference)
     if (largest > steps[0] + steps[1] + noise).any():
         return None
-    words = f"the trainer's are of {roundings[0]}, the sampler's of {roundings[1]}"
+    words = f"the trainer's values are rounded to {roundings[0]}, the sampler's to {roundings[1]}"
     return Cause(f"agree except for rounding: {words}, and no two differ by more than {largest.max():.2g}")
 
 
@@ -195,7 +195,7 @@ def _shifted(tokens: Tokens) -> Cause | None:
             _rank_correlation(tokens.logprobs[ours][follows], tokens.base[side][follows]) for side in (theirs, ours)
         )
         if fit > 0.8 and same < 0.5:
-            words = f"the trainer's at position t fit the sampler's at {place}"
+            words = f"the trainer's values at position t fit the sampler's at {place}"
             words += f" (rank correlation {fit:.3f}, but {same:.3f} at t)"
             return Cause(f"looks shifted by one: {words}", voids=True)
     return None
@@ -238,8 +238,9 @@ def _scaled(tokens: Tokens, line: _Line | None) -> Cause | None:
     is_noisy_copy = rest < 0.05 and line is not None and rest < 1 - line.explained  # than a temperature of logits
     if not (rest <= 4e-4 or is_noisy_copy) or abs(factor - 1) < 0.01:
         return None
-    words = f"looks scaled: the trainer's are {factor:.4g} times the sampler's, which explains {100 - 100 * rest:.4g} %"
-    words += " of the squared differences, as if log-probabilities, not logits, were divided by a temperature"
+    words = f"looks scaled: the trainer's values are {factor:.4g} times the sampler's, which explains "
+    words += f"{100 - 100 * rest:.4g} % of the squared differences, as if log-probabilities, "
+    words += "not logits, were divided by a temperature"
     return Cause(words, voids=True)
 
 
@@ -294,10 +295,10 @@ def _truncated(tokens: Tokens, line: _Line | None) -> Cause | None:
         if not (certain >= 5 and is_bounded and is_sure and loss > 10 * gain and np.mean(difference > 0.02) < 0.1):
             continue
         whole, part = ("the sampler's", "the trainer's") if is_trainer else ("the trainer's", "the sampler's")
-        words = f"looks like raw versus processed log-probabilities: {part} are hardly ever the smaller ones, and "
+        words = f"looks like raw versus processed log-probabilities: {part} are hardly ever smaller, and "
         words += f"{whole} keep {100 * (1 + mean.mean):.3g} % of their probabilities on average, as if {part} were "
-        words += f"over the classes that top-p, top-k or min-p left, and {whole} over all"
-        words += f"; {count_of(certain, 'token')} had no other class left"
+        words += f"over only the classes that top-p, top-k or min-p kept, and {whole} over all"
+        words += f"; for {count_of(certain, 'token')}, no other class was kept"
         return Cause(words, voids=is_trainer)  # tokens were then not drawn from the sampler's numbers
     return None
 
@@ -336,9 +337,9 @@ def _tempered(line: _Line | None) -> tuple[float | None, Cause | None]:
     if not 0 < line.offset / (line.slope - 1) < _MOST_ENTROPY:
         return None, None
     temperature = round(1 / line.slope, 3)  # a fit has no more digits, and further ones depend on the machine
-    words = f"looks like a temperature: the trainer's are about the sampler's at a temperature of {temperature:.2g}, "
-    words += f"which explains {100 * line.explained:.0f} % of the squared differences (a fit, which assumes "
-    words += "that the other classes share the rest in the same way everywhere)"
+    words = "looks like a temperature: the trainer's values are close to the sampler's at a temperature of "
+    words += f"{temperature:.2g}, which explains {100 * line.explained:.0f} % of the squared differences (a fit, "
+    words += "which assumes that the other classes share the rest in the same way everywhere)"
     return temperature, Cause(words)
 
 

@@ -141,9 +141,9 @@ def raise_bad_class(
 class KindWarning(UserWarning):
     """Warns that scores that are read as logits look like probabilities; losses and divergences would be wrong.
 
-    It is given if each of the first 8 included rows (of at least two classes) is in [0, 1] and adds up to 1 within
-    0.01. An explicit ``kind="logits"`` silences it. Logarithms of probabilities are valid logits. No gate of such a
-    comparison holds or fails.
+    It is issued if each of the first 8 included rows (of at least two classes) is in [0, 1] and adds up to 1 within
+    0.01. An explicit ``kind="logits"`` silences it. Logarithms of probabilities are valid logits. The verdict on any
+    gate is then "cannot tell".
 
     Examples
     --------

@@ -59,13 +59,13 @@ def assert_close(
     """Raise an AssertionError unless a model's scores are within limits of those of its base.
 
     It is for tests: a kernel or an engine needs limits for each token, `max_token_kl` and `max_abs_loss`; a quantized
-    model those of means, `max_kl` and `min_same_top`. At least one is given. A divergence or loss that is nan or
-    infinite fails, whatever the limits are, and so does a comparison of no token.
+    model needs limits of means, `max_kl` and `min_same_top`. At least one must be given. A divergence or loss that is
+    nan or infinite fails, whatever the limits are, and so does a comparison of no token.
 
     Parameters
     ----------
     logits, base : arrays of one shape (..., V), or sources, or paths
-        Logits of the model and of its base, or what `kind` says, as in `compare`; or files of both, as in
+        Logits of the model and of its base, or scores of another `kind`, as in `compare`; or files of both, as in
         `compare_files`.
     targets : array of integers, optional
         Class ids of arrays, which `max_abs_loss` needs.

@@ -64,8 +64,8 @@ def compare_files(
 ) -> Comparisons[Any]:
     """Compare models, such as quantized ones, with their base, from files of scores, responses or log-probabilities.
 
-    This is the command ``tokenloss compare``. Two sources are compared at the highest level that both reach: all
-    classes of each token (scores and hidden states); the most likely classes (responses of servers); or only the
+    This is the command ``tokenloss compare``. Two sources are compared in the most detail that both allow: all classes
+    of each token (scores and hidden states); the most likely classes (responses of servers); or only the
     log-probability of each token (a trainer and the engine that sampled). Scores of the base are read only once for all
     candidates, and no file of scores is loaded whole, so files may be larger than memory.
 
@@ -77,47 +77,47 @@ def compare_files(
         by their content: as scores, as responses of a server, or as a trainer's log-probabilities of tokens.
     others : source, path or paths, or mapping of names to a source, a path or paths
         The candidates; without a name, a candidate is named by its path. Each has as many shards as the base, with the
-        same rows in the same order (shards come with a name, or as a pattern or directory); or responses to the same
-        requests; or, for log-probabilities, the one file of the engine that sampled. Responses may be compared with
-        scores. Two candidates must not share a file unless they have different heads. All targets in the files must be
-        the same; without targets, scores are compared only by their divergences. The base's options for targets,
-        sequences and windows apply to all.
+        same rows in the same order (a candidate of several shards needs a name, unless it is a pattern or directory);
+        or responses to the same requests; or, for log-probabilities, the single file of the engine that sampled.
+        Responses may be compared with scores. Two candidates must not share a file unless they have different heads.
+        All targets in the files must be the same; without targets, scores are compared only by their divergences. The
+        base's options for targets, sequences and windows apply to all.
     shift : bool, optional
         Whether targets are the input ids of a causal model, as in `evaluate`.
     classes : int or "all", optional
         Number of classes to compare, from the first, if vocabularies differ, as in `compare`. With "all", a class that
-        a model lacks has probability 0 in it: if it lacks classes of the base, its divergence is infinite, and so is
-        its loss for such a target. Targets are classes of the base.
+        a model lacks has probability 0: the divergence of a candidate that lacks classes of the base is infinite, and
+        so is its loss where the target is such a class. Targets are classes of the base.
     definitions, divergences
         As in `compare`.
     temperature : float, optional
         Divide the logits of all models by this, from 1e-6 to 1e6, and add "tv" to the divergences:
         `Comparison.acceptance` then shows how many tokens drafted by a candidate the base accepts (use
-        ``classes="all"`` if vocabularies differ). 0 means greedy decoding, with losses and divergences at 1. By
-        default, 1.
+        ``classes="all"`` if vocabularies differ). 0 means greedy decoding, with losses and divergences at temperature
+        1. The default is 1.
     by : str, optional
         What to group tokens by, for a table of divergences and losses in `Comparison.groups`, as in `evaluate`; fields
         are read from the base, or from the responses that are compared with it.
     calibration : bool, default False
-        Whether to measure the calibration of each model, see `Comparison.calibration`, as `evaluate` does: of scores
-        with class ids, over all classes of a model. Each model's files are read another four to seven times for it.
+        Whether to measure the calibration of each model over all its classes (see `Comparison.calibration`), as
+        `evaluate` does; it needs scores with class ids. Each model's files are read another four to seven times for it.
     sizes : mapping of names to int or path, optional
         Sizes of the candidates' models: bytes, their file or directory, or text such as "4.9G".
     noise : source, path or paths, optional
         A second run of the base, such as with another batch size or engine; a path is opened like the base.
-        `Comparisons.noise` compares it with the base, tables show values as multiples of its own, and
-        `Comparisons.check` names the gates that it fails itself. In `sinks` it is one more candidate, "noise". It must
-        be neither the base nor a candidate.
+        `Comparisons.noise` compares it with the base, tables also show values as multiples of this run's, and
+        `Comparisons.check` names the gates that the run itself fails. In `sinks`, it is one more candidate, "noise". It
+        must be neither the base nor a candidate.
     sinks, state, scheduler, progress, workers
-        As in `evaluate`; the state gets the result of each shard.
+        As in `evaluate`; the result of each shard is saved in `state`.
 
     Returns
     -------
     Comparisons
         A dict of `Comparison`, `ResponseComparison` or `Mismatch`, by the name of the candidate, in the order given.
-        Each is bitwise identical to a comparison of that candidate only, unless logits of several models are scaled or
-        capped differently. Arrays are one-dimensional, over the compared tokens, except in a `Mismatch` of arrays,
-        which keeps their shape. Sequence numbers that are local to a shard continue from earlier shards.
+        Each is bitwise identical to a comparison with only that candidate, unless logits of several models are scaled
+        or capped differently. Arrays are one-dimensional, over the compared tokens, except in a `Mismatch` of arrays,
+        which keeps their shape. Sequence numbers that start again in each shard are shifted to be unique.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def compare_files(
     Warns
     -----
     ShiftWarning
-        If targets were not shifted, but rows of the base give the next target more than four times the probability.
+        If targets were not shifted, but rows of the base give more than four times the probability to the next target.
     NormWarning
         If hidden states seem to lack the final norm.
     UserWarning
@@ -145,10 +145,10 @@ def compare_files(
     -----
     *Responses* are matched by their ``custom_id`` if both files have it, else by order, and their tokens by id if both
     files have ids, else by text. Servers list only the most likely classes, so the result is a lower bound of the
-    divergence (`topk_divergence_bound`), with the probability of the classes that it is computed from. Classes are
-    matched like tokens; a text that is part of a character, or that occurs twice in a list, identifies no class. Two
-    classes may have the same text in different lists, which the files do not show. Responses that are compared with a
-    sketch must list its classes and their own most likely one; the result is a `Comparison`.
+    divergence (`topk_divergence_bound`), along with the total probability of the classes from which it is computed.
+    Classes are matched like tokens; a text that is part of a character, or that occurs twice in a list, identifies no
+    class. Different classes of the two models may have the same text, which the files do not reveal. Responses that are
+    compared with a sketch must list its classes and their own model's most likely one; the result is a `Comparison`.
 
     Rows of scores that are compared with responses belong, in order, to all tokens except the first of each prompt.
     Their targets must be the ids of the tokens. Sequences of the scores, if present, are the responses in order;
@@ -156,8 +156,8 @@ def compare_files(
 
     *Log-probabilities of tokens*: two files of lines or responses are paired by ``custom_id``, and the ``choice`` of a
     line (0 by default), if both have these, else by order. For responses, the generated tokens are read by default. An
-    array that is compared with lines or responses has a row for each, padded with nan or 0 on the right or with nan on
-    the left; or one number for each token. Two arrays have the same shape, and nan for padding.
+    array compared with lines or responses has a row for each, padded with nan or 0 on the right or with nan on the
+    left, or is flat, with one number for each token. Two arrays must have the same shape, with nan as padding.
 
     Examples
     --------

@@ -87,15 +87,15 @@ def compare_samples(
     -----
     Samples are paired by filter and by ``doc_hash``, or by ``doc_id`` if there are no documents. A document may occur
     several times, but must occur equally often in both files. The values are the ones that the harness computed and
-    wrote to the files. The metric is their mean, unless it is a perplexity or bits per byte. Metrics of all samples
-    together, such as BLEU, are left out. If the files have multiple-choice accuracies but not ``acc_norm``, it is
-    computed from the responses, and so is the log-likelihood of the right answer, but only if the responses and targets
-    also reproduce the accuracies in the files.
+    wrote to the files. The metric is their mean, unless it is a perplexity or bits per byte. Metrics that need all
+    samples at once, such as BLEU, are left out. If the files have multiple-choice accuracies but not ``acc_norm``, it
+    is computed from the responses, and so is the log-likelihood of the right answer, but only if the responses and
+    targets also reproduce the accuracies in the files.
 
     Samples of Inspect are paired by input and choices. Their metrics are the scores: C, P, I and N count as 1, 0.5, 0
     and 0, as in Inspect; the parts of a score that is a list or an object are named ``SCORER.KEY``. All epochs of a
-    sample count alike, and are one document. Samples that ended in an error, or that a scorer did not score, are left
-    out of both files, which `SampleComparison.notes` says.
+    sample count equally, and are one document. Samples that ended in an error, or that a scorer did not score, are left
+    out of both files and reported in `SampleComparison.notes`.
 
     Let S be the sum of the differences over the n samples of a document (or
     group). The standard error of the mean difference ``mu`` over G documents is

@@ -80,9 +80,9 @@ def compare_texts(
     Parameters
     ----------
     a, b : source, path or paths
-        Files of scores for each model with the ids of its own tokens, as `tokenloss.formats.open_scores` or
-        `tokenloss.formats.open_hidden_states` opened them with ``tokenizer``. Each sequence is a document, and both
-        models must have the same documents in the order of the text. Without sequences, there is one document.
+        Files of scores of each model, with the ids of its own tokens, opened by `tokenloss.formats.open_scores` or
+        `tokenloss.formats.open_hidden_states` with ``tokenizer``. Each sequence is a document, and both models must
+        have the same documents in the order of the text. Without sequences, there is one document.
     text : path
         The text in UTF-8: the bytes of the tokens of all documents in order, with any white space between documents.
     names : two str, optional

@@ -182,7 +182,7 @@ def _lists_note(summary: dict[str, Any]) -> str:
     note += f", {parts[summary['part']]}"
     if summary["kind"] == "logprobs":
         note = count_of(summary["n_responses"], "sequence")
-    return note + (f"; log-probabilities of {summary['rounding']}" if summary["rounding"] else "")
+    return note + (f"; log-probabilities rounded to {summary['rounding']}" if summary["rounding"] else "")
 
 
 def _left_out(summary: dict[str, Any]) -> str:

@@ -28,23 +28,23 @@ def class_log_probs(
     """Compute the log-probabilities of some classes at each position, in one pass over the logits.
 
     The classes may be the answers to a multiple-choice question, or candidates for the next token. Probabilities are
-    among all V classes; `log_softmax` of the result along its last axis gives those among the K classes.
+    normalized over all V classes; `log_softmax` of the result along its last axis normalizes them over the K classes.
 
     Parameters
     ----------
     class_ids : array of integers, of shape (K,) or (..., K)
-        Class ids: K for all positions, or K for each, in the batch's shape with K at the end (or broadcast to it). Ids
-        may repeat.
+        Class ids: the same K for all positions, or K for each position, in the batch's shape followed by K (or
+        broadcast to it). Ids may repeat.
     logits, axis, where, logit_scale, softcap, workers
         As in `cross_entropy`.
 
     Returns
     -------
     array of float64
-        Log-probabilities in nats, in the batch's shape with K at the end, wherever the axis of the logits is; nan where
-        masked. For the likeliest class of a position's `class_ids` (of a tie, the lowest id) they are minus the loss of
-        `cross_entropy`, with all its bits. Equal logits have equal results, and a larger logit never has a smaller
-        result. -inf where a logit is -inf; nan in rows with a nan or +inf, and in rows with only -inf.
+        Log-probabilities in nats, in the batch's shape followed by K, for any `axis`; nan where masked. For the
+        likeliest of a position's `class_ids` (in a tie, the lowest id), the result is bitwise identical to minus the
+        loss of `cross_entropy`. Equal logits have equal results, and a larger logit never has a smaller result. -inf
+        where a logit is -inf; nan in rows with a nan or +inf, and in rows with only -inf.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def class_log_probs(
     Notes
     -----
     Each result is within 2e-7 nats of the exact value (float64: 4e-15, relative to the larger of 1 and the logsumexp);
-    those near 0 keep a relative 1e-6.
+    results near 0 are within a relative 1e-6.
 
     Examples
     --------

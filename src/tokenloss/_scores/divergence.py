@@ -66,7 +66,7 @@ def kl_divergence(
     Parameters
     ----------
     base_logits, logits : arrays of one shape (..., V)
-        Logits, or what `kind` says, as in `compare`: float16, bfloat16, float32 or float64.
+        Logits, or scores of another `kind`, as in `compare`: float16, bfloat16, float32 or float64.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions (nan if none is included). "none" gives the
         divergence of each position, 0.0 where masked.
@@ -82,8 +82,8 @@ def kl_divergence(
     float, array of float64, or Divergences
         A Python float, or for "none" an array of the batch's shape, a scalar for a single row. It is never negative, 0
         for equal rows, inf where a class is possible for the base and impossible for the other model, and nan where a
-        logit of either is nan or +inf. With `divergences`, the same of each of them: "js" is at most log 2, and "tv"
-        and "hellinger" at most 1; rounding never takes them above.
+        logit of either is nan or +inf. With `divergences`, the same for each of them: "js" is at most log 2, and "tv"
+        and "hellinger" are at most 1, even after rounding.
 
     Raises
     ------
@@ -98,15 +98,15 @@ def kl_divergence(
     -----
     Kullback and Leibler, "On information and sufficiency", 1951. Each divergence is within 2e-7 nats of the exact one
     (float64: 4e-15, relative to the larger of 1 and the logsumexp), or within a relative 1e-6 if that is more. For
-    probabilities it is SciPy's ``rel_entr(p, q).sum()`` once both add up to 1, computed in float64 for all dtypes.
+    probabilities, it is SciPy's ``rel_entr(p, q).sum()`` after both are normalized, computed in float64 for all dtypes.
 
     Lin, "Divergence measures based on the Shannon entropy", 1991; total variation and Hellinger's distance: Le Cam,
     "Asymptotic methods in statistical decision theory", 1986. Divergences other than "kl" take a second pass over each
-    row, while it is in a cache. No term of their sums is negative, so "reverse_kl", "js" and "hellinger" keep their
-    digits where models are nearly equal: for thousands of classes whose float32 logits differ by some 1e-4, their
-    relative error is about 1e-4. Without ``kind="probs"``, probabilities are treated as logits, whose softmaxes are
-    nearly equal: divergences come out far too small. In float64, "reverse_kl" is within a relative 6e-14, and 1e-16 of
-    the largest logsumexp.
+    row, while it is in a cache. No term of their sums is negative, so "reverse_kl", "js" and "hellinger" stay precise
+    where models are nearly equal: for thousands of classes whose float32 logits differ by some 1e-4, their relative
+    error is about 1e-4. Without ``kind="probs"``, probabilities are treated as logits, whose softmaxes are nearly
+    equal: divergences come out far too small. In float64, the error of "reverse_kl" is at most a relative 6e-14 plus
+    1e-16 times the largest logsumexp.
 
     Examples
     --------
@@ -228,9 +228,9 @@ def topk_divergence_bound(
 ) -> TopkDivergence:
     """Compute a lower bound on the Kullback-Leibler divergence of two models from only their most likely classes.
 
-    With T the classes that both lists name, and P and Q their probabilities by the two models, it is
-    ``sum(p * log(p / q) for T) + (1 - P) * log((1 - P) / (1 - Q))``: the divergence of coarser distributions, in which
-    all other classes are one. The whole divergence, from `kl_divergence`, is at least that.
+    With T the classes in both lists, and P and Q their total probabilities under the two models, it is ``sum(p * log(p
+    / q) for T) + (1 - P) * log((1 - P) / (1 - Q))``: the divergence of coarser distributions, in which all other
+    classes are merged into one. The whole divergence, from `kl_divergence`, is at least as large.
 
     Parameters
     ----------
@@ -239,12 +239,12 @@ def topk_divergence_bound(
     base_top_logprobs : array of floats, of shape (..., K)
         Their log-probabilities in nats. Lists are converted.
     top_ids, top_logprobs : arrays of shape (..., L)
-        The same of the other model.
+        The same for the other model.
     rounding : float, optional
-        How far a log-probability may be from the unrounded one: 5e-5 for those with 4 decimals. By default 1e-6, and
-        for lists of float16 or bfloat16 also what their dtype may have changed: 1 / 2048 or 1 / 256 of the number. Cast
-        the numbers back if they were converted to float32. The bound holds for all log-probabilities that round to
-        these, and is therefore somewhat lower where the models differ.
+        How far a log-probability may be from the unrounded one: 5e-5 for those with 4 decimals. By default 1e-6; lists
+        in float16 or bfloat16 add the rounding error of their dtype, 1 / 2048 or 1 / 256 of the number. If such numbers
+        were converted to float32, cast them back. The bound holds for all log-probabilities that round to these, and is
+        therefore somewhat lower where the models differ.
 
     Returns
     -------

@@ -94,12 +94,13 @@ def linear_cross_entropy(
     converts exactly; the bias is rounded to that dtype. The loss is computed from these logits: it differs from the
     exact one by the rounding of the product, which another BLAS, or another batch of the positions, may change.
 
-    Up to 24 positions are multiplied by kernels of this package, which read the weight once and have the same bits on
-    every machine, if the rows of the weight are contiguous, in native byte order, and in half precision or the dtype of
-    the product. More than 24 positions with such rows, of bfloat16 like the weight, are multiplied by the instruction
-    of AVX512_BF16 where that is fast, as on Zen 4 (see `show_config`): other digits than the BLAS's, and subnormal
-    numbers count as 0. All other products are NumPy's, whose BLAS has its own threads: their number is set by the
-    BLAS's environment variable or by the package threadpoolctl. These threads and `workers` never run at the same time.
+    Up to 24 positions are multiplied by kernels of this package, which read the weight once and whose results are
+    bitwise identical on every machine, if the rows of the weight are contiguous, in native byte order, and in half
+    precision or the dtype of the product. If more than 24 positions with such rows and the weight are in bfloat16, they
+    are multiplied by the instruction of AVX512_BF16 where that is fast, as on Zen 4 (see `show_config`): its digits
+    differ from the BLAS's, and it treats subnormal numbers as 0. All other products are NumPy's, whose BLAS has its own
+    threads: their number is set by the BLAS's environment variable or by the package threadpoolctl. These threads and
+    `workers` never run at the same time.
 
     Examples
     --------
@@ -154,8 +155,8 @@ def linear_token_scores(
     Returns
     -------
     TokenScores
-        With arrays of the batch's shape. `rank`, `argmax` and the order of `top_ids` compare the logits as the product
-        rounds them, before `logit_scale` and `softcap`.
+        With arrays of the batch's shape. `rank`, `argmax` and the order of `top_ids` are determined from the rounded
+        products, before `logit_scale` and `softcap`.
 
     Raises
     ------
@@ -230,7 +231,7 @@ def linear_kl_divergence(
     two tiles are reduced together while they are in the cache. At most 32 MB is allocated in addition to the arguments
     and the result.
 
-    There are no targets to mark padding, so it counts unless `where` leaves it out.
+    There are no targets to mark padding, so padding counts unless `where` leaves it out.
 
     Parameters
     ----------
@@ -238,7 +239,7 @@ def linear_kl_divergence(
         Hidden states of the base model and its projection onto the vocabulary, in any dtype and layout that
         `linear_cross_entropy` accepts.
     hidden, lm_head : arrays of shape (..., E) and (V, E)
-        The same of the other model, whose hidden states may have another size.
+        The same for the other model, whose hidden states may have another size.
     base_lm_head_bias, lm_head_bias : arrays of shape (V,), optional
         Biases of the projections.
     logit_scale, softcap
@@ -254,7 +255,7 @@ def linear_kl_divergence(
     Returns
     -------
     float, array of float64, or Divergences
-        As of `kl_divergence`: never negative, and exactly 0 for a model and itself.
+        As for `kl_divergence`: never negative, and exactly 0 if both models are the same.
 
     Raises
     ------

@@ -83,8 +83,8 @@ def cross_entropy_loss(
     The argument order is as in scikit-learn's ``log_loss``, which also takes N probabilities of class 1: write
     ``cross_entropy_loss(y, np.stack([1 - p, p], -1))`` for those. Rows that do not add up to 1 are used as they are.
 
-    A scorer for scikit-learn's ``cross_val_score`` and the like, for classes 0 to C - 1, is one of these; the second is
-    for two classes, for which scikit-learn passes only the probabilities of class 1::
+    A scorer for scikit-learn's ``cross_val_score`` and the like, for classes 0 to C - 1, is either of the following;
+    the second is for two classes, for which scikit-learn passes only the probabilities of class 1::
 
         make_scorer(cross_entropy_loss, response_method="predict_proba", greater_is_better=False)
         make_scorer(
@@ -390,7 +390,7 @@ def cross_entropy_and_grad(
     Returns
     -------
     loss : float or array of float64
-        As `cross_entropy` returns it, with the same bits.
+        Bitwise identical to what `cross_entropy` returns.
     gradient : array
         Of the shape and dtype of `logits`; it is `out` if that is given. It is 0 at positions that are ignored or
         masked. With the reduction "none", each row is the gradient of its own loss.
@@ -398,7 +398,7 @@ def cross_entropy_and_grad(
     Raises
     ------
     IndexError, TypeError, ValueError
-        As in `cross_entropy`. Nothing is written then, unless the targets changed during the call.
+        As in `cross_entropy`. In that case, nothing is written, unless the targets changed during the call.
     ImportError
         If `logits` are bfloat16, there is no `out`, and the package ml_dtypes is not installed.
 
@@ -409,8 +409,8 @@ def cross_entropy_and_grad(
     Notes
     -----
     The gradient is computed in float64 for float64 logits and wherever logits are scaled or capped, targets are
-    distributions, or smoothed labels are weighted, else in float32, and then rounded to the dtype of `logits`. The
-    target's own entry keeps its relative precision where its probability is nearly 1.
+    distributions, or smoothed labels are weighted, and otherwise in float32, and is then rounded to the dtype of
+    `logits`. The target's own entry keeps its relative precision where its probability is nearly 1.
 
     Examples
     --------

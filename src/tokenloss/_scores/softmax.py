@@ -31,7 +31,7 @@ def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int
     Parameters
     ----------
     axis : int, tuple of int or None, default -1
-        Axis of the classes; several, or None for all, count as one.
+        Axis of the classes; several axes, or None for all axes, are treated as one.
     out : array, optional
         Array to which the result is written: writable, with the shape and dtype of `logits`, or `logits` itself.
     logits, workers
@@ -56,9 +56,9 @@ def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int
 
     Notes
     -----
-    Each probability is within a relative 5e-7 of the exact value (4 units of 2^-23; 5e-45 where that is subnormal).
-    For float64 the relative error is at most 5e-15 times the largest of 1, the logsumexp and ``-log(probability)``. In
-    half precision the result is then rounded once more.
+    Each probability is within a relative 5e-7 of the exact value (4 units of 2^-23), or within 5e-45 if that is more,
+    as for subnormal values. For float64 the relative error is at most 5e-15 times the largest of 1, the logsumexp and
+    ``-log(probability)``. In half precision the result is then rounded once more.
 
     Examples
     --------
@@ -105,9 +105,9 @@ def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers:
 
     Notes
     -----
-    Each log-probability is within 2e-7 nats of the exact value, times its own size where that is above 1; for float64,
-    within 5e-15 times the largest of 1, the logsumexp and that size. In half precision the result is then rounded once
-    more. Near 0, `cross_entropy` and `class_log_probs` also keep the relative precision.
+    Each log-probability is within 2e-7 nats of the exact value, times its own magnitude if that is above 1; for
+    float64, within 5e-15 times the largest of 1, the logsumexp and that size. In half precision the result is then
+    rounded once more. Near 0, `cross_entropy` and `class_log_probs` also keep the relative precision.
 
     Examples
     --------
@@ -133,17 +133,17 @@ def logsumexp(
     axis : int, tuple of int or None, default -1
         Axis to sum over; several, or None for all of them.
     out : array of float64, optional
-        Array to write the result to, of its shape.
+        Array to write the result to, of the same shape as the result.
     keepdims : bool, default False
-        Whether the axes that are summed over stay, with length 1.
+        Whether to keep the axes that are summed over, with length 1.
     logits, workers
         As in `cross_entropy`.
 
     Returns
     -------
     array of float64
-        ``log(sum(exp(logits)))`` in nats, in the shape of `logits` without `axis`, a scalar for a single number; -inf
-        where all are -inf or the axis is empty, nan where a logit is nan or +inf.
+        ``log(sum(exp(logits)))`` in nats, in the shape of `logits` without `axis`, a scalar if that is a single number;
+        -inf where all are -inf or the axis is empty, nan where a logit is nan or +inf.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def logsumexp(
     -----
     The result is within 2e-7 nats of the exact value (float64: 4e-15, relative to the larger of 1 and the result). Near
     0, where one class outweighs the others, the relative error is below 1e-6 (float64: 2e-14): `[0, -40]` gives
-    4.25e-18. `TokenScores.logsumexp` has the same bits.
+    4.25e-18. `TokenScores.logsumexp` is bitwise identical.
 
     Examples
     --------

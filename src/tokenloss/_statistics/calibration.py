@@ -43,8 +43,8 @@ def calibration(
     Parameters
     ----------
     scores : array of shape (..., V), or with ``kind="probs"`` in the shape of `targets`
-        Logits, or what `kind` says: float16, bfloat16, float32 or float64. Probabilities without an axis of classes are
-        probabilities of class 1, as in scikit-learn for binary targets.
+        Logits, or scores of another `kind`: float16, bfloat16, float32 or float64. Probabilities without an axis of
+        classes are probabilities of class 1, as in scikit-learn for binary targets.
     targets : array of integers
         Class ids, in the shape of `scores` without its class axis; for binary targets 0 and 1, or bool.
     kind : {"logits", "log_probs", "probs"}, optional
@@ -63,8 +63,8 @@ def calibration(
     temperature : bool, default True
         Whether to find the temperature that minimizes the loss, which reads the scores another three to six times.
     brier : bool, default False
-        Whether to compute the Brier score for more than 10 classes even without a temperature from logits. It takes a
-        second pass over each row, which the temperature already makes.
+        Whether to compute the Brier score for more than 10 classes, too. It takes a second pass over each row; with
+        logits and `temperature`, which needs this pass anyway, the score is always computed.
     axis, ignore_index, where, workers
         As in `cross_entropy`.
 
@@ -90,7 +90,7 @@ def calibration(
     resampling each bin's accuracy; here it is the mean of a folded normal distribution with the bin's clustered error.
     The temperature is the root of the mean of loss - entropy, by Newton's method; its error is an M-estimator's.
 
-    Errors are for a fixed model: they allow for the choice of the tokens or sequences, but not for the choice of the
+    Errors are for a fixed model: they account for the choice of the tokens or sequences, but not for the choice of the
     bins.
 
     Examples

@@ -150,13 +150,13 @@ class LossMeter(LossMetrics):
 
     Notes
     -----
-    Tokens of one document are alike, so a standard error that treats them as independent is too small, often several
-    times. Given the result of `sequence_losses`, errors are clustered by sequence (Miller, arXiv:2411.00640): with S
-    the sum of the losses of a sequence of n tokens, and G sequences, the error of the mean ``mu`` is
-    ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one, which
-    gives the error of independent tokens. For bits per byte and perplexity per word, n is the length of the sequence's
-    text; if only the length of all texts together is known, it is assumed to be proportional to the tokens. Both are
-    nan if only some tokens were added with the length of their text.
+    Tokens of one document are alike, so a standard error that treats them as independent is too small, often by a
+    factor of several. Given the result of `sequence_losses`, errors are clustered by sequence (Miller,
+    arXiv:2411.00640): with S the sum of the losses of a sequence of n tokens, and G sequences, the error of the mean
+    ``mu`` is ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence of
+    one, which gives the error of independent tokens. For bits per byte and perplexity per word, n is the length of the
+    sequence's text; if only the length of all texts together is known, it is assumed to be proportional to the tokens.
+    Both metrics are nan if only some tokens were added with the length of their text.
 
     A meter keeps no tokens, so it has no `columns()`: ``pandas.DataFrame([meter.to_dict() for meter in meters])`` has a
     row for each meter.
@@ -223,19 +223,19 @@ class LossMeter(LossMetrics):
         nll : TokenScores, SequenceLosses or array
             The result of `sequence_losses`, for errors that are clustered by sequence: pass whole sequences, since a
             sequence in two calls counts as two. Or the result of `token_scores`, from which only the included tokens
-            are added; or losses in nats, of any shape, as the functions return them with ``reduction="none"``: these
+            are added; or losses in nats, of any shape, as loss functions return them with ``reduction="none"``: these
             tokens are assumed independent. Losses below -0.001, which rounding does not explain, are refused:
             log-probabilities must be negated.
         n_bytes, n_words : int, default 0
-            Length of the text of these tokens; in a call without tokens, of the text of all tokens, if no other call
-            gives a length.
+            Length of the text of these tokens. A call without tokens gives the length of the text of all tokens; no
+            other call may then give a length.
         where, sample_weight
-            As in `sequence_losses`. The losses in `nll` must not be weighted already.
+            As in `sequence_losses`. The losses in `nll` must not already be weighted.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument is invalid, or is part of the `SequenceLosses` already; the meter is then unchanged.
+            If an argument is invalid, or is already part of the `SequenceLosses`; the meter is then unchanged.
         """
         n_bytes, n_words = _check_length("n_bytes", n_bytes), _check_length("n_words", n_words)
         before = self._groups.count

@@ -48,8 +48,8 @@ def windows(
     Returns
     -------
     iterator of (slice, slice, array of bool)
-        For each window: the tokens that the model reads; as many tokens, one further to the right, which it predicts;
-        and True for each of these that is scored in this window (the argument `where` of all functions).
+        For each window: the tokens that the model reads; the tokens that it predicts, which are those shifted right by
+        one; and for each of the latter whether it is scored in this window (the argument `where` of all functions).
 
     Raises
     ------
@@ -64,9 +64,9 @@ def windows(
 
     Notes
     -----
-    Nothing predicts the first token of a text. For a model that needs a BOS, it should be this BOS; in a later window,
-    the BOS takes the place of the first token that is read, as in llama.cpp:
-    ``model(np.append(bos, ids[inputs][1:]))``.
+    Nothing predicts the first token of a text. For a model that needs a BOS, the first token should be this BOS; in a
+    later window, the BOS takes the place of the first token that is read, as in llama.cpp: ``model(np.append(bos,
+    ids[inputs][1:]))``.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def windows(
     >>> meter.count, round(meter.perplexity, 4)
     (99, 1.0404)
 
-    What a window is:
+    The slices and the mask of each window:
 
     >>> for inputs, targets, where in windows(8, size=4, stride=2):
     ...     print(inputs, targets, where)

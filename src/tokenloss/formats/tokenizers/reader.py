@@ -39,14 +39,14 @@ _SHIFTING = (
 
 
 def token_bytes(tokenizer: str | os.PathLike[str]) -> IntArray:
-    r"""Count the bytes that each id of a tokenizer writes into a text, as bits per byte need them.
+    r"""Count the bytes that each id of a tokenizer writes into a text, which bits per byte need.
 
     Parameters
     ----------
     tokenizer : path
         A tokenizer's own file, or the folder of a model that contains one: `tokenizer.json` of Hugging Face,
         `tokenizer.model` of SentencePiece, ranks of tiktoken, `tekken.json` of Mistral, or `vocab.json` next to
-        `merges.txt`, as GPT-2 has them. It is recognized by its content.
+        `merges.txt`, as in GPT-2. It is recognized by its content.
 
     Returns
     -------
@@ -70,10 +70,10 @@ def token_bytes(tokenizer: str | os.PathLike[str]) -> IntArray:
     Notes
     -----
     The tokenizer is not run: its file says which bytes each id writes. Added tokens count with their text, unless they
-    are special. The first token of a text may begin with a space that the text lacks (SentencePiece, Llama 2): sum, and
-    subtract 1 for each text. White space between tokens is in no token of WordPiece (BERT): there, bytes are known only
-    with the text. If the tokenizer normalizes a text, for example to NFC, these are the bytes of the normalized text.
-    The page "Count the bytes of tokens" lists the files that are read.
+    are special. The first token of a text may begin with a space that the text lacks (SentencePiece, Llama 2): then
+    subtract 1 from the sum for each text. With WordPiece (BERT), no token contains the white space between words:
+    there, bytes are known only with the text. If the tokenizer normalizes a text, for example to NFC, these are the
+    bytes of the normalized text. The page "Count the bytes of tokens" lists the files that are read.
 
     Examples
     --------
