@@ -32,7 +32,7 @@ Two models on the same tokens
     linear_compare          compare, from hidden states
     linear_kl_divergence    kl_divergence, from hidden states
     mismatch                a trainer's log-probabilities compared with its sampling engine's
-    topk_divergence_bound   a lower bound of the divergence, from lists of the most likely classes
+    topk_divergence_bound   a lower bound on the divergence, from lists of the most likely classes
 
 Bytes of tokens, and two models with different tokens
     token_bytes             how many bytes each id of a tokenizer writes, for bits per byte

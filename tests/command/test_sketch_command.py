@@ -96,7 +96,7 @@ def test_hidden_states_and_files_of_llama_cpp_become_sketches(files, command):
 
 
 WORDS = {  # of a page, and of a card, by the number of draws; and the statuses of gates that hold, and that fail
-    0: ("Lower bound of the KL divergence", "Lower bound of the mean KL divergence", (4, 3)),
+    0: ("Lower bound on the KL divergence", "Lower bound on the mean KL divergence", (4, 3)),
     8: ("Estimated KL divergence", "Mean KL divergence from the base", (0, 3)),
     48: ("Estimated KL divergence", "Mean KL divergence from the base", (0, 3)),
 }

@@ -247,8 +247,8 @@ def test_page_and_plot_of_responses(several, tmp_path, command):
         assert names == [name for listed, _ in rows for name in listed]
         chances = 100 * np.array([listed for _, listed in rows]).reshape(-1)
         np.testing.assert_allclose(np.array(side["chance"], float), chances, rtol=1e-2)
-    assert "mean lower bound of the KL divergence" in page.texts["dt"]
-    assert near["quantity"] == "lower bound of the KL divergence"
+    assert "mean lower bound on the KL divergence" in page.texts["dt"]
+    assert near["quantity"] == "lower bound on the KL divergence"
     assert result["near"].parity in [text.strip() for text in page.texts["dd"]]
     assert "lower bound" in (tmp_path / "kl.svg").read_text("utf-8")
 

@@ -428,7 +428,7 @@ def test_max_kl_of_responses_can_fail_and_never_holds(tmp_path):
         result = compare_files(base, {"same": base, "other": other})
     for verdict in result["same"].check(max_kl=100, max_kl_quantile={0.9: 100}).gates:
         assert (verdict.figure, verdict.verdict, verdict.n_more) == (pytest.approx(0, abs=1e-9), "cannot tell", None)
-        assert "a lower bound of the divergence: it can fail a gate, but cannot hold one" in verdict.note
+        assert "a lower bound on the divergence: it can fail a gate, but cannot hold one" in verdict.note
     assert only(result["same"].check(max_perplexity_ratio=1.01)).note == (
         "this value cannot be trusted: the base is compared with itself; identical to the base at every token"
     )

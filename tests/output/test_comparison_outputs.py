@@ -123,7 +123,7 @@ def test_tables_without_what_there_is_not():
     words = [row[0] for row in printed({"q": one})]
     for word in (
         "Mean    KLD where finite", "Infinite tokens", "Tokens that are nan", "By type of token",
-        "Sequences of the highest divergence", "Probability of the classes that are left out",
+        "Sequences with the highest divergence", "Probability of the classes that are left out",
     ):  # fmt: skip
         assert word not in words
 
@@ -190,7 +190,7 @@ def test_tables_of_groups(many, command):
             assert row == expected_row(one, mask, (float(row[2]), float(row[4]), row[7]))
         else:
             assert f"{low:.1f} to {low + 0.2:.1f}" not in rows
-    table = out.split("Sequences of the highest divergence\n")[1].split("\n\n")[0].splitlines()
+    table = out.split("Sequences with the highest divergence\n")[1].split("\n\n")[0].splitlines()
     assert cells(table[0])[:2] == ["file", "sequence"]
     masks = sorted((kept & (many.sequences == number) for number in range(5)), key=lambda mask: -one.kl[mask].mean())
     for line, mask in zip(table[1:], masks, strict=True):

@@ -287,7 +287,7 @@ def divergence_of(comparison: Any) -> Divergence:
     name, sketch = comparison._divergence, getattr(comparison, "sketch", None)
     words, last = comparison._quantity, 1.0
     if sketch is not None:
-        words = f"{'estimated' if sketch['tail'] else 'lower bound of the'} {words}"
+        words = f"{'estimated' if sketch['tail'] else 'lower bound on the'} {words}"
         last = max(comparison.kl_quantiles, default=-1.0)
     return Divergence(name, words, comparison._kl, vars(comparison)[f"mean_{name}"], last)
 

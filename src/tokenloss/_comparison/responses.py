@@ -447,7 +447,7 @@ class ResponseComparison(PairedLosses):
     """
 
     _divergence = "kl_bound"
-    _quantity = "lower bound of the KL divergence"
+    _quantity = "lower bound on the KL divergence"
     _unit = "responses"
 
     part: str

@@ -75,7 +75,7 @@ _PROBABILITIES = (
 )
 _SAME_TOP = _percent("Same top p", "same_top")
 _PARITY_ROWS = (
-    Row("Rows with the same bits", "n_identical", "{:10,}", ("of {count:,}",)),
+    Row("Bitwise identical rows", "n_identical", "{:10,}", ("of {count:,}",)),
     Row("Largest |Δ ln p|", "max_abs_logprob", "{:10.6f}", when="has_targets"),
     Row("Flips of the top class that are ties", "tied_flips", "{:10,}"),
     Row("Decisive flips", "decisive_flips", "{:10,}"),
@@ -114,7 +114,7 @@ _RESPONSE_ROWS: dict[str, tuple[Row, ...]] = {
         Row("Requests that failed", "n_skipped", "{:,}", when="n_skipped"),
     ),
     "Perplexity statistics": _PERPLEXITIES,
-    "Lower bound of the KL divergence, from the classes that both list": (
+    "Lower bound on the KL divergence, from the classes that both list": (
         _nats("Mean    KLD is at least", "mean_kl_bound"),
         Row("KLD is at least", "kl_bound_quantiles", "{:10.6f}", each=KL_QUANTILES),
         Row("Mean probability of these classes", "mean_mass", "{:7.3f %}", ("base {mean_base_mass:.3f %}",)),
@@ -269,7 +269,7 @@ def group_tables(facts: dict[str, Any]) -> list[Table]:
     if len(sequences := facts.get("sequences", ())) > 1:
         sequences = sorted(sequences, key=lambda row: nan_last(-row["kl"]))[:_MAX_SEQUENCES]
         sequences = [row | {"group": row["sequence"]} for row in sequences]
-        groups.append(("sequence", "Sequences of the highest divergence", sequences))
+        groups.append(("sequence", "Sequences with the highest divergence", sequences))
     others = {"has_targets": has_targets}
     tables = [_table_of_groups(rows, _GROUP, title, others, head) for head, title, rows in groups]
     return [one for one in tables if one.rows]

@@ -144,7 +144,7 @@ def compare_files(
     Notes
     -----
     *Responses* are matched by their ``custom_id`` if both files have it, else by order, and their tokens by id if both
-    files have ids, else by text. Servers list only the most likely classes, so the result is a lower bound of the
+    files have ids, else by text. Servers list only the most likely classes, so the result is a lower bound on the
     divergence (`topk_divergence_bound`), along with the total probability of the classes from which it is computed.
     Classes are matched like tokens; a text that is part of a character, or that occurs twice in a list, identifies no
     class. Different classes of the two models may have the same text, which the files do not reveal. Responses that are

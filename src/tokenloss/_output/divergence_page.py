@@ -45,7 +45,7 @@ _ROWS = (
     Row("top-1 agreement", "same_top", "{:.2f %}", ("± {stderr:.2g %}",)),
     Row("RMS Δp", "rms_delta_p", "{:.3g %}", ("± {stderr:.2g %}",), when="has_targets"),
     Row("parity", "parity", "{}", ("{parity_reason}",), when="count"),
-    Row("rows of the same bits", "n_identical", "{:,}"),
+    Row("bitwise identical rows", "n_identical", "{:,}"),
     Row("largest |Δ ln p|", "max_abs_logprob", "{known:.4g}", when="has_targets"),
     Row("flips of the top token", "decisive_flips", "{:,} decisive", ("{tied_flips:,} ties",)),
 )

@@ -31,7 +31,7 @@ _METRICS = {
     "bits_per_byte": ("bits_per_byte", "Bits per byte", "bits", _LOWER),
     "accuracy": ("accuracy", "Greedy accuracy", "fraction of tokens", _HIGHER),
     "mean_kl": ("kl_divergence", "Mean KL divergence from the base", "nats per token", _LOWER),
-    "mean_kl_bound": ("kl_divergence_bound", "Lower bound of the mean KL divergence", "nats per token", _LOWER),
+    "mean_kl_bound": ("kl_divergence_bound", "Lower bound on the mean KL divergence", "nats per token", _LOWER),
     "perplexity_ratio": ("perplexity_ratio", "Perplexity over that of the base", "1", _LOWER),
     "same_top": ("top_1_agreement", "Top-1 agreement with the base", "fraction of tokens", _HIGHER),
     "mean_acceptance": ("acceptance", "Acceptance of drafted tokens", "fraction of tokens", _HIGHER),

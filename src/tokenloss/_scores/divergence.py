@@ -195,7 +195,7 @@ class TopkDivergence(NamedTuple):
     Attributes
     ----------
     kl : array of float64
-        Lower bound of the Kullback-Leibler divergence, in nats.
+        Lower bound on the Kullback-Leibler divergence, in nats.
     base_mass, mass : array of float64
         Probability of the classes that both lists name, by the base and by the other model.
     n_common : array of int64
@@ -376,7 +376,7 @@ def _most(row: IntArray, roundings: float | Float64Array, n: int) -> float | Flo
 def _least_divergence(
     roundings: Sequence[float | Float64Array], row: IntArray, log_p: Array, log_q: Array, base_mass: Array, mass: Array
 ) -> Float64Array:
-    """Lower bound of the divergence of all distributions whose log-probabilities are within `roundings` of these.
+    """Lower bound on the divergence of all distributions whose log-probabilities are within `roundings` of these.
 
     For any function g of the classes, ``sum(p * g) - log(sum(q * exp(g)))`` is at most the divergence (Donsker and
     Varadhan), and equals it where g is ``log(p / q)``. Here g is that of the rounded p and q, and each p and q is moved

@@ -275,7 +275,7 @@ def verdict_on(
     elif value == limit:
         words.insert(0, "no number of texts would be enough: the value is the limit")
     if is_lower_bound:
-        words.append("a lower bound of the divergence: it can fail a gate, but cannot hold one")
+        words.append("a lower bound on the divergence: it can fail a gate, but cannot hold one")
     return Verdict("", gate.name, limit, value, (low, high), verdict, n_more, "; ".join(words))
 
 
@@ -362,7 +362,7 @@ class Gated(Result):
         a fraction, the interval is binomial, with the number of independent tokens that would have its standard error
         (Korn and Graubard, Survey Methodology 24, 1998), and its ends are at least ``(1 - 0.025 ** (1 / G)) / 2`` from
         0 and 1, which allows for a kind of text that does not occur in the G sequences. A model that equals its base at
-        every token needs no interval. For responses, a lower bound of the divergence is known, which can make a gate
+        every token needs no interval. For responses, a lower bound on the divergence is known, which can make a gate
         fail, but never hold. If the mean ratio is significantly below 1, k3 is too small by the difference: a note says
         so, and the gate cannot hold unless the limit leaves room for it. If it is significantly above 1, the verdict is
         "cannot tell".
