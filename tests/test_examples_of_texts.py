@@ -174,7 +174,7 @@ def test_questions_without_an_end_are_refused(question, model):
     Path("questions.jsonl").write_text(json.dumps(QUESTIONS[0] | {"question": question}), "utf-8")
     status, printed = run("answer_questions.py", "questions.jsonl", "out.jsonl")
     assert status == 1
-    assert "error: line 1: empty, or ends in a blank or within a token" in printed
+    assert "error: line 1: empty, or ends in a space or within a token" in printed
     assert not Path("out.jsonl").exists()
 
 

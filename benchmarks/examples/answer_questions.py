@@ -36,7 +36,7 @@ def main() -> None:
         start = tokenizer(question)["input_ids"]
         batch = tokenizer([question + answer for answer in answers], return_tensors="pt", padding=True)
         if question[-1:] in ("", " ") or any(row[: len(start)] != start for row in batch["input_ids"].tolist()):
-            raise SystemExit(f"error: line {number + 1}: empty, or ends in a blank or within a token: {question!r}")
+            raise SystemExit(f"error: line {number + 1}: empty, or ends in a space or within a token: {question!r}")
         if (length := batch["input_ids"].shape[1]) > context:
             raise SystemExit(f"error: line {number + 1}: {length} tokens, more than the {context} of the model")
         with torch.inference_mode():

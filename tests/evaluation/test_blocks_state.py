@@ -216,7 +216,7 @@ def test_other_logits_are_not_compared(tmp_path):
 
 def test_what_cannot_have_a_state(tmp_path, npz):
     path, blocks = tmp_path / "s", BLOCKS["tokens"]
-    words = "source is an iterable, which begins with its first block; state needs a source that can begin at any part"
+    words = "source is an iterable, which starts at its first block; state needs a source that can start at any part"
     with fails(ValueError, words, "files, or a function of the number of the first block"):
         evaluate(blocks, state=path)
     with pytest.raises(TypeError, match=r"source\(0\) is 'NoneType'; it must be an iterable of blocks"):

@@ -41,7 +41,7 @@ LOGITS, IDS = np.zeros((2, 3, 4), np.float32), np.ones((2, 3), int)
         ([(LOGITS, IDS)], {"sinks": [print]}, TypeError, "sinks is 'builtin_function_or_method'"),
         ([(LOGITS, IDS)], {"text": "none.txt"}, OSError, "No such file"),
         ([(LOGITS, IDS)], {"scheduler": "x"}, ValueError, "source is blocks, which are made one by one; scheduler n"),
-        ([(LOGITS, IDS)], {"state": "x"}, ValueError, "source is an iterable, which begins with its first block"),
+        ([(LOGITS, IDS)], {"state": "x"}, ValueError, "source is an iterable, which starts at its first block"),
         ([(np.float32(1), 0)], {}, ValueError, "block 0: logits is a scalar; it must have a class axis"),
         ([(LOGITS.astype(int), IDS)], {}, TypeError, "block 0: logits has dtype int64"),
         ([(LOGITS, IDS[:, 1:])], {}, ValueError, r"block 0: targets has shape \(2, 2\); it must be \(2, 3\)"),

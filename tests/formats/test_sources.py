@@ -430,7 +430,7 @@ def lacking(folder):
         "resume": [
             (
                 lambda: evaluate(made, state="a.state"),
-                "which begins with its first block; state needs a source that can begin at any part: files, or a func",
+                "which starts at its first block; state needs a source that can start at any part: files, or a func",
             ),
         ],
     }

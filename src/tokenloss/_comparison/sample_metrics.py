@@ -77,8 +77,8 @@ def _refuse_unmatched(
     (sample, *_), i = unmatched[0]
     path, other_path = paths[i], paths[1 - i]
     n_more = sum(len(group) for group, _ in unmatched) - 1
-    fits = f"contain the same documents as {path}, each equally often"
-    fits += f"; {n_more} more samples have no partner" if n_more else ""
+    fits = f"contain the same documents as {path}, each the same number of times"
+    fits += f"; {n_more} more without a partner" if n_more else ""
     for one in samples[1 - i]:
         if (one.doc_id, one.filter) == (sample.doc_id, sample.filter) and one.doc_hash != sample.doc_hash:
             one.place.refuse(f"doc_id {one.doc_id!r} differs from the document {sample.place.words('on ')}", fits)

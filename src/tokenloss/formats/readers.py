@@ -102,7 +102,7 @@ def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
             files = sorted((str(path) for path in Path(pattern).iterdir() if path.name[0] != "."), key=by_number)
             matches = [*filter(is_scores, files)] or [*filter(are_records, files)]
             if not matches:
-                got, fits = "is a directory without files of scores or of responses", "contain such files, or samples"
+                got, fits = "is a directory without files of scores or responses", "contain such files, or samples"
                 if not any(Path(pattern).iterdir()):
                     got, fits = "is empty", "contain files of scores, of responses or of samples"
                 refuse(pattern, got, fits)

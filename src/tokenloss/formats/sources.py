@@ -31,7 +31,7 @@ _NEEDS = {
     "ids": "the class ids of the tokens",
     "tokenizer": "a tokenizer",
     "plan": "files, all of which are known before the first is read",
-    "resume": "a source that can begin at any part: files, or a function of the number of the first block",
+    "resume": "a source that can start at any part: files, or a function of the number of the first block",
 }
 
 
@@ -240,7 +240,7 @@ class Blocks(Source):
         if need == "plan":
             return "is blocks, which are made one by one"
         is_once = need == "resume" and not callable(self.source)
-        return "is an iterable, which begins with its first block" if is_once else ""
+        return "is an iterable, which starts at its first block" if is_once else ""
 
 
 def made_blocks(source: Blocks, first: int) -> Iterator[Any]:
