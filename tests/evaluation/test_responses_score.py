@@ -233,7 +233,7 @@ def test_rounding_is_told(completions, score_json, command, tmp_path):
     assert score_json(completions)["rounding"] == "float32"
     path = clients.save_lines(tmp_path / "chats.jsonl", chat(("a", -1.2346), ("b", -0.5)))
     assert score_json(path)["rounding"] == "4 decimals"
-    assert "1 response (chat), the generated tokens; log-probabilities of 4 decimals\n" in command("score", path)[1]
+    assert "the generated tokens; log-probabilities rounded to 4 decimals\n" in command("score", path)[1]
 
 
 def test_a_loss_of_certainty_is_0_and_of_impossibility_inf(tmp_path):

@@ -584,7 +584,7 @@ def test_tables_of_log_probabilities_are_printed(tmp_path, command):
     result = evaluate(open_logprobs(tmp_path / "rows.npy"))
     status, out, err = command("score", tmp_path / "rows.npy", "--logprobs")
     assert (status, out, err) == (0, result.summary() + "\n", "")
-    assert out.startswith(f"{tmp_path / 'rows.npy'}  3 sequences; log-probabilities of")
+    assert out.startswith(f"{tmp_path / 'rows.npy'}  3 sequences; log-probabilities rounded to")
     assert "greedy accuracy" not in out
     assert "bits per byte" not in out
     text = tmp_path / "text.txt"
