@@ -20,6 +20,7 @@
 #define TL_PART 128 /* classes of a distribution: term k is added to lane k % TL_GROUP, and lanes by halves */
 #define TL_TERMS 2048 /* of distributions, that are computed before the rows of these are added up */
 #define TL_FEW_MASSES 32 /* bytes: of rows up to here, all masses and scores are read */
+#define TL_PICKED_CLASSES 24 /* up to here, all masses tell whether each row has one, and all scores are read */
 #define TL_SHORT_ROW TL_CHUNK /* classes of a short row, at most: a single chunk */
 #define TL_BLOCK_ROWS (TL_GROUPS * TL_GROUP)
 /* Cody-Waite reduction x - n ln 2 is accurate for |x| <= 2^16, which holds every float16. If the maximum of a row is
@@ -369,7 +370,11 @@ typedef struct {
      * what is allowed, or nan. Losses of nan may be any numbers then. */
     int (*add_losses[TL_FLOAT_DTYPES])(const void *scores, const void *masses, int are_wide, size_t count,
                                        size_t classes, const double *weight, const tl_clip *clip, double *sum);
-    /* The losses of probabilities, a multiple of TL_GROUP; returns the same. */
+    /* The same of groups of rows of up to TL_FEW_CLASSES, as long as each row has a single class with mass. Returns how
+     * many groups were added: 0 if a score with mass is odd. */
+    size_t (*add_single_masses[TL_FLOAT_DTYPES])(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,
+                                                 const tl_clip *clip, double *sum);
+    /* The losses of probabilities, a multiple of TL_GROUP; returns whether one is odd. */
     int (*class_losses[TL_FLOAT_DTYPES])(const void *scores, size_t count, const tl_clip *clip, double *nll);
 
     /* The bits of 64 native elements of any dtype that are not 0. */

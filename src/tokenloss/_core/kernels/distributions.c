@@ -315,9 +315,36 @@ static int samples_are_dense(const tl_distributions *of, const int *rows, int co
     return 2 * found > sampled;
 }
 
+/* Whole groups of consecutive rows, each in a lane: of few classes, where they are. */
+static tl_few_rows in_lanes(const tl_distributions *of, const char *data, ptrdiff_t row, ptrdiff_t class_stride) {
+    const int size = tl_itemsize(of->score_dtype), are_apart = class_stride == size;
+    return (tl_few_rows){data, (size_t)(TL_GROUP * (are_apart ? row : size)), class_stride, (size_t)of->classes,
+                         are_apart, row};
+}
+
+/* Adds whole groups of rows of few classes, as long as each row has a single mass. Returns how many rows. */
+static int add_single_masses(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
+                             double *nll) {
+    const int size = tl_itemsize(of->score_dtype), is_run = rows[count - 1] - rows[0] == count - 1;
+    if (of->classes > TL_PICKED_CLASSES || !is_run || of->weight || of->mass_dtype != of->score_dtype ||
+        of->score_dtype != tl_single_or_double(of->score_dtype) || (of->mass_class != size && of->mass_row != size) ||
+        (of->score_class != size && of->score_row != size))
+        return 0;
+    tl_few_rows scores = in_lanes(of, of->score + rows[0] * of->score_row, of->score_row, of->score_class);
+    tl_few_rows masses = in_lanes(of, of->mass + rows[0] * of->mass_row, of->mass_row, of->mass_class);
+    return TL_GROUP * (int)backend->add_single_masses[of->score_dtype](&scores, &masses, (size_t)(count / TL_GROUP),
+                                                                       of->clip, nll);
+}
+
 int tl_nll_of_distributions(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
                             double *nll) {
     int refused = 2, is_float = of->mass_dtype < TL_FLOAT_DTYPES;
+    int single = add_single_masses(backend, of, rows, count, nll);
+    if (single == count)
+        return 1;
+    rows += single;
+    nll += single;
+    count -= single;
     if (!is_float || (of->mass_class == tl_itemsize(of->mass_dtype) && !samples_are_dense(of, rows, count)))
         refused = add_sparse(backend, of, rows, count, nll);
     if (refused == 2)

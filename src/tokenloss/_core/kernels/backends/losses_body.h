@@ -77,11 +77,15 @@ TL_TARGET static int OP(terms_of)(const REAL *score, const char *mass, int are_w
     return odd | OP(terms_of_vectors)(last, masses, are_wide, count, kind, weight, clip, term + whole);
 }
 
+TL_TARGET TL_INLINE enum kind_of_scores OP(kind_of)(const tl_clip *clip) {
+    return clip->lowest != clip->lowest ? LOGS : clip->lowest >= (double)OP(LEAST_NORMAL) ? PLAIN : TINY;
+}
+
 TL_TARGET static int OP(add_losses)(const void *scores, const void *masses, int is_wide, size_t count, size_t classes,
                                     const double *weight, const tl_clip *clip, double *sum) {
-    const int are_wide = sizeof(REAL) == sizeof(float) && is_wide, is_log = clip->lowest != clip->lowest;
+    const int are_wide = sizeof(REAL) == sizeof(float) && is_wide;
     const size_t rows = TL_TERMS / classes / 8 * 8, mass_size = are_wide ? sizeof(double) : sizeof(REAL);
-    const enum kind_of_scores kind = is_log ? LOGS : clip->lowest >= (double)OP(LEAST_NORMAL) ? PLAIN : TINY;
+    const enum kind_of_scores kind = OP(kind_of)(clip);
     const REAL *score = (const REAL *)scores;
     const char *mass = (const char *)masses;
     int is_inside = kind == PLAIN && !weight && !are_wide, odd = 0;
@@ -95,6 +99,117 @@ TL_TARGET static int OP(add_losses)(const void *scores, const void *masses, int 
         sum_rows(term, n, classes, sum);
     }
     return odd;
+}
+
+/* -- rows with a single mass: each in a lane ------------------------------------------------------------------------ */
+
+/* Vectors of rows: where the first row lies, and how many bytes are between rows, if the classes of each are neighbours,
+ * or between classes, if rows are. */
+typedef struct {
+    const char *data;
+    ptrdiff_t apart;
+    int are_apart;
+} OP(rows_at);
+
+/* The classes from k on of a vector of rows. Rows that are apart have a whole piece of them. */
+TL_TARGET TL_INLINE void OP(load_classes)(const OP(rows_at) * from, size_t k, size_t end, OP(vec) * v) {
+    if (from->are_apart) {
+        for (size_t i = 0; i < OP(PIECE); i++) {
+            const char *at[OP(WIDTH)]; /* each piece of a vector */
+            for (size_t j = 0; j < OP(WIDTH); j += OP(PIECE))
+                at[j] = from->data + (ptrdiff_t)(i + j) * from->apart;
+            v[i] = OP(load_pieces)(at, k * sizeof(REAL));
+        }
+        OP(transpose_pieces)(v);
+        return;
+    }
+    for (size_t i = 0; i < OP(PIECE); i++)
+        v[i] = OP(load)((const REAL *)(const void *)(from->data + (ptrdiff_t)(k + i < end ? k + i : k) * from->apart));
+}
+
+/* Where a piece begins that ends with the last class. */
+TL_TARGET TL_INLINE size_t OP(start_of_piece)(const OP(rows_at) * from, size_t k, size_t classes) {
+    return from->are_apart && classes - k < OP(PIECE) ? classes - OP(PIECE) : k;
+}
+
+/* The only score with mass of each row, and its mass. Returns 0 unless there is one in each. */
+TL_TARGET TL_INLINE int OP(pick)(const OP(rows_at) * scores, const OP(rows_at) * masses, size_t classes, OP(vec) * only,
+                                 OP(vec) * mass) {
+    const OP(vec) zero = OP(set)(0);
+    uint32_t any = 0, twice = 0;
+    *only = *mass = zero;
+    for (size_t k = 0; k < classes; k += OP(PIECE)) {
+        OP(vec) x[OP(PIECE)], m[OP(PIECE)];
+        OP(load_classes)(scores, OP(start_of_piece)(scores, k, classes), classes, x);
+        OP(load_classes)(masses, OP(start_of_piece)(masses, k, classes), classes, m);
+        UNROLLED for (size_t i = 0; i < OP(PIECE); i++) {
+            size_t j = OP(start_of_piece)(masses, k, classes) + i;
+            if (j < k || j >= classes)
+                continue;
+            uint32_t here = OP(mask_nonzero)(m[i]);
+            twice |= any & here;
+            any |= here;
+            *only = OP(if_equal)(m[i], zero, *only, x[i]);
+            *mass = OP(add)(*mass, m[i]);
+        }
+    }
+    return twice == 0 && any == OP(mask_ge)(zero, zero);
+}
+
+/* Where the first vector of rows of a group lies: in memory if they are shorter than a piece. */
+TL_TARGET TL_INLINE OP(rows_at) OP(first_rows)(const tl_few_rows *rows, size_t g, size_t classes, char *memory) {
+    const char *first = rows->data + g * rows->group_bytes;
+    if (!rows->are_apart)
+        return (OP(rows_at)){first, rows->class_stride, 0};
+    if (classes >= OP(PIECE))
+        return (OP(rows_at)){first, rows->apart, 1};
+    OP(interleave_rows)(first, rows->apart, classes, (REAL *)(void *)memory);
+    return (OP(rows_at)){memory, TL_GROUP * sizeof(REAL), 0};
+}
+TL_TARGET TL_INLINE void OP(next_rows)(OP(rows_at) * at) {
+    at->data += (ptrdiff_t)OP(WIDTH) * (at->are_apart ? at->apart : (ptrdiff_t)sizeof(REAL));
+}
+
+/* Adds groups as long as each of their rows has a single mass, a logarithm for each: returns how many. */
+TL_TARGET TL_INLINE size_t OP(add_picked)(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,
+                                          size_t classes, enum kind_of_scores kind, const tl_clip *given, double *sum) {
+    const tl_clip clip = *given;
+    const UINT bound = OP(bound)(kind == LOGS ? (double)INFINITY : clip.greatest);
+    char memory[8 * TL_GROUP * sizeof(REAL) + 64], *aligned = memory + (-(uintptr_t)memory & 63);
+    OP(bits) odd = OP(set_bits)(0);
+    int are_single = 1;
+    size_t g = 0;
+    for (; g < groups && are_single; g++) {
+        OP(rows_at) x = OP(first_rows)(scores, g, classes, aligned);
+        OP(rows_at) m = OP(first_rows)(masses, g, classes, aligned + sizeof memory / 2 / 64 * 64);
+        for (size_t lane = 0; lane < TL_GROUP && are_single; lane += OP(WIDTH), sum += OP(WIDTH)) {
+            OP(vec) only, mass;
+            f64_vec wide[PARTS], loss[PARTS];
+            are_single = OP(pick)(&x, &m, classes, &only, &mass);
+            only = kind == LOGS ? OP(sub)(OP(set)(0), only) : only;
+            odd = OP(or_bits)(odd, only, OP(plus_bits)(only, bound));
+            OP(losses)(only, kind, &clip, loss);
+            OP(widen)(mass, wide);
+            for (size_t i = 0; i < PARTS; i++)
+                f64_store(sum + i * f64_WIDTH, f64_add(f64_set(0), f64_mul(wide[i], loss[i]))); /* no -0.0 */
+            OP(next_rows)(&x);
+            OP(next_rows)(&m);
+        }
+    }
+    return OP(any_negative)(odd) ? 0 : g - !are_single;
+}
+
+TL_TARGET static size_t OP(add_single_masses)(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,
+                                              const tl_clip *clip, double *sum) {
+    const size_t classes = scores->classes;
+    switch (OP(kind_of)(clip)) {
+    case LOGS: return OP(add_picked)(scores, masses, groups, classes, LOGS, clip, sum);
+    case TINY: return OP(add_picked)(scores, masses, groups, classes, TINY, clip, sum);
+    default: /* loops of constant lengths for the fewest classes */
+        return classes == 2   ? OP(add_picked)(scores, masses, groups, 2, PLAIN, clip, sum)
+               : classes == 3 ? OP(add_picked)(scores, masses, groups, 3, PLAIN, clip, sum)
+                              : OP(add_picked)(scores, masses, groups, classes, PLAIN, clip, sum);
+    }
 }
 
 TL_TARGET static int OP(class_losses)(const void *scores, size_t count, const tl_clip *given, double *nll) {

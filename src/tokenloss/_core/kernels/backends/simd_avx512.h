@@ -173,6 +173,11 @@ OPERATION void f32_load_widened(const float *p, __m512d *wide) {
     wide[0] = _mm512_cvtps_pd(_mm256_loadu_ps(p));
     wide[1] = _mm512_cvtps_pd(_mm256_loadu_ps(p + 8));
 }
+/* the bits of each element as a signed integer */
+OPERATION void f32_widen_bits(__m512 a, __m512d *wide) {
+    wide[0] = _mm512_cvtepi32_pd(_mm512_castsi512_si256(_mm512_castps_si512(a)));
+    wide[1] = _mm512_cvtepi32_pd(_mm512_extracti32x8_epi32(_mm512_castps_si512(a), 1));
+}
 OPERATION __m512 f32_narrow(const __m512d *wide) {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(wide[0])), _mm512_cvtpd_ps(wide[1]), 1);
 }

@@ -128,6 +128,12 @@ TL_INLINE void f32_widen(float32x4_t a, float64x2_t *wide) {
     wide[1] = vcvt_high_f64_f32(a);
 }
 TL_INLINE void f32_load_widened(const float *p, float64x2_t *wide) { f32_widen(vld1q_f32(p), wide); }
+/* the bits of each element as a signed integer */
+TL_INLINE void f32_widen_bits(float32x4_t a, float64x2_t *wide) {
+    int32x4_t bits = vreinterpretq_s32_f32(a);
+    wide[0] = vcvtq_f64_s64(vmovl_s32(vget_low_s32(bits)));
+    wide[1] = vcvtq_f64_s64(vmovl_high_s32(bits));
+}
 TL_INLINE float32x4_t f32_narrow(const float64x2_t *wide) { return vcvt_high_f32_f64(vcvt_f32_f64(wide[0]), wide[1]); }
 
 TL_INLINE float64x2_t f64_set(double value) { return vdupq_n_f64(value); }

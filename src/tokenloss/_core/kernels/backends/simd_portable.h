@@ -135,6 +135,11 @@ TL_INLINE void f32_store_pieces(char *const *rows, size_t offset, float piece) {
 TL_INLINE void f32_transpose_pieces(float *v) { (void)v; }
 TL_INLINE void f32_widen(float a, double *wide) { *wide = (double)a; }
 TL_INLINE void f32_load_widened(const float *p, double *wide) { *wide = (double)*p; }
+/* the bits as a signed integer */
+TL_INLINE void f32_widen_bits(float a, double *wide) {
+    uint32_t bits = f32_to_bits(a);
+    *wide = (double)bits - (bits >> 31 != 0 ? 0x1p32 : 0);
+}
 TL_INLINE float f32_narrow(const double *wide) { return (float)*wide; }
 
 TL_INLINE double f64_set(double value) { return value; }

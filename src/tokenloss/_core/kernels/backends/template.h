@@ -495,6 +495,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .nonzeros = JOIN(nonzeros_, BACKEND),
     .class_losses = {[TL_FLOAT32] = f32_class_losses, [TL_FLOAT64] = f64_class_losses},
     .add_losses = {[TL_FLOAT32] = f32_add_losses, [TL_FLOAT64] = f64_add_losses},
+    .add_single_masses = {[TL_FLOAT32] = f32_add_single_masses, [TL_FLOAT64] = f64_add_single_masses},
     .skip_zeros = JOIN(skip_zeros_, BACKEND),
     .interleave = ALL_DTYPES(interleave_),
     .deinterleave = ALL_DTYPES(deinterleave_),

@@ -22,10 +22,6 @@ TL_TARGET TL_INLINE f32_vec f32_minus_log_factor(f32_vec g, f32_vec square) {
     return f32_fma(q, g, f32_set(0.5f));
 }
 
-TL_TARGET TL_INLINE f32_vec f32_minus_log(f32_vec g) {
-    f32_vec square = f32_mul(g, g);
-    return f32_fma(f32_minus_log_factor(g, square), square, g);
-}
 
 /* a z + b of two neighbouring coefficients of the logarithm. */
 TL_TARGET TL_INLINE f64_vec f64_log_pair(int i, f64_vec z) {
