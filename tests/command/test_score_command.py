@@ -308,7 +308,7 @@ def test_nan_and_infinite_losses_are_counted(score_json, command, tmp_path):
     assert (evaluation.figures["n_nan"], evaluation.figures["n_infinite"]) == (3, 2)
     assert "count=19, n_nan=3, " in repr(evaluation)
     messages = [str(one.message) for one in record]
-    assert messages == ["3 of 19 tokens are nan", "2 of 19 tokens have an infinite loss"]
+    assert messages == ["3 of 19 tokens have a loss of nan", "2 of 19 tokens have an infinite loss"]
     assert "nan" not in command("score", SAMPLE)[1]
     assert "loss=nan, count=19, n_nan=3, " in repr(token_scores(logits, targets))
 

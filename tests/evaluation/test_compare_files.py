@@ -118,7 +118,8 @@ def test_nan_and_infinite_divergences_are_warned_of(tmp_path, command):
     with pytest.warns(UserWarning, match="of 19 tokens") as record:
         result = compare_files(tmp_path / "base.npz", {"q": tmp_path / "other.npy"})
     messages = [str(one.message) for one in record]
-    assert messages == ["q: 2 of 19 tokens are nan", "q: 1 of 19 tokens have an infinite divergence or loss"]
+    expected = ["q: 2 of 19 tokens have a divergence or loss of nan"]
+    assert messages == [*expected, "q: 1 of 19 tokens has an infinite divergence or loss"]
     assert "count=19, n_infinite=1, n_nan=2, " in repr(result["q"])
     status, out, err = command("compare", tmp_path / "base.npz", f"q={tmp_path / 'other.npy'}")
     assert (status, out) == (0, result.summary() + "\n")
@@ -486,7 +487,7 @@ def test_base_top_p_of_a_candidate_does_not_depend_on_others(rng, tmp_path):
     paths = [tmp_path / f"{i}.npz" for i in range(3)]
     for path, own in zip(paths, logits, strict=True):
         np.savez(path, logits=own)
-    with pytest.warns(UserWarning, match="1 of 6 tokens are nan"):
+    with pytest.warns(UserWarning, match="1 of 6 tokens has a divergence or loss of nan"):
         result = compare_files(tmp_path / "base.npz", dict(zip("abc", paths, strict=True)))
     for comparison, own in zip(result.values(), logits, strict=True):
         np.testing.assert_array_equal(comparison.base_top_p, tokenloss.compare(base, own, targets).base_top_p)

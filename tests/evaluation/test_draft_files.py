@@ -90,7 +90,7 @@ def test_n_nan_of_one_of_several_drafts_is_shown(files, command):
     np.savez(files.others["far"] / "0.npz", logits=files.drafts["far"][:2])
     status, out, err = command(*files.argv, "--cost-ratio=0.1")
     assert status == 0
-    assert err == "tokenloss: warning: far: 1 of 65 tokens are nan\n"
+    assert err == "tokenloss: warning: far: 1 of 65 tokens has a divergence or loss of nan\n"
     heads, near, far = (line.split() for line in out.splitlines()[2:5])
     assert [heads[-1], near[0], far[0], far[-1]] == ["nan", "near", "far", "1"]
 

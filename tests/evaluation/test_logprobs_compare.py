@@ -100,7 +100,7 @@ def test_tokens_without_a_number_are_left_out_and_counted(folder):
     ours = np.load("flat.npy")
     ours[0] = np.nan
     np.save("flat.npy", ours)
-    with pytest.warns(UserWarning, match="1 of 20 tokens are nan"):
+    with pytest.warns(UserWarning, match="1 of 20 tokens has a divergence or loss of nan"):
         assert np.isnan(only(compare_files(open_logprobs("flat.npy"), "lists.jsonl")).k3)
 
 
@@ -207,7 +207,7 @@ def test_arrays_without_a_name_are_refused_until_someone_says_what_they_hold(unn
             compare_files(*argv)
     assert_refused(command("score", unnamed), f"{unnamed}: h", "it must come with --logprobs")
     result = open_scores("nan.npy", kind="logits"), open_scores("nan_base.npy", kind="logits")
-    with pytest.warns(UserWarning, match="are nan"):
+    with pytest.warns(UserWarning, match="of nan"):
         assert type(only(compare_files(*result, shift=False))).__name__ == "Comparison"
 
 
@@ -576,7 +576,7 @@ def test_lines_of_json_hold_numbers_alone(number, folder):
 def test_numbers_that_are_not_known_or_0_by_rounding_are_taken(folder):
     clients.save_lines(folder / "lists.jsonl", '{"logprobs": [-1, NaN, null, 1e-7, -Infinity]}')
     np.save("five.npy", [-1.0, -2.0, -3.0, 0.0, -1.0])
-    with pytest.warns(UserWarning, match="1 of 3 tokens have an infinite divergence or loss"):
+    with pytest.warns(UserWarning, match="1 of 3 tokens has an infinite divergence or loss"):
         result = only(compare_files(open_logprobs("five.npy"), "lists.jsonl"))
     assert (result.count, result.n_without_number, result.n_infinite) == (3, 2, 1)
 

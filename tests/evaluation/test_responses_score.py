@@ -240,7 +240,7 @@ def test_a_loss_of_certainty_is_0_and_of_impossibility_inf(tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps(chat(("a", -0.0), ("b", 0.0), ("c", -math.inf))), encoding="utf-8")
     tokens = tmp_path / "tokens.npy"
-    with pytest.warns(UserWarning, match="1 of 3 tokens have an infinite loss"):
+    with pytest.warns(UserWarning, match="1 of 3 tokens has an infinite loss"):
         result = evaluate([path], sinks=[sinks.TokenTable(tokens)])
     nll = np.load(tokens)["nll"]
     assert nll.tolist() == [0, 0, math.inf]

@@ -166,9 +166,9 @@ def test_half_written_zarr_store_has_no_loss(tmp_path):
     group = zarr.open_group(path := tmp_path / "scores.zarr", mode="w")
     group.create_array("logits", shape=(20, 6), chunks=(4, 6), dtype=np.float32)[:8] = 1.0
     group.create_array("targets", data=np.arange(20) % 6)
-    with pytest.warns(UserWarning, match="12 of 20 tokens are nan"):
+    with pytest.warns(UserWarning, match="12 of 20 tokens have a loss of nan"):
         assert math.isnan(tokenloss.evaluate(path).meter.loss)
-    with pytest.warns(UserWarning, match="10 of 17 tokens are nan"):
+    with pytest.warns(UserWarning, match="10 of 17 tokens have a loss of nan"):
         assert tokenloss.evaluate(open_scores(path, ignore_index=5)).meter.count == 17
     group["targets"][8:] = -100  # padding, whose logits may well be 0
     assert tokenloss.evaluate(path).meter.loss == tokenloss.cross_entropy(np.ones((8, 6), np.float32), np.arange(8) % 6)

@@ -221,7 +221,7 @@ def _add_score(score: Parser) -> None:
     of["output"].add_argument("--calibration", action="store_true", help=_CALIBRATION)
     words = "list the K tokens and K sequences with the highest losses (default: 5)"
     _add(of["output"], "--top K", words, integer(0), default=5)
-    words = "also write the K most likely classes of each token in --per-token (default: 0)"
+    words = "also write the K most likely classes of each token to the --per-token file (default: 0)"
     _add(of["output"], "--top-k K", words, integer(0), default=0)
     _add_format(of["output"])
     _add_outputs(of["output"], SCORE_OUTPUTS)

@@ -44,9 +44,9 @@ class Advice(NamedTuple):
 
 def not_finite_notes(facts: dict[str, Any], count: int, quantity: str) -> Iterator[str]:
     """Messages about tokens whose loss or divergence is nan or infinite."""
-    for name, words in ("n_nan", "are nan"), ("n_infinite", f"have an infinite {quantity}"):
+    for name, words in ("n_nan", f"a {quantity} of nan"), ("n_infinite", f"an infinite {quantity}"):
         if number := facts.get(name):
-            yield f"{number:,} of {count_of(count, 'token')} {words}"
+            yield f"{number:,} of {count_of(count, 'token')} {'has' if number == 1 else 'have'} {words}"
 
 
 def white_space_notes(count: int, n_bytes: int) -> Iterator[str]:

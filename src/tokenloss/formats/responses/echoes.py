@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _LLAMA_CPP_PYTHON = re.compile("cmpl-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # the ids of its responses
 _SAME = 1e-5  # difference of two roundings of a log-probability
-_ISSUE = "values of llama-cpp-python are off by one position if there is no BOS (abetlen/llama-cpp-python, issue 1983)"
+_ISSUE = "values of llama-cpp-python are off by one position if there is no BOS: abetlen/llama-cpp-python, issue 1983"
 
 
 def split_echoes(
@@ -93,7 +93,7 @@ def _check_text(
     if isinstance(value.get("id"), str) and _LLAMA_CPP_PYTHON.fullmatch(value["id"]):
         is_right &= _is_shifted_rightly(text, texts, choice.get("finish_reason"), usage)
     if not is_right:
-        got = f"it is unclear whether {field}.logprobs matches {field}.text; {_ISSUE}"
+        got = f"the response leaves it unclear whether {field}.logprobs matches {field}.text ({_ISSUE})"
         place.refuse(got, "give each token its own log-probability; score the model's logits instead")
 
 
