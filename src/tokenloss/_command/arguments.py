@@ -125,7 +125,7 @@ _GROUPS = (
 )  # fmt: skip
 _LM_HEAD = (
     "the files contain hidden states after the final norm, and this is their projection onto the vocabulary: "
-    f"{HEAD_FILES}; config.json next to it says how logits are scaled and capped, and whether the embedding is the head"
+    f"{HEAD_FILES}; config.json next to it sets how logits are scaled and capped, and whether the embedding is the head"
 )
 _CALIBRATION = (
     "show how well probabilities match outcomes: calibration errors, Brier score, reliability, and the best "
@@ -395,7 +395,7 @@ def _add_targets(group: _Group) -> None:
     _add(group, "--stride N", words, integer(1))
     words = (
         "the file of the tokenizer, or the folder of its model: `score` then reports bits per byte for the scored "
-        "tokens (with --text, the ids must spell this text, byte by byte), and pages and tables show their text"
+        "tokens (with --text, the ids must spell this text, byte by byte), and pages and tables show the text of tokens"
     )
     _add(group, "--tokenizer DIR", words)
 

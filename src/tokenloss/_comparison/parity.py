@@ -46,17 +46,17 @@ def parity_of(columns: Columns, noise: Any = None) -> dict[str, Any]:
         if n_decisive:
             verdict = (
                 DRIFT,
-                f"{count_of(n_decisive, 'decisive flip')}: the base's margin is larger than {source} changes it",
+                f"{count_of(n_decisive, 'decisive flip')}: the base's margin exceeds any change from {source}",
             )
         elif not _is_as_far(kl, own["rounding"], noise if second else None):
             verdict = DRIFT, f"divergences are larger than those of {source}"
         elif n_unknown:
             verdict = (
                 "",
-                f"{count_of(n_unknown, 'flip')} at which the base lists no margin, and divergences as of {source}",
+                f"{count_of(n_unknown, 'flip')} without a margin, and divergences no larger than those of {source}",
             )
         else:
-            verdict = WITHIN_NOISE, f"no decisive flip, and divergences as of {source}"
+            verdict = WITHIN_NOISE, f"no decisive flip, and divergences no larger than those of {source}"
     return {
         "n_identical": int(np.count_nonzero(is_identical)),
         "max_abs_logprob": _largest_change(own["nll"], own["base_nll"]),

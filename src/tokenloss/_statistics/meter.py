@@ -72,10 +72,10 @@ class LossMetrics(Result):
 
     @property
     def loss(self) -> Estimate:
-        """The mean loss in nats per token, with weights their weighted mean; nan without tokens.
+        """The mean loss in nats per token, or the weighted mean if there are weights; nan without tokens.
 
         Its standard error is clustered by sequence if `is_clustered`, else tokens are treated as independent. Its
-        interval is one of its logarithm, since losses are skewed: ``loss * exp(±interval_factor * stderr / loss)``.
+        interval is for its logarithm, since losses are skewed: ``loss * exp(±interval_factor * stderr / loss)``.
         """
         meter = self._meter
         tokens, groups, sequences = meter._tokens, meter._groups, meter._sequences
@@ -93,7 +93,7 @@ class LossMetrics(Result):
 
     @property
     def signature(self) -> str:
-        """A line to publish with the values, which says how they were computed as far as that is known."""
+        """A line to publish with the values, which records how they were computed, as far as that is known."""
         return self._meter._signature()
 
     @property
