@@ -213,7 +213,8 @@ def scores_shown(comparisons: Any) -> Shown:
     rows = [(one, *head_cells(head)) for one, head in heads if head]
     tables += [Table(rows, title="Logits of hidden states")] if rows else []
     if first.calibration is not None:
-        models = {"base": first.base_calibration} | {name: one.calibration for name, one in comparisons._ranked()}
+        ranked = comparisons._ranked() if others else comparisons.items()
+        models = {"base": first.base_calibration} | {name: one.calibration for name, one in ranked}
         items = [({"name": name}, one) for name, one in models.items()]
         tables.append(table_of_several(CALIBRATIONS, items, "Calibration", keep_empty=False))
     tables += tables_by(comparisons)
