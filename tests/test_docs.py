@@ -119,6 +119,7 @@ def test_functions_tell_what_they_raise(thing):
 def test_readme_is_short():
     assert README.count("\n") <= 80
     assert len(README.split()) <= 650
+    assert sum(line.startswith("pip install ") for line in README.splitlines()) == 2  # those that `.ci/run readme` runs
 
 
 def test_readme_of_tests_names_every_file_and_helper():
