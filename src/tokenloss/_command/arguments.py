@@ -73,8 +73,8 @@ Compare models, such as quantized ones, with a base model: KL divergence, perple
 BASE and each OTHER contain scores of the same rows, in any file that `score` reads; responses to the same requests (one
 of the two may contain scores instead); or samples logged by lm-evaluation-harness (.jsonl) or Inspect (.eval, .json),
 also as folders with several tasks. They may also contain log-probabilities of the same tokens, in BASE from a trainer
-and in OTHER from the engine that sampled them: an array, or lists in lines of JSON, named `logprobs` or by a name that
-a framework uses; with --logprobs, any array. Files are recognized by their content.
+and in OTHER from the engine that sampled them: an array, or lists in lines of JSON, named `logprobs` or with a name
+that a framework uses. With --logprobs, any array is read as log-probabilities. Files are recognized by their content.
 
 Any file of scores may contain the targets, which must be the same in all of them; without targets, only divergences are
 compared. BASE is read only once. Tables show the name of each OTHER, as in Q8=q8.npz, or its file.
@@ -274,7 +274,7 @@ def _add_compare(compare: Parser) -> None:
     _add(of["samples"], "--margin M", words, fraction)
     words = "the field of a document by which errors are clustered (default: each document is its own cluster)"
     _add(of["samples"], "--cluster FIELD", words)
-    words = "read only the runs of a folder whose date, as in its file names, begins with DATE; may be repeated"
+    words = "in a folder, read only the runs whose file names contain a date that begins with DATE; may be repeated"
     _add(of["samples"], "--run DATE", words, **_LISTED)
     _add_compare_gates(of["gates"])
     _add(of["output"], "--by WHAT", _BY)

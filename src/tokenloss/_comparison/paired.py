@@ -90,7 +90,7 @@ class PairedLosses(ComparedTokens, GatedResult):
         Logit of the base's most likely class minus the logit of its second, in the base's scores and in the model's, in
         nats.
     is_identical : array of bool
-        Whether both models' scores have the same bits.
+        Whether both models' scores are bitwise identical.
     """
 
     GATES = (*_METHODS, *_COUNTED)

@@ -253,8 +253,8 @@ class Result(ABC):
         Returns
         -------
         dict
-            Numbers that JSON does not have, nan and the infinities, are None. Quantiles and their intervals are by
-            fraction, as text: "1", "0.999" and so on.
+            Numbers that JSON does not have, nan and the infinities, are None. The keys of quantiles and of their
+            intervals are fractions as text: "1", "0.999" and so on.
         """
         facts: dict[str, Any] = as_strict_json(self._facts())
         return facts

@@ -61,9 +61,9 @@ def score(
     """Add up the cross-entropy of logits in a meter, wherever Dask computes: on threads or on a cluster.
 
     Each block of rows becomes losses on the machine that holds it, these become meters, and meters are added in a
-    tree, so that only one reaches the caller. It has the same bits as on one machine, however the arrays are cut into
-    chunks. Each row (..., T) of the batch is a sequence, by which errors are clustered, as in `sequence_losses`; in a
-    batch of one axis, tokens are assumed independent.
+    tree, so that only one reaches the caller. It is bitwise identical to the meter from one machine, however the arrays
+    are cut into chunks. Each row (..., T) of the batch is a sequence, by which errors are clustered, as in
+    `sequence_losses`; in a batch of one axis, tokens are assumed independent.
 
     Parameters
     ----------
@@ -399,7 +399,7 @@ def map_shards(
     number : int
         Number of the shard, from 0.
     result
-        Result of the function for it, say a `LossMeter`: meters add up to the same bits in any order.
+        Result of the function for it, say a `LossMeter`: sums of meters are bitwise identical in any order.
 
     Raises
     ------

@@ -180,13 +180,13 @@ class Evaluation(LossMetrics, GatedResult):
     Notes
     -----
     Evaluations of parts add up with ``+`` and ``sum``, or thousands of them with `of_parts`, even after pickle has
-    brought them from other machines. The result has the same bits as one call on all files, or on all blocks, in this
-    order, except that no last row predicts the first id of another part if targets are shifted, and that for blocks,
-    ``figures["fits_better_shifted"]`` comes from a sample of each part. The numbers of files continue, and so do rows
-    and sequences of blocks without segment ids. Both must have the same kind of scores, number of classes and options,
-    and either both or neither must have lengths of the text. Counting anything twice is refused: a file or a
-    `custom_id` that is in both and, if `segment_ids` number the sequences of all files or blocks, a number that is in
-    both, because sequences with the same number cannot be distinguished.
+    brought them from other machines. The result is bitwise identical to that of one call on all files, or on all
+    blocks, in this order, except that no last row predicts the first id of another part if targets are shifted, and
+    that for blocks, ``figures["fits_better_shifted"]`` comes from a sample of each part. The numbers of files continue,
+    and so do rows and sequences of blocks without segment ids. Both must have the same kind of scores, number of
+    classes and options, and either both or neither must have lengths of the text. Counting anything twice is refused: a
+    file or a `custom_id` that is in both and, if `segment_ids` number the sequences of all files or blocks, a number
+    that is in both, because sequences with the same number cannot be distinguished.
 
     Examples
     --------

@@ -257,9 +257,9 @@ def cross_entropy(
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions, or by the sum of their weights if `sample_weight` is
-        given, or `weight` with class ids (nan if no position is included). "none" gives the loss of each position times
-        its weights, 0.0 where ignored or masked.
+        "mean" divides the sum by the number of included positions; with `sample_weight`, or with `weight` and class
+        ids, by the sum of their weights. It is nan if no position is included. "none" gives the loss of each position
+        times its weights, 0.0 where ignored or masked.
     workers : int, optional
         Number of threads; -1 for as many as the process has CPUs. By default the environment variable
         `TOKENLOSS_NUM_WORKERS` or, without it, -1; small inputs stay on the caller's thread. The result is bitwise
@@ -290,7 +290,7 @@ def cross_entropy(
     Options follow ``torch.nn.functional.cross_entropy``: the mass of a class is its weight times ``(1 -
     label_smoothing) * target + label_smoothing / V``. `z_loss` is from PaLM (Chowdhery et al., arXiv:2204.02311). As in
     Liger Kernel, class weights do not multiply it, so the scale of `weight` does not affect a mean; as in T5X,
-    `sample_weight` does. `softcap` is from Gemma 2 (arXiv:2408.00118); scaled or capped rows are computed in
+    `sample_weight` multiplies it. `softcap` is from Gemma 2 (arXiv:2408.00118); scaled or capped rows are computed in
     float64. Each loss is within 2e-7 nats of the exact value for the given logits (float64: 4e-15, relative to the
     larger of 1, the logsumexp and the loss), and small losses have a relative error below 1e-6. A row with nan or +inf,
     or with only -inf, has loss nan, whatever its targets are.
@@ -433,7 +433,7 @@ def cross_entropy_and_grad(
 
 
 def natural_logs(probs: Array, where: BoolArray | None = None) -> Float64Array:
-    """The logarithms of probabilities, with the same bits on every machine; 0 where a flat mask is False."""
+    """The logarithms of probabilities, bitwise identical on every machine; 0 where a flat mask is False."""
     each = probs.reshape(-1, 1).astype(np.float64)
     losses = cross_entropy_loss(np.zeros(len(each), np.int8), each, epsilon=0.0, where=where, reduction="none")
     return -losses.reshape(probs.shape)

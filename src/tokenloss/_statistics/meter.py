@@ -47,7 +47,7 @@ class LossMetrics(Result):
 
     @property
     def n_sequences(self) -> int:
-        """The number of sequences with any token."""
+        """The number of sequences that contain at least one token."""
         return self._meter._sequences.count
 
     @property
@@ -75,7 +75,7 @@ class LossMetrics(Result):
         """The mean loss in nats per token, or the weighted mean if there are weights; nan without tokens.
 
         Its standard error is clustered by sequence if `is_clustered`, else tokens are treated as independent. Its
-        interval is for its logarithm, since losses are skewed: ``loss * exp(±interval_factor * stderr / loss)``.
+        interval is symmetric on a log scale, since losses are skewed: ``loss * exp(±interval_factor * stderr / loss)``.
         """
         meter = self._meter
         tokens, groups, sequences = meter._tokens, meter._groups, meter._sequences
@@ -119,7 +119,7 @@ class LossMetrics(Result):
 
     @property
     def word_perplexity(self) -> Estimate:
-        """``exp(losses / words)`` of the text; nan if the words of any token are unknown."""
+        """``exp(total / n_words)``; nan if the number of words is unknown for any of the text."""
         rate = self._meter._loss_per("words")
 
         def errors() -> Errors:
@@ -150,19 +150,19 @@ class LossMeter(LossMetrics):
 
     Notes
     -----
-    Tokens of one document are alike, so a standard error that treats them as independent is too small, often by a
-    factor of several. Given the result of `sequence_losses`, errors are clustered by sequence (Miller,
-    arXiv:2411.00640): with S the sum of the losses of a sequence of n tokens, and G sequences, the error of the mean
-    ``mu`` is ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence of
-    one, which gives the error of independent tokens. For bits per byte and perplexity per word, n is the length of the
-    sequence's text; if only the length of all texts together is known, it is assumed to be proportional to the tokens.
-    Both metrics are nan if only some tokens were added with the length of their text.
+    Tokens of one document are alike, so a standard error that treats them as independent is often several times too
+    small. Given the result of `sequence_losses`, errors are clustered by sequence (Miller, arXiv:2411.00640): with S
+    the sum of the losses of a sequence of n tokens, and G sequences, the error of the mean ``mu`` is
+    ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one, which
+    gives the error of independent tokens. For bits per byte and perplexity per word, n is the length of the sequence's
+    text; if only the length of all texts together is known, it is assumed to be proportional to the tokens. Both
+    metrics are nan if only some tokens were added with the length of their text.
 
     A meter keeps no tokens, so it has no `columns()`: ``pandas.DataFrame([meter.to_dict() for meter in meters])`` has a
     row for each meter.
 
-    On a cluster, any way to call functions on other machines works. Here ``score_file(path)`` returns the meter
-    of a file (scored with ``workers=1`` where every CPU runs its own call)::
+    On a cluster, use any tool that calls functions on other machines. Here ``score_file(path)`` returns the meter of a
+    file (scored with ``workers=1`` where every CPU runs its own call)::
 
         meter = sum(ray.get([ray.remote(score_file).remote(path) for path in paths]), LossMeter())  # Ray
         meter = spark.sparkContext.parallelize(paths).map(score_file).reduce(operator.add)  # Spark
@@ -227,8 +227,8 @@ class LossMeter(LossMetrics):
             tokens are assumed independent. Losses below -0.001, which rounding does not explain, are refused:
             log-probabilities must be negated.
         n_bytes, n_words : int, default 0
-            Length of the text of these tokens. A call without tokens gives the length of the text of all tokens; no
-            other call may then give a length.
+            Length of the text of these tokens. To give the length of the text of all tokens at once, pass it in a call
+            without tokens; no other call may then give a length.
         where, sample_weight
             As in `sequence_losses`. The losses in `nll` must not already be weighted.
 

@@ -122,8 +122,8 @@ def open_samples(path: str | os.PathLike[str], *, run: str | Sequence[str] = ())
         model's samples that the harness writes (``--output_path``), or of its logs (``--log-dir``); or a folder that
         contains only one such folder.
     run : str or sequence of str, optional
-        Read only the runs of a folder whose date in the file names begins with one of these, such as "2026-11-28T09".
-        By default, each task is read from its newest run.
+        In a folder, read only the runs whose file names contain a date that begins with one of these, such as
+        "2026-11-28T09". By default, each task is read from its newest run.
 
     Returns
     -------
