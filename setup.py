@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -43,6 +44,15 @@ else:  # gcc or clang, on Windows too: compilers are those that built Python
 SANITIZERS = ["-O1", "-g1", "--param=asan-instrumentation-with-call-threshold=500"] if SANITIZE else []
 SANITIZERS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
 
+
+def adapted(source: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options to compile with: -O2 makes portable C a third smaller, and wheels a tenth, where few machines run it."""
+    has_vectors = platform.machine().lower() in ("x86_64", "amd64", "aarch64", "arm64")
+    if SANITIZE or "-O3" not in FLAGS or not has_vectors or Path(source).name != "portable.c":
+        return options
+    return options | {"extra_postargs": [*options["extra_postargs"], "-O2"]}
+
+
 NEEDED = "a C compiler with its headers and Python's: " + {
     "darwin": "xcode-select --install",
     "win32": "Build Tools for Visual Studio, with 'Desktop development with C++'",
@@ -57,10 +67,11 @@ class BuildExtension(build_ext):
     def build_extensions(self) -> None:
         compile_in_order = self.compiler.compile
 
-        def compile_at_once(sources: list[str], **options: object) -> list[str]:
+        def compile_at_once(sources: list[str], **options: Any) -> list[str]:
             compile_in_order([], **options)  # Visual C++ is looked for once, before there are threads
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                return [path for (path,) in pool.map(lambda source: compile_in_order([source], **options), sources)]
+                jobs = [pool.submit(compile_in_order, [source], **adapted(source, options)) for source in sources]
+                return [path for job in jobs for path in job.result()]
 
         self.compiler.compile = compile_at_once
         try:

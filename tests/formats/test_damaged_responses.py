@@ -1,5 +1,6 @@
 """Damaged files of responses and samples raise ValueError, in one line that names them, or give numbers that can be."""
 
+import codecs
 import gzip
 import json
 import sys
@@ -56,6 +57,7 @@ def records_of(data, is_lines):
     """What a file holds, in the plainest way; ValueError where it must be refused."""
     if data[:2] == b"\x1f\x8b":
         data = gzip.decompress(data)
+    data = data.removeprefix(codecs.BOM_UTF8)
     decoder, result = json.JSONDecoder(object_pairs_hook=unique), []
     for line in data.split(b"\n") if is_lines else [data]:
         left = line.decode().strip(" \t\r\n")

@@ -37,10 +37,10 @@ TL_INLINE void bfloat16_load_columns(const uint16_t *p, float32x4_t *to) { *to =
 TL_INLINE void bfloat16_order_columns(float32x4_t *sums) { (void)sums; }
 TL_INLINE void f32_store(float *p, float32x4_t a) { vst1q_f32(p, a); }
 TL_INLINE void f32_store_float16(uint16_t *p, float32x4_t a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
-/* rounded to nearest even; no nan comes here */
+/* rounded to nearest even; no nan comes here. For a sum of 0x7fff and a bit, gcc 14 emits raddhn: halves go up */
 TL_INLINE void f32_store_bfloat16(uint16_t *p, float32x4_t a) {
-    uint32x4_t bits = vreinterpretq_u32_f32(a), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
-    vst1_u16(p, vaddhn_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff))));
+    uint32x4_t bits = vreinterpretq_u32_f32(a), is_odd = vtstq_u32(bits, vdupq_n_u32(0x10000));
+    vst1_u16(p, vaddhn_u32(bits, vsubq_u32(vdupq_n_u32(0x7fff), is_odd)));
 }
 TL_INLINE void f32_stream(float *p, float32x4_t a) { vst1q_f32(p, a); }
 TL_INLINE void half_stream(uint16_t *p, const uint16_t *halves) { memcpy(p, halves, 8); }
