@@ -264,7 +264,7 @@ def _add_compare(compare: Parser) -> None:
     _add(of["hidden states"], "--lm-head FILE[:NAME]", words, **_LISTED)
     words = "the head of BASE, which contains hidden states; without --lm-head, OTHERs contain scores"
     _add(of["hidden states"], "--base-lm-head FILE[:NAME]", words)
-    words = "name of BASE's array of hidden states, if it differs from that of the OTHERs"
+    words = "name of BASE's array of hidden states, if it differs from the name in the OTHERs"
     _add(of["hidden states"], "--base-hidden NAME", words)
     _add_hidden_states(of["hidden states"])
     _add_drafts(of["drafts"])

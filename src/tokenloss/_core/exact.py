@@ -24,7 +24,7 @@ _MOST_SHIFTED = 1 << 13  # bits at the end of a stored integer; those of real su
 class ExactMoments:
     """Count, sum and sum of squares of numbers, without rounding.
 
-    Moments of parts, added in any order, are bitwise identical to those of the whole. No method changes an object:
+    Adding the moments of parts, in any order, gives bitwise the moments of the whole. No method changes an object:
     ``+`` makes a new one.
     """
 

@@ -292,7 +292,7 @@ typedef struct {
      * rows come before the TL_GROUP or fewer among which is the first whose maximum is beyond TL_MAX_EXACT_REDUCTION, or
      * that has a nan: of these, nothing is written.
      * sub_row: x - subtrahend. exp_scaled_rows: exp(x) 2^-exponent factor - subtrahend. Rows whose `out` is NULL are
-     * skipped. With `streaming` long rows bypass the caches, which takes longer for those of softmax_rows. */
+     * skipped. With `streaming` long rows bypass the caches, which would slow softmax_rows down. */
     size_t (*softmax_rows[TL_FLOAT_DTYPES])(const char *rows, ptrdiff_t apart, size_t count, size_t classes, int is_log,
                                             char *out, ptrdiff_t out_apart);
     void (*sub_row[TL_FLOAT_DTYPES])(const char *row, size_t classes, double subtrahend, char *out, int streaming);

@@ -30,7 +30,7 @@ TL_TARGET TL_INLINE void OP(deinterleave_piece)(const REAL *group, size_t k, cha
     }
 }
 
-/* Pieces of which the last one holds some classes again, or one class after the other. */
+/* Interleaves piece by piece, where the last piece overlaps the one before it, or class by class. */
 TL_TARGET TL_INLINE void OP(interleave_any)(const char *const *rows, const char *first, ptrdiff_t apart,
                                             size_t classes, REAL *group) {
     for (size_t r = 0; classes < OP(PIECE) && r < TL_GROUP; r++)
@@ -64,7 +64,7 @@ TL_TARGET TL_OUTLINE void OP(interleave_apart)(const char *first, ptrdiff_t apar
     OP(interleave_any)(NULL, first, apart, classes, group);
 }
 
-/* The same; those of 2 and 3 classes that are neighbours are split. */
+/* The same; adjacent rows of 2 and 3 classes are split by permutations. */
 TL_TARGET TL_INLINE void OP(interleave_rows)(const char *first, ptrdiff_t apart, size_t classes, REAL *group) {
     const REAL *x = (const REAL *)(const void *)first;
     int are_neighbours = apart == (ptrdiff_t)(classes * sizeof(REAL));
