@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MAX_TILE_ROWS = 1024  # hidden states multiplied at a time; with fewer, BLAS spends its time on packing weights
 _MATVEC_MAX_ROWS = 24  # hidden states whose product takes as long as reading the weights
-_TILE_BYTES = 11 << 20  # for logits, and for hidden states that are converted
+_TILE_BYTES = 13 << 20  # for logits, and for hidden states that are converted
 _CAST_BYTES = 2 << 20  # for weights that are converted
 _PAIR_TILE_BYTES = 8 << 20  # for logits of one of two models
 _PAIR_BYTES = 13 << 20  # for these, and for its hidden states that are converted

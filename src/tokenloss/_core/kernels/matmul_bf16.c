@@ -1,16 +1,15 @@
 /* Lanes are vectors of a panel, so the matrix is read as it is in memory: each pair of its elements is broadcast.
- * Of 96 or 48 of its rows, which stay in the second cache, 6 at a time are multiplied with a panel: 24 accumulators,
+ * Of 48 of its rows, which stay in the second cache, 6 at a time are multiplied with a panel: 24 accumulators,
  * enough to hide the latency of additions. More rows at a time would need fewer loads, but rows that are a power of two
  * apart compete for the 8 lines of one set of the first cache. Sums are transposed at the end. */
 #include "matmul_bf16.h"
 
 #define LANES 16
-#define TILE 6        /* rows of the matrix whose products are in registers */
-#define SLAB 256      /* elements whose products are added in registers, and then to the sums */
-#define L2_DEPTH 2048 /* up to here, TL_BF16_CLASSES rows stay in the second cache; else half of them */
+#define TILE 6   /* rows of the matrix whose products are in registers */
+#define SLAB 256 /* elements whose products are added in registers, and then to the sums */
 
 _Static_assert(TL_BF16_PANEL == 4 * LANES, "a panel has four vectors, or fewer");
-_Static_assert(TL_BF16_CLASSES % (2 * TILE) == 0 && TL_BF16_CLASSES % (2 * LANES) == 0, "blocks are whole tiles");
+_Static_assert(TL_BF16_CLASSES % TILE == 0 && TL_BF16_CLASSES % LANES == 0, "blocks are whole tiles");
 
 static int64_t lanes_of_panel(int64_t count, int64_t start) {
     int64_t lanes = (count - start + LANES - 1) / LANES * LANES;
@@ -144,11 +143,11 @@ TARGET static void multiply_panel(const char *weights, ptrdiff_t stride, int64_t
 
 void tl_matmul_bf16(const tl_row *weights, ptrdiff_t stride, int64_t count, const tl_bf16_panels *vectors,
                     const tl_vectors *out, tl_cancel *cancel) {
-    int64_t block = vectors->depth > L2_DEPTH ? TL_BF16_CLASSES / 2 : TL_BF16_CLASSES;
-    for (int64_t c = 0; c < count && !tl_cancelled(cancel); c += block)
+    for (int64_t c = 0; c < count && !tl_cancelled(cancel); c += TL_BF16_CLASSES)
         for (int64_t start = 0; start < vectors->count; start += TL_BF16_PANEL)
-            multiply_panel(weights->data + c * stride, stride, count - c < block ? count - c : block, vectors, start,
-                           out->data + c * 4, out->stride);
+            multiply_panel(weights->data + c * stride, stride,
+                           count - c < TL_BF16_CLASSES ? count - c : TL_BF16_CLASSES, vectors, start, out->data + c * 4,
+                           out->stride);
 }
 
 #else

@@ -7,7 +7,7 @@
 #include "matvec.h"
 
 #define TL_BF16_PANEL 64   /* vectors side by side in a panel; 16, 32 or 48 in the last one, if they are enough */
-#define TL_BF16_CLASSES 96 /* rows of the matrix that are worked on together: ranges are multiples, but for the last */
+#define TL_BF16_CLASSES 48 /* rows of the matrix that are worked on together: ranges are multiples, but for the last */
 
 /* Vectors in panels: element pairs 0 of all, then pairs 1, and so on. The last pair of an odd depth ends with a 0. */
 typedef struct {
