@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import peers
+import peers_of_options
 import peers_of_probabilities
 from cases import ITEMSIZES, Build, backends, normal, ours, written
 from harness import REFERENCE, Case, Contender, UnavailableError, gather
@@ -25,6 +26,7 @@ FEW_CLASSES = (2, 3, 10, 30, 100, 1000)
 OTHER_DTYPES = (2, 10, 100, 1000)  # numbers of classes at which float16, bfloat16 and float64 are timed
 IMAGES = {2: 8, 5: 4, 12: 2, 21: 2, 150: 1}  # by their channels
 COLD = ((250_000, 100), (2_500_000, 10))  # probabilities such as many people give to scikit-learn
+OPTION_CLASSES = 10
 TINY = ((3,), (3, 4))
 TINY_WORKS = ("onehot", "ids", "cross_entropy", "logsumexp")
 SCALE = 2.0  # of logits, so that no probability is so small that the tutorial's function clips it
@@ -48,6 +50,8 @@ def all_cases(*, quick: bool) -> Iterator[tuple[str, Build]]:
     for channels, images in IMAGES.items():
         shape = (2, channels, 32, 32) if quick else (images, channels, 256, 256)
         yield f"planes/{channels}", partial(planes, shape)
+    for option in _options(1, 1):
+        yield f"options/{option}", partial(with_option, option, max(1, size // OPTION_CLASSES), OPTION_CLASSES)
     for (n, v), dtype in itertools.product(COLD, ("float32", "float64")):
         yield f"cold/{n}x{v}/{dtype}", partial(class_ids, dtype, min(most_rows, n), v)
     for work, tiny_shape in itertools.product(TINY_WORKS, TINY):
@@ -83,6 +87,18 @@ def planes(shape: tuple[int, int, int, int]) -> Case:
     contenders = backends(lambda: tokenloss.cross_entropy(x, pixels, axis=1, workers=1))
     case = Case(f"cross_entropy, axis=1, float32 logits {shape}", contenders, rows=targets.size)
     return gather(case, peers.PLANES, x.reshape(*shape[:2], -1), targets)
+
+
+def with_option(option: str, rows: int, classes: int) -> Case:
+    """Logits of short rows and class ids, with an option."""
+    x, targets = normal("float32", rows * classes, SCALE).reshape(rows, classes), _ids(rows, classes)
+    value = _options(rows, classes)[option]
+    if option == "ignore_index":
+        targets[::8] = value
+    options: dict[str, Any] = {option: value}
+    contenders = backends(lambda: tokenloss.cross_entropy(x, targets, **options, workers=1))
+    case = Case(f"cross_entropy, {option}, float32 logits {rows} x {classes}", contenders, rows=rows)
+    return gather(case, peers_of_options.OPTIONS, option, x, targets, value)
 
 
 def class_ids(dtype: str, rows: int, classes: int) -> Case:
@@ -210,6 +226,21 @@ def sums_of_sequences(count: int, length: int) -> Case:
         Contender("NumPy, add.reduceat", lambda: np.add.reduceat(losses.ravel(), offsets[:-1]), DOUBLE),
     ]
     return Case(f"sequence_losses, {count} of {length} tokens", contenders, rows=losses.size)
+
+
+def _options(rows: int, classes: int) -> dict[str, Any]:
+    """Values of the options whose cost is measured."""
+    rng = np.random.default_rng(3)
+    return {
+        "weight": rng.random(classes, np.float32) + 0.5,
+        "sample_weight": rng.random(rows, np.float32) + 0.5,
+        "where": rng.random(rows) < 0.9,
+        "ignore_index": peers_of_options.IGNORED,
+        "label_smoothing": 0.1,
+        "z_loss": 1e-4,
+        "softcap": 30.0,
+        "logit_scale": 0.5,
+    }
 
 
 def _ids(rows: int, classes: int) -> Any:

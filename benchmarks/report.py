@@ -44,6 +44,7 @@ WORKS = {  # by the beginnings of the names of their cases; what follows is the 
 }
 OTHER_WORKS = {
     "planes/": "`cross_entropy(x, t, axis=1)`, images",
+    "options/": "`cross_entropy`, 10 classes, with",
     "cold/ids/": "`cross_entropy_loss`, class ids, beyond the caches, threads",
     "cold/onehot/": "`cross_entropy_loss`, one-hot, beyond the caches, threads",
     "cold/": "`cross_entropy_loss`, class ids, beyond the caches",
@@ -123,6 +124,7 @@ def section(report: dict[str, Any]) -> str:
     """All tables of a processor, below headings and what they show."""
     cases = _cases(report)
     images, tiny = _named(cases, "planes/"), {_tiny(name): case for name, case in _named(cases, "tiny/").items()}
+    options = {"none": cases["short/float32/10"], **_named(cases, "options/")} if _named(cases, "options/") else {}
     cold = {_after_comma(case): case for case in _named(cases, "cold/").values()}
     sums = {f"`{case['title'].partition(',')[0]}`": case for case in _named(cases, "sums/").values()}
     parts = {
@@ -131,6 +133,10 @@ def section(report: dict[str, Any]) -> str:
         "Images": [
             "Nanoseconds per pixel for `cross_entropy(x, t, axis=1)`, where the channels of `x` come first:",
             _table("channels", images, WITH_AVX2, _ns),
+        ],
+        "Options": [
+            "Nanoseconds per row of 10 classes for `cross_entropy`, float32, with an option:",
+            _table("option", {f"`{name}`": case for name, case in options.items()}, WITH_AVX2, _ns),
         ],
         "Probabilities beyond the caches": [
             "Milliseconds per call of `cross_entropy_loss`:",
