@@ -11,25 +11,23 @@ typedef __m512d f64_vec;
 typedef __m512i f32_bits;
 typedef __m512i f64_bits;
 
-OPERATION __m512i f32_set_bits(uint32_t bits) { return _mm512_set1_epi32((int)bits); }
-OPERATION __m512i f64_set_bits(uint64_t bits) { return _mm512_set1_epi64((long long)bits); }
-OPERATION __m512i f32_load_bits(const uint32_t *p) { return _mm512_loadu_si512(p); }
-OPERATION __m512i f64_load_bits(const uint64_t *p) { return _mm512_loadu_si512(p); }
+#define INTRINSIC(f) _mm512_##f
+#define WHOLE(f) _mm512_##f##_si512
+#define FROM_BITS(a) FLOATS(castsi512)(a)
+#define SET_LONG _mm512_set1_epi64
+#define SAME(a, b) INT_MASKS(cmpeq)(a, b)
+#define COMPARE(a, b, how) FLOAT_MASKS(cmp)(a, b, how)
+#define CHOOSE(mask, a, b) FLOATS(mask_blend)(mask, b, a)
+#define MASK_BITS(mask) (mask)
+#define COUNT(n, mask) INTS(mask_sub)(n, mask, n, SET_INTS((UINT)-1))
+#define ANY(a, b) (INT_MASKS(test)(a, b) != 0)
+#include "simd_x86.h"
+
 /* class ids, the low halves of theirs */
 OPERATION __m512i f32_load_ids(const int64_t *p) {
     __m256i low = _mm512_cvtepi64_epi32(_mm512_loadu_si512(p)), high = _mm512_cvtepi64_epi32(_mm512_loadu_si512(p + 8));
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
-/* a and b are the same integer ? c : d */
-OPERATION __m512 f32_if_same(__m512i a, __m512i b, __m512 c, __m512 d) {
-    return _mm512_mask_mov_ps(d, _mm512_cmpeq_epi32_mask(a, b), c);
-}
-OPERATION __m512d f64_if_same(__m512i a, __m512i b, __m512d c, __m512d d) {
-    return _mm512_mask_mov_pd(d, _mm512_cmpeq_epi64_mask(a, b), c);
-}
-
-OPERATION __m512 f32_set(float value) { return _mm512_set1_ps(value); }
-OPERATION __m512 f32_load(const float *p) { return _mm512_loadu_ps(p); }
 /* the first n elements; `other` after them */
 #define HAS_LOAD_FIRST
 OPERATION __m512 f32_load_first(const float *p, size_t n, float other) {
@@ -63,7 +61,6 @@ OPERATION void bfloat16_order_columns(__m512 *sums) {
     sums[0] = _mm512_permutex2var_ps(even, low, odd);
     sums[1] = _mm512_permutex2var_ps(even, _mm512_add_epi32(low, _mm512_set1_epi32(8)), odd);
 }
-OPERATION void f32_store(float *p, __m512 a) { _mm512_storeu_ps(p, a); }
 OPERATION void f32_store_float16(uint16_t *p, __m512 a) {
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
@@ -73,26 +70,9 @@ OPERATION void f32_store_bfloat16(uint16_t *p, __m512 a) {
     bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
 }
-OPERATION void f32_stream(float *p, __m512 a) { _mm512_stream_ps(p, a); }
 OPERATION void half_stream(uint16_t *p, const uint16_t *halves) {
     _mm256_stream_si256((__m256i *)(void *)p, _mm256_loadu_si256((const __m256i *)(const void *)halves));
 }
-OPERATION __m512 f32_add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
-OPERATION __m512 f32_sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
-OPERATION __m512 f32_mul(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
-OPERATION __m512 f32_max_keep_nan(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
-OPERATION __m512 f32_max_skip_nan(__m512 a, __m512 b) { return f32_max_keep_nan(a, b); }
-OPERATION __m512 f32_min(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
-OPERATION __m512 f32_div(__m512 a, __m512 b) { return _mm512_div_ps(a, b); }
-/* a, but -inf where it is not above b; nan stays */
-OPERATION __m512 f32_above(__m512 a, __m512 b) {
-    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ), a, _mm512_set1_ps(-INFINITY));
-}
-OPERATION uint32_t f32_mask_ge(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-OPERATION __m512i f32_count_ge(__m512i n, __m512 a, __m512 b) {
-    return _mm512_mask_sub_epi32(n, _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), n, _mm512_set1_epi32(-1));
-}
-OPERATION __m512 f32_fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 /* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
 typedef __m512i f32_table;
 OPERATION __m512i f32_load_powers(const uint32_t *powers, int guard) {
@@ -106,24 +86,8 @@ OPERATION __m512 f32_power(__m512 k, __m512i table) {
 OPERATION __m512 f32_zero_if_negative(__m512 a) {
     return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_setzero_si512()));
 }
-OPERATION __m512i f32_or_bits(__m512i a, __m512 b, __m512 c) {
-    return _mm512_ternarylogic_epi32(a, _mm512_castps_si512(b), _mm512_castps_si512(c), 0xfe);
-}
-/* a == b ? c : d; a nan compares as false */
-OPERATION __m512 f32_if_less(__m512 a, __m512 b, __m512 c, __m512 d) {
-    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), d, c);
-}
-OPERATION __m512 f32_if_equal(__m512 a, __m512 b, __m512 c, __m512 d) {
-    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), d, c);
-}
-OPERATION int f32_any_negative(__m512i bits) { return _mm512_movepi32_mask(bits) != 0; }
-OPERATION void f32_store_f64(double *p, __m512 a) {
-    _mm512_storeu_pd(p, _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
-    _mm512_storeu_pd(p + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
-}
 
 /* pieces of 128 bits of rows[0], rows[4], ..., which are `offset` bytes into them */
-#define f32_PIECE 4
 OPERATION __m512 f32_load_pieces(const char *const *rows, size_t offset) {
     __m512 all = _mm512_castps128_ps512(_mm_loadu_ps((const float *)(const void *)(rows[0] + offset)));
     for (int i = 1; i < 4; i++)
@@ -136,16 +100,6 @@ OPERATION void f32_store_pieces(char *const *rows, size_t offset, __m512 all) {
     _mm_storeu_ps((float *)(void *)(rows[4] + offset), _mm512_extractf32x4_ps(all, 1));
     _mm_storeu_ps((float *)(void *)(rows[8] + offset), _mm512_extractf32x4_ps(all, 2));
     _mm_storeu_ps((float *)(void *)(rows[12] + offset), _mm512_extractf32x4_ps(all, 3));
-}
-OPERATION void f32_transpose_pieces(__m512 *v) {
-    __m512d ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1])),
-            ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(v[0], v[1])),
-            cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(v[2], v[3])),
-            cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(v[2], v[3]));
-    v[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_low, cd_low));
-    v[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_low, cd_low));
-    v[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high));
-    v[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high));
 }
 /* rows of two elements, and of three, as vectors that are TL_GROUP apart: one of the first elements, and so on */
 OPERATION void f32_split_pairs(const float *p, float *to) {
@@ -182,29 +136,6 @@ OPERATION __m512 f32_narrow(const __m512d *wide) {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(wide[0])), _mm512_cvtpd_ps(wide[1]), 1);
 }
 
-OPERATION __m512d f64_set(double value) { return _mm512_set1_pd(value); }
-OPERATION __m512d f64_load(const double *p) { return _mm512_loadu_pd(p); }
-OPERATION void f64_store(double *p, __m512d a) { _mm512_storeu_pd(p, a); }
-OPERATION void f64_store_f64(double *p, __m512d a) { _mm512_storeu_pd(p, a); }
-OPERATION void f64_stream(double *p, __m512d a) { _mm512_stream_pd(p, a); }
-OPERATION __m512d f64_add(__m512d a, __m512d b) { return _mm512_add_pd(a, b); }
-OPERATION __m512d f64_sub(__m512d a, __m512d b) { return _mm512_sub_pd(a, b); }
-OPERATION __m512d f64_mul(__m512d a, __m512d b) { return _mm512_mul_pd(a, b); }
-OPERATION __m512d f64_max_keep_nan(__m512d a, __m512d b) { return _mm512_max_pd(a, b); }
-OPERATION __m512d f64_max_skip_nan(__m512d a, __m512d b) { return f64_max_keep_nan(a, b); }
-OPERATION __m512d f64_min(__m512d a, __m512d b) { return _mm512_min_pd(a, b); }
-OPERATION __m512d f64_div(__m512d a, __m512d b) { return _mm512_div_pd(a, b); }
-OPERATION __m512d f64_above(__m512d a, __m512d b) {
-    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LE_OQ), a, _mm512_set1_pd(-(double)INFINITY));
-}
-OPERATION uint32_t f64_mask_ge(__m512d a, __m512d b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ); }
-OPERATION __m512i f64_count_ge(__m512i n, __m512d a, __m512d b) {
-    return _mm512_mask_sub_epi64(n, _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ), n, _mm512_set1_epi64(-1));
-}
-OPERATION __m512d f64_fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
-OPERATION __m512d f64_pow2(__m512d shifted) {
-    return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(shifted), 52));
-}
 typedef __m512i f64_table;
 OPERATION __m512i f64_load_powers(const uint64_t *powers, int guard) {
     return _mm512_sub_epi64(_mm512_loadu_si512(powers), _mm512_set1_epi64((long long)((uint64_t)guard << 49)));
@@ -216,19 +147,8 @@ OPERATION __m512d f64_power(__m512d k, __m512i table) {
 OPERATION __m512d f64_zero_if_negative(__m512d a) {
     return _mm512_castsi512_pd(_mm512_max_epi64(_mm512_castpd_si512(a), _mm512_setzero_si512()));
 }
-OPERATION __m512i f64_or_bits(__m512i a, __m512d b, __m512d c) {
-    return _mm512_ternarylogic_epi64(a, _mm512_castpd_si512(b), _mm512_castpd_si512(c), 0xfe);
-}
 /* integers plus the bits of numbers */
 OPERATION __m512i f64_add_bits(__m512i a, __m512d b) { return _mm512_add_epi64(a, _mm512_castpd_si512(b)); }
-/* whether a bit of a mask is set in any element */
-OPERATION int f32_any_of_bits(__m512i a, uint32_t mask) {
-    return _mm512_test_epi32_mask(a, _mm512_set1_epi32((int)mask)) != 0;
-}
-OPERATION int f64_any_of_bits(__m512i a, uint64_t mask) {
-    return _mm512_test_epi64_mask(a, _mm512_set1_epi64((long long)mask)) != 0;
-}
-OPERATION int f64_any_negative(__m512i bits) { return _mm512_movepi64_mask(bits) != 0; }
 
 #define f64_PIECE 4
 OPERATION __m512d f64_load_pieces(const char *const *rows, size_t offset) {
@@ -287,42 +207,4 @@ OPERATION __m512d f64_sum_each(const __m512d *v) {
     return _mm512_add_pd(_mm512_unpacklo_pd(two[0], two[1]), _mm512_unpackhi_pd(two[0], two[1]));
 }
 
-/* a < b ? c : d, and a == b ? c : d; a nan compares as false */
-OPERATION __m512d f64_if_less(__m512d a, __m512d b, __m512d c, __m512d d) {
-    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), d, c);
-}
-OPERATION __m512d f64_if_equal(__m512d a, __m512d b, __m512d c, __m512d d) {
-    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), d, c);
-}
 OPERATION __m512d f64_trunc(__m512d a) { return _mm512_roundscale_pd(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
-/* the bits of a as an integer: plus, and, or a constant; the exponent field of a positive number as an integer */
-OPERATION __m512d f64_plus_bits(__m512d a, uint64_t bits) {
-    return _mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a), _mm512_set1_epi64((long long)bits)));
-}
-OPERATION __m512d f64_and_bits(__m512d a, uint64_t bits) {
-    return _mm512_castsi512_pd(_mm512_and_si512(_mm512_castpd_si512(a), _mm512_set1_epi64((long long)bits)));
-}
-OPERATION __m512d f64_with_bits(__m512d a, uint64_t bits) {
-    return _mm512_castsi512_pd(_mm512_or_si512(_mm512_castpd_si512(a), _mm512_set1_epi64((long long)bits)));
-}
-OPERATION __m512d f64_exponent_field(__m512d a) {
-    return _mm512_castsi512_pd(_mm512_srli_epi64(_mm512_castpd_si512(a), 52));
-}
-/* the same for float; 2^n of an integer n + 127 in the low bits of a float of ulp 1 */
-OPERATION __m512 f32_plus_bits(__m512 a, uint32_t bits) {
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_set1_epi32((int)bits)));
-}
-OPERATION __m512 f32_and_bits(__m512 a, uint32_t bits) {
-    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32((int)bits)));
-}
-OPERATION __m512 f32_with_bits(__m512 a, uint32_t bits) {
-    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(a), _mm512_set1_epi32((int)bits)));
-}
-OPERATION __m512 f32_exponent_field(__m512 a) {
-    return _mm512_castsi512_ps(_mm512_srli_epi32(_mm512_castps_si512(a), 23));
-}
-OPERATION __m512 f32_pow2(__m512 shifted) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23));
-}
-OPERATION uint32_t f32_mask_nonzero(__m512 a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
-OPERATION uint32_t f64_mask_nonzero(__m512d a) { return _mm512_cmp_pd_mask(a, _mm512_setzero_pd(), _CMP_NEQ_UQ); }

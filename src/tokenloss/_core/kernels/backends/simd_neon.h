@@ -89,10 +89,6 @@ TL_INLINE float32x4_t f32_if_equal(float32x4_t a, float32x4_t b, float32x4_t c, 
     return vbslq_f32(vceqq_f32(a, b), c, d);
 }
 TL_INLINE int f32_any_negative(uint32x4_t bits) { return vmaxvq_u32(bits) >> 31 != 0; }
-TL_INLINE void f32_store_f64(double *p, float32x4_t a) {
-    vst1q_f64(p, vcvt_f64_f32(vget_low_f32(a)));
-    vst1q_f64(p + 2, vcvt_high_f64_f32(a));
-}
 
 /* 128 bits of a row, `offset` bytes into it */
 #define f32_PIECE 4
@@ -139,7 +135,6 @@ TL_INLINE float32x4_t f32_narrow(const float64x2_t *wide) { return vcvt_high_f32
 TL_INLINE float64x2_t f64_set(double value) { return vdupq_n_f64(value); }
 TL_INLINE float64x2_t f64_load(const double *p) { return vld1q_f64(p); }
 TL_INLINE void f64_store(double *p, float64x2_t a) { vst1q_f64(p, a); }
-TL_INLINE void f64_store_f64(double *p, float64x2_t a) { vst1q_f64(p, a); }
 TL_INLINE void f64_stream(double *p, float64x2_t a) { vst1q_f64(p, a); }
 TL_INLINE float64x2_t f64_add(float64x2_t a, float64x2_t b) { return vaddq_f64(a, b); }
 TL_INLINE float64x2_t f64_sub(float64x2_t a, float64x2_t b) { return vsubq_f64(a, b); }

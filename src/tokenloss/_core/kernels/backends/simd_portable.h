@@ -120,8 +120,6 @@ TL_INLINE int f32_any_negative(uint32_t bits) { return bits >> 31 != 0; }
 TL_INLINE void bfloat16_load_columns(const uint16_t *p, float *to) { *to = f32_load_bfloat16(p); }
 TL_INLINE void bfloat16_order_columns(float *sums) { (void)sums; }
 
-TL_INLINE void f32_store_f64(double *p, float value) { *p = (double)value; }
-
 /* a piece of a row, one element, `offset` bytes into it */
 #define f32_PIECE 1
 #define f32_split_pairs(p, to) (void)((to)[0] = f32_load(p), (to)[TL_GROUP] = f32_load((p) + 1))
@@ -149,7 +147,6 @@ TL_INLINE double f64_load(const double *p) {
     return value;
 }
 TL_INLINE void f64_store(double *p, double value) { memcpy((void *)p, &value, sizeof value); }
-TL_INLINE void f64_store_f64(double *p, double value) { *p = value; }
 TL_INLINE void f64_stream(double *p, double value) { *p = value; }
 TL_INLINE double f64_add(double a, double b) { return a + b; }
 TL_INLINE double f64_sub(double a, double b) { return a - b; }

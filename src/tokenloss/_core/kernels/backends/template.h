@@ -237,6 +237,14 @@ TL_TARGET TL_INLINE f64_vec f64_narrow(const f64_vec *wide) { return *wide; }
 TL_TARGET TL_INLINE void f64_load_widened(const double *x, f64_vec *wide) { *wide = f64_load(x); }
 #define PARTS (OP(WIDTH) / f64_WIDTH) /* vectors of double that hold a vector of REAL */
 
+TL_TARGET TL_INLINE void f64_store_f64(double *p, f64_vec a) { f64_store(p, a); }
+TL_TARGET TL_INLINE void f32_store_f64(double *p, f32_vec a) {
+    f64_vec wide[f32_WIDTH / f64_WIDTH];
+    f32_widen(a, wide);
+    for (size_t i = 0; i < f32_WIDTH / f64_WIDTH; i++)
+        f64_store(p + i * f64_WIDTH, wide[i]);
+}
+
 /* Numbers of double, rounded to the vector's dtype. */
 TL_TARGET TL_INLINE f64_vec f64_load_narrowed(const double *x) { return f64_load(x); }
 TL_TARGET TL_INLINE f32_vec f32_load_narrowed(const double *x) {
