@@ -256,9 +256,9 @@ def models(tmp_path):
     return SimpleNamespace(base=base, other=other, targets=targets, path=tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    """A browser, in CI by all means."""
+    """A browser for all tests of a process, in CI by all means."""
     program = browsers.find()
     if program is None:
         assert not (sys.platform == "linux" and "CI" in os.environ), f"CI must have one of {browsers.PROGRAMS}"

@@ -25,14 +25,14 @@ COMPILED = "tokenloss._core._core"
 
 
 @functools.cache
-def tree_of(path):
-    """The syntax of a file."""
-    return ast.parse(path.read_text("utf-8"))
+def nodes_of(path):
+    """The syntax of a file, and of all in it."""
+    return [*ast.walk(ast.parse(path.read_text("utf-8")))]
 
 
 def imports(path):
     """The modules and names of this package that a file imports anywhere, also for types and within functions."""
-    for statement in ast.walk(tree_of(path)):
+    for statement in nodes_of(path):
         if isinstance(statement, ast.Import):
             yield from ((alias.name, None) for alias in statement.names if alias.name.split(".")[0] == "tokenloss")
         elif isinstance(statement, ast.ImportFrom):
@@ -90,7 +90,7 @@ def test_private_names_stay_in_their_package():
 
 @pytest.mark.parametrize("module", [f"tokenloss.{name}" for name in tokenloss._PUBLIC_MODULES])
 def test_public_modules_only_hand_on_names(module):
-    docstring, *statements = tree_of(FILES[module]).body
+    docstring, *statements = nodes_of(FILES[module])[0].body
     assert isinstance(docstring, ast.Expr)
     if module == "tokenloss.sinks":  # all that the package of outputs lists, so that a new one needs no line there
         handed_on = [(statement.module, alias.name) for statement in statements for alias in statement.names]
@@ -156,23 +156,28 @@ LINES = {
 }  # fmt: skip
 
 
+@functools.cache
+def total_lines():
+    """How many lines each package has, and the kernels."""
+    suffixes = {".py", ".pyi", ".pyx", ".pxi", ".pxd", ".c", ".h"}
+    totals = dict.fromkeys(LINES, 0)
+    for path in SOURCE.rglob("*.*"):
+        if path.suffix in suffixes:
+            parts = path.relative_to(SOURCE).parts[:-1]
+            name = "kernels" if "kernels" in parts else parts[0] if parts else ""
+            totals[name] += path.read_text("utf-8").count("\n")
+    return totals
+
+
 @pytest.mark.parametrize("name", LINES)
 def test_a_package_keeps_to_its_budget_of_lines(name):
-    suffixes = {".py", ".pyi", ".pyx", ".pxi", ".pxd", ".c", ".h"}
-    lines = {path: path.read_text("utf-8").count("\n") for path in SOURCE.rglob("*.*") if path.suffix in suffixes}
-
-    def budget_of(path):
-        parts = path.relative_to(SOURCE).parts[:-1]
-        return "kernels" if "kernels" in parts else parts[0] if parts else ""
-
-    total = sum(count for path, count in lines.items() if budget_of(path) == name)
-    assert 0 < total <= LINES[name]
+    assert 0 < total_lines()[name] <= LINES[name]
 
 
 def test_calls_name_what_they_pass():
     """No function is told what another one takes by looking at it: that hid which options applied to a call."""
     for path in FILES.values():
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
             assert name not in ("locals", "signature", "getsource"), f"{path.name}: {node.lineno}: {name}"
 
@@ -193,7 +198,7 @@ OF_LIBRARIES = {
 def test_packages_read_no_private_attributes_of_others():
     defined, reads = {name: set() for name in LINES}, []
     for module, path in FILES.items():
-        nodes = [*ast.walk(tree_of(path))]
+        nodes = nodes_of(path)
         of_module = defined[package(module)]
         of_module |= {one.name for one in nodes if isinstance(one, ast.FunctionDef | ast.ClassDef)}
         of_module |= {one.id for one in nodes if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
@@ -207,7 +212,7 @@ def test_packages_read_no_private_attributes_of_others():
 
 def test_no_function_has_over_60_lines():
     for path in FILES.values():
-        for function in ast.walk(tree_of(path)):
+        for function in nodes_of(path):
             if isinstance(function, ast.FunctionDef):
                 first = function.body[1 if ast.get_docstring(function) else 0 :] or function.body
                 assert function.end_lineno - first[0].lineno < 60, f"{path.name}: {function.name}"
@@ -216,22 +221,22 @@ def test_no_function_has_over_60_lines():
 def test_names_are_not_found_nor_of_something():
     """They say what is in a variable or what a function returns; `Evaluation.of_parts` is public."""
     for path in FILES.values():
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             names = [str(getattr(node, field, "")) for field in ("id", "arg", "name")]
             assert [name for name in names if re.fullmatch("_?found|of_(?!parts$).*", name)] == [], path
 
 
-def texts_of_messages(tree):
+def texts_of_messages(nodes):
     """Texts of a module with a blank, and their lines, without docstrings, words of `worded`, and the help of sinks."""
     left_out = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Expr):
             left_out.add(node.value)
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "worded":
             left_out.update(part for argument in node.args for part in ast.walk(argument))
         elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "help":
             left_out.update(ast.walk(node.value))
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Constant) and node not in left_out and " " in str(node.value):
             yield str(node.value), node.lineno
 
@@ -241,7 +246,7 @@ def test_messages_leave_it_to_named_and_worded_how_an_argument_is_spelled():
     names = "|".join(make_parser().options())
     for path in FILES.values():
         of_others = rf"\b({names})=" if path.parent.name == "_command" else r"(?<![\w-])--(?!log_samples)[a-z]"
-        for text, line in texts_of_messages(tree_of(path)):
+        for text, line in texts_of_messages(nodes_of(path)):
             assert not re.search(of_others, text), f"{path.name}, line {line}: {text}"
 
 

@@ -181,10 +181,11 @@ for where in (None, kept):
 @pytest.mark.parametrize(
     "operands",
     [
+        "floats(1030, 64), floats(40000, 64), floats(1030, 32), floats(40000, 32)",
         pytest.param(
-            "floats(1030, 64), floats(40000, 64), floats(1030, 32), floats(40000, 32)", marks=pytest.mark.slow
+            "floats(1000, 1024, dtype=float), floats(5000, 1024), floats(1000, 2048)[:, ::-1], floats(2048, 5000).T",
+            marks=pytest.mark.slow,
         ),
-        "floats(1000, 1024, dtype=np.float64), floats(5000, 1024), floats(1000, 2048)[:, ::-1], floats(2048, 5000).T",
         pytest.param(
             "halves(1000, 2048), halves(4100, 2048), halves(1000, 4096), floats(4100, 4096)", marks=pytest.mark.slow
         ),
