@@ -86,16 +86,16 @@ cdef Positions small_positions(Scores scores, targets, ignore_index, bint checks
 
 
 cdef inline bint fits_workers(workers) except -1:
-    """Whether this is a valid number of workers. Calls this small use one thread, whatever it is."""
+    """Whether this is a valid number of workers."""
     # what Cython makes of `workers > 0` warns where long has 32 bits
     return workers is None or type(workers) is int and (workers == -1 or PyObject_RichCompareBool(workers, 0, Py_GT))
 
 
-cdef object small_result(RowJob job, reduction):
-    """The reduced numbers of a job, or None if it refuses a row. It runs on this thread, with the GIL."""
+cdef object small_result(RowJob job, reduction, workers):
+    """The reduced numbers of a job, or None if it refuses a row. A short one runs on this thread, or with the GIL."""
     cdef tl_cancel cancel = job.new_cancel(False)
     cdef tl_fp_state environment
-    cdef double number = 0
+    cdef double number = 0, cost = job.rows * job.cost_of_row()
     result = None
     if reduction is NONE and not job.scores.batch:
         job.numbers = &number
@@ -104,13 +104,17 @@ cdef object small_result(RowJob job, reduction):
         job.set_numbers(result)
     elif reduction is not MEAN and reduction is not SUM:
         return None
-    tl_fp_enter(&environment)
-    if job.rows * job.cost_of_row() < FEW_NS:
-        job.run_range(0, job.rows, &job.totals, &cancel)
+    if cost >= SERIAL_NS:
+        from tokenloss._core.threads import check_workers, run
+        run(job, check_workers(workers))
     else:
-        with nogil:
+        tl_fp_enter(&environment)
+        if cost < FEW_NS:
             job.run_range(0, job.rows, &job.totals, &cancel)
-    tl_fp_leave(&environment)
+        else:
+            with nogil:
+                job.run_range(0, job.rows, &job.totals, &cancel)
+        tl_fp_leave(&environment)
     if tl_flag_get(&job.refused_flag):
         return None
     if reduction is not NONE:
@@ -132,7 +136,7 @@ def small_nll(scores, targets, bint is_probability, epsilon, axis, weight, ignor
     if positions is None:
         return None
     job = (ClassIdLoss if positions.by_class else SoftTargetLoss)(some, positions, None, is_probability, epsilon)
-    return small_result(job, reduction) if job.rows * job.row_cost < SERIAL_NS else None
+    return small_result(job, reduction, workers)
 
 
 def small_cross_entropy(logits, targets, axis, weight, ignore_index, mask, sample_weight, tuple options, reduction,
@@ -149,7 +153,7 @@ def small_cross_entropy(logits, targets, axis, weight, ignore_index, mask, sampl
     positions = None if some is None else small_positions(some, targets, ignore_index)
     if positions is None or look_like_probs(some, positions):
         return None
-    return small_result(CrossEntropy(some, positions, None, (0.0, 0.0, 1.0, 0.0)), reduction)
+    return small_result(CrossEntropy(some, positions, None, (0.0, 0.0, 1.0, 0.0)), reduction, workers)
 
 
 cdef inline bint is_float(value, double expected) noexcept:
@@ -170,4 +174,4 @@ def small_logsumexp(logits, axis, out, workers):
     positions.set_up(some.batch, some.classes, None, None, 0, -1, None, None, None, 0, None)
     if look_like_probs(some, positions):
         return None
-    return small_result(LogSumExp(some, positions, None), NONE)
+    return small_result(LogSumExp(some, positions, None), NONE, workers)

@@ -162,27 +162,28 @@ cdef class SoftTargetLoss(RowJob):
             unmasked += address_of(mask, start + i)[0] != 0
         return unmasked
 
-    cdef inline bint reduce_block(self, int64_t start, int64_t count, int *rows, Totals *totals) noexcept nogil:
+    cdef inline bint reduce_block(self, int64_t start, int64_t count, int *rows, tl_distributions *block,
+                                  Totals *totals) noexcept nogil:
         """Add the losses of a block; False if its rows have to be reduced one by one. `rows` are 0, 1, and so on."""
         cdef double nll[MAX_PROBABILITY_ROWS]
         cdef const View *targets = &self.positions.targets_view
-        cdef tl_distributions block = self.block
         cdef int unmasked
-        block.clip = &self.clip
         block.mass, block.mass_row = address_of(targets, start), targets.row_stride
         block.score, block.score_row = address_of(&self.scores.view, start), self.scores.view.row_stride
         unmasked = self.unmasked_rows(start, count, rows)
         if unmasked == 0:
             return True
-        if not tl_nll_of_distributions(backend, &block, rows, unmasked, nll):
+        if not tl_nll_of_distributions(backend, block, rows, unmasked, nll):
             return False
         self.add_many(start, rows, nll, NULL, unmasked, totals)
         return True
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef int rows[MAX_PROBABILITY_ROWS]
+        cdef tl_distributions block = self.block
         cdef int64_t count
         cdef int i
+        block.clip = &self.clip
         for i in range(MAX_PROBABILITY_ROWS):
             rows[i] = i
         while start < stop:
@@ -190,7 +191,7 @@ cdef class SoftTargetLoss(RowJob):
             if self.block_rows > 0:
                 count = min(count, self.block_rows, left_of_run(&self.scores.view, start),
                             left_of_run(&self.positions.targets_view, start))
-            if self.block_rows == 0 or not self.reduce_block(start, count, rows, totals):
+            if self.block_rows == 0 or not self.reduce_block(start, count, rows, &block, totals):
                 RowJob.run_range(self, start, start + count, totals, cancel)
             start += count
 

@@ -18,7 +18,7 @@
 #define TL_NLL_CLASSES TL_BLOCK /* losses of rows up to these are computed relative to the target's logit */
 #define TL_FEW_CLASSES 64 /* and up to these a row in each lane, of more along the classes */
 #define TL_PART 128 /* classes of a distribution: term k is added to lane k % TL_GROUP, and lanes by halves */
-#define TL_TERMS 2048 /* of distributions, that are computed before the rows of these are added up */
+#define TL_TERMS 1024 /* of distributions, that are computed before the rows of these are added up */
 #define TL_FEW_MASSES 32 /* bytes: of rows up to here, all masses and scores are read */
 #define TL_PICKED_CLASSES 24 /* up to here, all masses tell whether each row has one, and all scores are read */
 #define TL_SHORT_ROW TL_CHUNK /* classes of a short row, at most: a single chunk */

@@ -6,6 +6,7 @@
 #define LIST 1024   /* classes with mass that are listed */
 #define SEARCHED 64 /* elements that are searched for mass at once */
 #define SAMPLED 16  /* elements that tell whether masses are dense */
+#define DENSE_BLOCKS 15 /* after a dense one, of which that is taken for granted */
 
 _Static_assert(TL_DISTRIBUTION_ROWS % TL_GROUP == 0 && LIST % TL_GROUP == 0, "whole groups");
 
@@ -85,8 +86,9 @@ static const char *load(const tl_backend *backend, tl_row row, ptrdiff_t apart, 
     return copy;
 }
 
-/* Adds all classes of rows, as many rows at a time, or classes of a long one, as have TL_TERMS. */
-static int add_dense(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, double *nll) {
+/* Adds all classes of rows by way of copies, as many rows at a time, or classes of a long one, as have TL_TERMS. */
+TL_OUTLINE int add_copies(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
+                          double *nll) {
     const int is_long = of->classes > TL_PART, at_once = is_long ? 1 : TL_TERMS / (int)of->classes / 8 * 8;
     tl_row masses = {of->mass, 0, of->mass_class, of->mass_dtype, dtype_of_masses(of), 1, 0, 0, 0};
     tl_row scores = {of->score, 0, of->score_class, of->score_dtype, tl_single_or_double(of->score_dtype), 1, 0, 0, 0};
@@ -114,55 +116,35 @@ static int add_dense(const tl_backend *backend, const tl_distributions *of, cons
     return refused;
 }
 
+/* Whether consecutive rows of floats or doubles have no weights, so that backends may read them where they are. */
+static int are_plain(const tl_distributions *of, const int *rows, int count) {
+    return rows[count - 1] - rows[0] == count - 1 && !of->weight && of->mass_dtype == of->score_dtype &&
+           of->score_dtype == tl_single_or_double(of->score_dtype);
+}
+
+static int add_dense(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, double *nll) {
+    const int size = tl_itemsize(of->score_dtype);
+    const ptrdiff_t row = of->classes * size;
+    if (of->classes > TL_PART || !are_plain(of, rows, count) || of->mass_class != size || of->score_class != size ||
+        of->mass_row != row || of->score_row != row)
+        return add_copies(backend, of, rows, count, nll);
+    return add_losses(backend, of, of->score + rows[0] * row, of->mass + rows[0] * row, count * (int)of->classes,
+                      (int)of->classes, NULL, nll);
+}
+
 /* -- sparse masses: lists of classes ------------------------------------------------------------------------------- */
 
-/* The losses of rows so far, and the terms of the last of them. */
 typedef struct {
-    double *nll;
-    int row; /* -1 if there is none */
-    tl_term_sums terms;
-} sums_of_rows;
-
-typedef struct {
-    int count, is_continued; /* whether some were added already */
-    int32_t at[LIST];        /* row times classes plus class, as if no row were left out of the block */
-    int32_t row[LIST], class_id[LIST];
+    int count;
+    int32_t row[LIST], class_id[LIST]; /* rows that are left out do not count */
 } class_list;
 
-/* Whether each row has one class, and all are listed. */
-static int is_one_each(const tl_distributions *of, const int *rows, int count, const class_list *list) {
-    uint32_t classes = (uint32_t)of->classes, wrong = 0;
-    if (list->is_continued || list->count != count)
-        return 0;
-    for (int i = 0; i < count; i++)
-        wrong |= (uint32_t)list->at[i] - (uint32_t)rows[i] * classes >= classes;
-    return !wrong;
-}
-
-/* Finds the row and class of each; `next` is the first row that may have one. */
-static void split_positions(const tl_distributions *of, const int *rows, int *next, class_list *list) {
-    const int32_t classes = (int32_t)of->classes;
-    int row = *next;
-    for (int i = 0; i < list->count; i++) {
-        while (list->at[i] - rows[row] * classes >= classes)
-            row++;
-        list->class_id[i] = list->at[i] - rows[row] * classes;
-        list->row[i] = row;
-    }
-    *next = row;
-}
-
-/* Loads the listed elements, as those scores are that a clip is of. If rows follow each other as classes do, `rows` is
- * NULL. */
+/* Loads the listed elements, as those scores are that a clip is of. */
 TL_INLINE void load_listed_as(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride,
                               const int *rows, const class_list *list, const tl_clip *clip, void *to) {
-    if (!rows)
-        for (int i = 0; i < list->count; i++)
-            tl_set_score(clip, to, (size_t)i, tl_load(data + list->at[i] * class_stride, dtype));
-    else
-        for (int i = 0; i < list->count; i++)
-            tl_set_score(clip, to, (size_t)i,
-                         tl_load(data + rows[list->row[i]] * row_stride + list->class_id[i] * class_stride, dtype));
+    for (int i = 0; i < list->count; i++)
+        tl_set_score(clip, to, (size_t)i,
+                     tl_load(data + rows[list->row[i]] * row_stride + list->class_id[i] * class_stride, dtype));
 }
 
 static void load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
@@ -177,92 +159,56 @@ static void load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdi
     }
 }
 
-/* Ends the sum of a row, of which some classes were listed, and begins another. */
-static void begin_row(int row, sums_of_rows *sums) {
-    if (sums->row >= 0) {
-        tl_end_part(&sums->terms);
-        sums->nll[sums->row] = tl_sum_of_parts(&sums->terms);
-    }
-    sums->terms = (tl_term_sums){0};
-    sums->row = row;
-}
-
-/* Adds terms, each to the sum of its row. */
-static void add_terms(const class_list *list, const double *term, int one_each, sums_of_rows *sums) {
-    for (int i = 0; one_each && i < list->count; i++)
-        sums->nll[i] = 0 + term[i];
-    for (int i = 0; !one_each && i < list->count; i++) {
-        if (list->row[i] != sums->row)
-            begin_row(list->row[i], sums);
-        tl_add_term(list->class_id[i], term[i], &sums->terms);
-    }
-}
-
-/* Adds the listed classes. Returns whether one is refused: its score, or its mass if that is an integer. */
-static int add_listed(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, int *next,
-                      class_list *list, sums_of_rows *sums) {
+/* Adds the listed classes, which are all of the rows [first, end). Returns whether one is refused: its score, or its
+ * mass if that is an integer. */
+static int add_listed(const tl_backend *backend, const tl_distributions *of, const int *rows, int first, int end,
+                      const class_list *list, double *nll) {
     static const tl_clip as_double = {.is_single = 0};
-    double mass[LIST], score[LIST], nll[LIST];
-    int one_each = is_one_each(of, rows, count, list), refused = 0;
-    const int *mass_rows = of->mass_row == of->classes * of->mass_class ? NULL : rows;
-    const int *score_rows = of->score_row == of->classes * of->score_class ? NULL : rows;
-    if (!one_each || mass_rows || score_rows || of->weight)
-        split_positions(of, rows, next, list);
-    load_listed(of->mass_dtype, of->mass, of->mass_row, of->mass_class, mass_rows, list, &as_double, mass);
-    load_listed(of->score_dtype, of->score, of->score_row, of->score_class, score_rows, list, of->clip, score);
-    if (of->mass_dtype >= TL_FLOAT_DTYPES) {
-        refused |= !one_each;
-        for (int i = 0; i < list->count; i++)
-            refused |= mass[i] != 1;
+    const int is_integer = of->mass_dtype >= TL_FLOAT_DTYPES;
+    double mass[LIST], score[LIST], term[LIST];
+    int is_one_each = list->count == end - first;
+    load_listed(of->mass_dtype, of->mass, of->mass_row, of->mass_class, rows, list, &as_double, mass);
+    load_listed(of->score_dtype, of->score, of->score_row, of->score_class, rows, list, of->clip, score);
+    int refused = tl_negative_log(backend, of->clip, score, (size_t)list->count, term);
+    for (int i = 0; i < list->count; i++) {
+        is_one_each &= list->row[i] == first + i;
+        refused |= is_integer & (mass[i] != 1);
+        term[i] *= mass[i];
     }
-    refused |= tl_negative_log(backend, of->clip, score, (size_t)list->count, nll);
-    for (int i = 0; i < list->count; i++)
-        nll[i] *= mass[i];
-    if (of->weight)
-        for (int i = 0; i < list->count; i++)
-            nll[i] *= tl_load(of->weight + list->class_id[i] * of->weight_class, of->weight_dtype);
-    add_terms(list, nll, one_each, sums);
-    list->count = 0;
-    return refused;
+    for (int i = 0; of->weight && i < list->count; i++)
+        term[i] *= tl_load(of->weight + list->class_id[i] * of->weight_class, of->weight_dtype);
+    for (int i = 0, row = first; row < end; row++) {
+        tl_term_sums sums;
+        if (is_one_each) {
+            nll[row] = 0 + term[row - first];
+            continue;
+        }
+        for (sums = (tl_term_sums){0}; i < list->count && list->row[i] == row; i++)
+            tl_add_term(list->class_id[i], term[i], &sums);
+        tl_end_part(&sums);
+        nll[row] = tl_sum_of_parts(&sums);
+    }
+    return refused | (is_integer & !is_one_each);
 }
 
-/* Lists the elements of a group that are not 0. */
-TL_INLINE void list_group(uint64_t found, int32_t at, class_list *list) {
-    int count = list->count;
-    for (; found != 0; found &= found - 1)
-        list->at[count++] = at + (int32_t)tl_lowest_bit(found);
-    list->count = count;
-}
-
-/* The classes with mass of consecutive rows, from the row `first` of the block on. */
-typedef struct {
-    const char *data;
-    int64_t count; /* elements */
-    int32_t at;    /* position of the first */
-} run_of_rows;
-
-static run_of_rows next_run(const tl_distributions *of, const int *rows, int count, int *i) {
-    run_of_rows run = {of->mass + rows[*i] * of->mass_row, of->classes, rows[*i] * (int32_t)of->classes};
-    int is_flat = of->mass_row == of->classes * tl_itemsize(of->mass_dtype);
-    for (++*i; is_flat && *i < count && rows[*i] == rows[*i - 1] + 1; ++*i)
-        run.count += of->classes;
-    return run;
-}
-
-/* Which of the next elements of a run are not 0, SEARCHED of them or as many as there are. If none is, moves *at to
- * where there may be some. */
-static uint64_t next_nonzeros(const tl_backend *backend, const run_of_rows *run, int dtype, int64_t *at) {
+/* Which of the next masses of row i are not 0, SEARCHED of them or as many as there are. If none is, moves *at to where
+ * there may be some. */
+static uint64_t next_nonzeros(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, int i,
+                              int64_t *at) {
     char rest[8 * SEARCHED];
-    ptrdiff_t size = tl_itemsize(dtype);
-    const char *group = run->data + *at * size;
-    if (run->count - *at < SEARCHED) {
+    const ptrdiff_t size = tl_itemsize(of->mass_dtype), left = of->classes - *at;
+    const char *row = of->mass + rows[i] * of->mass_row, *masses = row + *at * size;
+    const int64_t after = of->mass_row == of->classes * size ? (rows[count - 1] - rows[i]) * of->classes : 0;
+    if (left + after < SEARCHED) {
         memset(rest, 0, sizeof rest);
-        memcpy(rest, group, (size_t)((run->count - *at) * size));
-        group = rest;
+        memcpy(rest, masses, (size_t)(left * size));
+        masses = rest;
     }
-    uint64_t found = backend->nonzeros(group, dtype);
-    if (found == 0 && run->count - *at > SEARCHED)
-        *at = backend->skip_zeros(run->data, (ptrdiff_t)(*at + SEARCHED) * size, (ptrdiff_t)run->count * size) / size -
+    const uint64_t found = backend->nonzeros(masses, of->mass_dtype);
+    if (left < SEARCHED)
+        return found & ~(~(uint64_t)0 << left);
+    if (found == 0 && left > SEARCHED)
+        *at = backend->skip_zeros(row, (ptrdiff_t)(*at + SEARCHED) * size, (ptrdiff_t)of->classes * size) / size -
               SEARCHED;
     return found;
 }
@@ -271,34 +217,36 @@ static uint64_t next_nonzeros(const tl_backend *backend, const run_of_rows *run,
  * mass, so that the sums are of no use. */
 static int add_sparse(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
                       double *nll) {
+    const int is_integer = of->mass_dtype >= TL_FLOAT_DTYPES;
     class_list list;
-    sums_of_rows sums;
-    int refused = 0, next = 0, is_integer = of->mass_dtype >= TL_FLOAT_DTYPES;
-    int64_t searched = 0, n_found = 0;
-    for (int i = 0; i < count; i++)
-        nll[i] = 0;
-    sums.nll = nll;
-    sums.row = -1;
-    begin_row(-1, &sums);
-    list.count = list.is_continued = 0;
-    for (int i = 0; i < count;) {
-        run_of_rows run = next_run(of, rows, count, &i);
-        for (int64_t k = 0; k < run.count; k += SEARCHED) {
-            if (list.count > LIST - SEARCHED) {
-                if (!is_integer && (searched + k) / 2 < n_found + list.count)
+    int refused = 0, first = 0;
+    list.count = 0;
+    for (int i = 0; i < count; i++) {
+        int before = list.count;
+        for (int64_t k = 0; k < of->classes; k += SEARCHED) {
+            if (list.count > LIST - SEARCHED) { /* those of whole rows are added, if there are some */
+                const int own = list.count - before;
+                if (!is_integer && ((i - first) * of->classes + k) / 2 < list.count)
                     return 2;
-                n_found += list.count;
-                refused |= is_integer | add_listed(backend, of, rows, count, &next, &list, &sums);
-                list.is_continued = 1;
+                if (is_integer || before == 0)
+                    return 1;
+                list.count = before;
+                refused |= add_listed(backend, of, rows, first, i, &list, nll);
+                memmove(list.row, list.row + before, (size_t)own * sizeof *list.row);
+                memmove(list.class_id, list.class_id + before, (size_t)own * sizeof *list.class_id);
+                list.count = own;
+                first = i;
+                before = 0;
             }
-            uint64_t found = next_nonzeros(backend, &run, of->mass_dtype, &k);
-            list_group(found, run.at + (int32_t)k, &list);
+            int64_t at = k; /* where the found ones are, if any */
+            uint64_t found = next_nonzeros(backend, of, rows, count, i, &k);
+            for (; found != 0; found &= found - 1, list.count++) {
+                list.row[list.count] = i;
+                list.class_id[list.count] = (int32_t)at + (int32_t)tl_lowest_bit(found);
+            }
         }
-        searched += run.count;
     }
-    refused |= add_listed(backend, of, rows, count, &next, &list, &sums);
-    begin_row(-1, &sums);
-    return refused;
+    return refused | add_listed(backend, of, rows, first, count, &list, nll);
 }
 
 /* Whether lists do not pay, since most classes seem to have mass, by a few of the first rows, or there are few. */
@@ -325,10 +273,9 @@ static tl_few_rows in_lanes(const tl_distributions *of, const char *data, ptrdif
 /* Adds whole groups of rows of few classes, as long as each row has a single mass. Returns how many rows. */
 static int add_single_masses(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
                              double *nll) {
-    const int size = tl_itemsize(of->score_dtype), is_run = rows[count - 1] - rows[0] == count - 1;
-    if (of->classes > TL_PICKED_CLASSES || !is_run || of->weight || of->mass_dtype != of->score_dtype ||
-        of->score_dtype != tl_single_or_double(of->score_dtype) || (of->mass_class != size && of->mass_row != size) ||
-        (of->score_class != size && of->score_row != size))
+    const int size = tl_itemsize(of->score_dtype);
+    if (of->classes > TL_PICKED_CLASSES || !are_plain(of, rows, count) ||
+        (of->mass_class != size && of->mass_row != size) || (of->score_class != size && of->score_row != size))
         return 0;
     tl_few_rows scores = in_lanes(of, of->score + rows[0] * of->score_row, of->score_row, of->score_class);
     tl_few_rows masses = in_lanes(of, of->mass + rows[0] * of->mass_row, of->mass_row, of->mass_class);
@@ -336,19 +283,24 @@ static int add_single_masses(const tl_backend *backend, const tl_distributions *
                                                                        of->clip, nll);
 }
 
-int tl_nll_of_distributions(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
-                            double *nll) {
-    int refused = 2, is_float = of->mass_dtype < TL_FLOAT_DTYPES;
-    int single = add_single_masses(backend, of, rows, count, nll);
-    if (single == count)
-        return 1;
-    rows += single;
-    nll += single;
-    count -= single;
-    if (!is_float || (of->mass_class == tl_itemsize(of->mass_dtype) && !samples_are_dense(of, rows, count)))
-        refused = add_sparse(backend, of, rows, count, nll);
-    if (refused == 2)
+int tl_nll_of_distributions(const tl_backend *backend, tl_distributions *of, const int *rows, int count, double *nll) {
+    int refused = 2, single = 0, is_float = of->mass_dtype < TL_FLOAT_DTYPES;
+    if (of->dense_blocks == 0) {
+        single = add_single_masses(backend, of, rows, count, nll);
+        if (single == count)
+            return 1;
+        rows += single;
+        nll += single;
+        count -= single;
+        if (!is_float || (of->mass_class == tl_itemsize(of->mass_dtype) && !samples_are_dense(of, rows, count)))
+            refused = add_sparse(backend, of, rows, count, nll);
+    }
+    if (refused == 2) {
+        of->dense_blocks = of->dense_blocks > 0 ? of->dense_blocks - 1
+                           : single == 0 && of->classes <= TL_PART ? DENSE_BLOCKS
+                                                                   : 0;
         refused = add_dense(backend, of, rows, count, nll);
+    }
     for (int i = 0; of->weight && i < count; i++) /* perhaps a weight of 0 times an infinite loss, which adds 0 */
         refused |= nll[i] != nll[i];
     return !refused;

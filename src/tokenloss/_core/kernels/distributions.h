@@ -19,12 +19,12 @@ typedef struct {
     int mass_dtype, score_dtype, weight_dtype;
     int64_t classes; /* at most TL_DISTRIBUTION_ELEMENTS */
     const tl_clip *clip;
+    int dense_blocks; /* 0 at first: how many of the next ones are taken for dense */
 } tl_distributions;
 
 /* Writes the losses of these rows, `count` rising numbers; there is room for whole groups. Returns 0 if a score is
  * refused, if integers are not one-hot, or if a loss with class weights is nan: the rows have to be looked at one by
  * one. */
-int tl_nll_of_distributions(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
-                            double *nll);
+int tl_nll_of_distributions(const tl_backend *backend, tl_distributions *of, const int *rows, int count, double *nll);
 
 #endif

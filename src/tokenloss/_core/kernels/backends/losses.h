@@ -25,10 +25,9 @@ TL_TARGET TL_INLINE f32_vec f32_below_line(f32_vec x) {
     return f32_mul(w, f32_fma(t, odd, even));
 }
 
-/* PLAIN: probabilities that are clipped to normal numbers of their dtype. INSIDE: normal ones that clipping leaves as
- * they are. TINY: ones that are clipped to smaller numbers. LOGS: minus log-probabilities, which are the losses.
- * Functions that take a kind are inlined for each. */
-enum kind_of_scores { PLAIN, INSIDE, TINY, LOGS };
+/* INSIDE: probabilities that are normal numbers of their dtype, and that clipping leaves as they are. CLIPPED: any that
+ * are clipped. LOGS: minus log-probabilities, which are the losses. Functions that take a kind are inlined for each. */
+enum kind_of_scores { INSIDE, CLIPPED, LOGS };
 
 /* The losses of probabilities; of nan, any number. */
 TL_TARGET TL_INLINE void f32_losses(f32_vec p, enum kind_of_scores kind, const tl_clip *clip, f64_vec *loss) {
@@ -38,26 +37,26 @@ TL_TARGET TL_INLINE void f32_losses(f32_vec p, enum kind_of_scores kind, const t
         f32_widen(p, loss);
         return;
     }
-    f32_vec x = kind == TINY ? f32_mul(p, f32_set(0x1p24f)) : p;
-    x = kind == INSIDE ? x : f32_max_keep_nan(least, x);
+    f32_vec x = kind == CLIPPED ? f32_mul(p, f32_set(0x1p24f)) : p;
+    x = kind == CLIPPED ? f32_max_keep_nan(least, x) : x;
     f32_vec below = f32_below_line(x);
-    if (kind == TINY)
+    if (kind == CLIPPED)
         below = f32_if_equal(x, least, f32_set(INFINITY), below);
     f32_widen(below, loss);
-    f32_widen_bits(f32_plus_bits(x, 0 - ONE_BITS - (kind == TINY ? 24u << 23 : 0)), wide);
+    f32_widen_bits(f32_plus_bits(x, 0 - ONE_BITS - (kind == CLIPPED ? 24u << 23 : 0)), wide);
     for (size_t i = 0; i < f32_WIDTH / f64_WIDTH; i++) {
         loss[i] = f64_fma(wide[i], f64_set(MINUS_LN2_OF_BIT), loss[i]);
-        if (kind != INSIDE)
+        if (kind == CLIPPED)
             loss[i] = f64_max_keep_nan(f64_set(clip->least_loss), f64_min(f64_set(clip->greatest_loss), loss[i]));
     }
 }
 
 TL_TARGET TL_INLINE void f64_losses(f64_vec p, enum kind_of_scores kind, const tl_clip *clip, f64_vec *loss) {
     f64_vec x = p;
-    if (kind == PLAIN || kind == TINY)
+    if (kind == CLIPPED)
         x = f64_min(f64_set(clip->highest), f64_max_keep_nan(f64_set(clip->lowest), p));
-    *loss = kind == LOGS ? p : f64_minus_log(x, kind == TINY);
-    if (kind == TINY) {
+    *loss = kind == LOGS ? p : f64_minus_log(x, kind == CLIPPED);
+    if (kind == CLIPPED) {
         const f64_vec zero = f64_set(0), infinity = f64_set((double)INFINITY);
         *loss = f64_if_less(f64_set(0x1.fffffffffffffp1023), x, f64_sub(zero, infinity), *loss);
         *loss = f64_if_less(x, zero, f64_set((double)NAN), f64_if_equal(x, zero, infinity, *loss));

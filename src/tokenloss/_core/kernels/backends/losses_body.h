@@ -16,27 +16,30 @@ TL_TARGET TL_INLINE OP(vec) OP(load_masses)(const void *mass, size_t i, int are_
     return OP(narrow)(nonzero);
 }
 
+/* Adds sign bits to `odd` where a score is odd; of INSIDE ones, where one is not. */
+TL_TARGET TL_INLINE OP(bits) OP(collect_odd)(OP(bits) odd, OP(vec) x, enum kind_of_scores kind, const tl_clip *clip) {
+    const UINT least = OP(least_inside)(clip), most = OP(bound)(OP(most_inside)(clip));
+    if (kind == INSIDE)
+        return OP(or_bits)(odd, OP(plus_bits)(x, 0 - least), OP(plus_bits)(x, most));
+    return OP(or_bits)(odd, x, OP(plus_bits)(x, OP(bound)(kind == LOGS ? (double)INFINITY : clip->greatest)));
+}
+
 /* Writes the terms of `count` vectors: mass times loss, times weight if weights are given. Where a mass is 0, its score
- * counts as one whose loss is finite. Returns whether one of the scores is odd; of INSIDE ones, whether one is not. */
+ * counts as one whose loss is finite. Returns as collect_odd does. */
 TL_TARGET TL_INLINE int OP(write_terms)(const REAL *score, const void *mass, int are_wide, size_t count,
                                         enum kind_of_scores kind, const double *weight, const tl_clip *given,
                                         double *term) {
     const tl_clip clip = *given;
-    const UINT least = OP(least_inside)(&clip), most = OP(bound)(OP(most_inside)(&clip));
-    const UINT bound = OP(bound)(kind == LOGS ? (double)INFINITY : clip.greatest);
     OP(bits) odd = OP(set_bits)(0);
     for (size_t v = 0; v < count; v += TERMS_TOGETHER) {
         UNROLLED for (size_t u = 0; u < TERMS_TOGETHER; u++) {
             const size_t i = (v + u) * OP(WIDTH);
             f64_vec masses[PARTS], loss[PARTS];
             OP(vec) has_mass = OP(load_masses)(mass, i, are_wide, masses), x = OP(load)(score + i);
-            if (kind == INSIDE) {
-                odd = OP(or_bits)(odd, OP(plus_bits)(x, 0 - least), OP(plus_bits)(x, most));
-            } else {
+            if (kind != INSIDE)
                 x = OP(if_equal)(has_mass, OP(set)(0), OP(set)(kind == LOGS ? 0 : 1), x);
-                x = kind == LOGS ? OP(sub)(OP(set)(0), x) : x;
-                odd = OP(or_bits)(odd, x, OP(plus_bits)(x, bound));
-            }
+            x = kind == LOGS ? OP(sub)(OP(set)(0), x) : x;
+            odd = OP(collect_odd)(odd, x, kind, &clip);
             OP(losses)(x, kind, &clip, loss);
             for (size_t j = 0; j < PARTS; j++) {
                 f64_vec product = f64_mul(masses[j], loss[j]);
@@ -52,12 +55,9 @@ TL_TARGET TL_INLINE int OP(write_terms)(const REAL *score, const void *mass, int
 TL_TARGET SCHEDULED static int OP(terms_of_vectors)(const REAL *score, const void *mass, int are_wide, size_t count,
                                                     enum kind_of_scores kind, const double *weight,
                                                     const tl_clip *clip, double *term) {
-    switch (kind) {
-    case LOGS: return OP(write_terms)(score, mass, are_wide, count, LOGS, weight, clip, term);
-    case TINY: return OP(write_terms)(score, mass, are_wide, count, TINY, weight, clip, term);
-    case PLAIN: return OP(write_terms)(score, mass, are_wide, count, PLAIN, weight, clip, term);
-    default: return OP(write_terms)(score, mass, 0, count, INSIDE, NULL, clip, term);
-    }
+    return kind == INSIDE    ? OP(write_terms)(score, mass, 0, count, INSIDE, NULL, clip, term)
+           : kind == CLIPPED ? OP(write_terms)(score, mass, are_wide, count, CLIPPED, weight, clip, term)
+                             : OP(write_terms)(score, mass, are_wide, count, LOGS, weight, clip, term);
 }
 
 /* The same of `count` elements: those after the last whole vectors are copied. */
@@ -65,20 +65,22 @@ TL_TARGET static int OP(terms_of)(const REAL *score, const char *mass, int are_w
                                   enum kind_of_scores kind, const double *weight, const tl_clip *clip, double *term) {
     enum { STEP = TERMS_TOGETHER * OP(WIDTH) };
     const size_t rest = count % STEP, whole = count - rest, size = are_wide ? sizeof(double) : sizeof(REAL);
+    const int odd = OP(terms_of_vectors)(score, mass, are_wide, whole / OP(WIDTH), kind, weight, clip, term);
+    if (rest == 0)
+        return odd;
     REAL last[STEP];
     double masses[STEP] = {0};
-    const int odd = OP(terms_of_vectors)(score, mass, are_wide, whole / OP(WIDTH), kind, weight, clip, term);
     for (size_t i = 0; i < STEP; i++)
         last[i] = (REAL)0.5;
     memcpy(last, (const void *)(score + whole), rest * sizeof *last);
     memcpy(masses, mass + whole * size, rest * size);
     weight = weight ? weight + whole : NULL;
-    count = rest == 0 ? 0 : TERMS_TOGETHER;
-    return odd | OP(terms_of_vectors)(last, masses, are_wide, count, kind, weight, clip, term + whole);
+    return odd | OP(terms_of_vectors)(last, masses, are_wide, TERMS_TOGETHER, kind, weight, clip, term + whole);
 }
 
+/* What scores are unless all of them are INSIDE. */
 TL_TARGET TL_INLINE enum kind_of_scores OP(kind_of)(const tl_clip *clip) {
-    return clip->lowest != clip->lowest ? LOGS : clip->lowest >= (double)OP(LEAST_NORMAL) ? PLAIN : TINY;
+    return clip->lowest != clip->lowest ? LOGS : CLIPPED;
 }
 
 TL_TARGET static int OP(add_losses)(const void *scores, const void *masses, int is_wide, size_t count, size_t classes,
@@ -88,7 +90,7 @@ TL_TARGET static int OP(add_losses)(const void *scores, const void *masses, int 
     const enum kind_of_scores kind = OP(kind_of)(clip);
     const REAL *score = (const REAL *)scores;
     const char *mass = (const char *)masses;
-    int is_inside = kind == PLAIN && !weight && !are_wide, odd = 0;
+    int is_inside = kind == CLIPPED && !weight && !are_wide, odd = 0;
     double memory[TERMS_ROOM];
     for (size_t i = 0, n; i < count; i += n, score += n, mass += n * mass_size, sum += rows) {
         double *term = place_of_terms(memory, score, mass);
@@ -170,61 +172,66 @@ TL_TARGET TL_INLINE void OP(next_rows)(OP(rows_at) * at) {
     at->data += (ptrdiff_t)OP(WIDTH) * (at->are_apart ? at->apart : (ptrdiff_t)sizeof(REAL));
 }
 
-/* Adds groups as long as each of their rows has a single mass, a logarithm for each: returns how many. */
-TL_TARGET TL_INLINE size_t OP(add_picked)(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,
+/* Adds groups from g on, as long as each of their rows has a single mass, and is INSIDE if all are to be: a logarithm
+ * for each. Returns where it ended, or 0 if a score is odd otherwise. */
+TL_TARGET TL_INLINE size_t OP(add_picked)(const tl_few_rows *scores, const tl_few_rows *masses, size_t g, size_t groups,
                                           size_t classes, enum kind_of_scores kind, const tl_clip *given, double *sum) {
     const tl_clip clip = *given;
-    const UINT bound = OP(bound)(kind == LOGS ? (double)INFINITY : clip.greatest);
     char memory[8 * TL_GROUP * sizeof(REAL) + 64], *aligned = memory + (-(uintptr_t)memory & 63);
     OP(bits) odd = OP(set_bits)(0);
-    int are_single = 1;
-    size_t g = 0;
-    for (; g < groups && are_single; g++) {
+    for (; g < groups; g++) {
         OP(rows_at) x = OP(first_rows)(scores, g, classes, aligned);
         OP(rows_at) m = OP(first_rows)(masses, g, classes, aligned + sizeof memory / 2 / 64 * 64);
-        for (size_t lane = 0; lane < TL_GROUP && are_single; lane += OP(WIDTH), sum += OP(WIDTH)) {
+        int is_single = 1;
+        for (size_t lane = 0; lane < TL_GROUP && is_single; lane += OP(WIDTH)) {
             OP(vec) only, mass;
             f64_vec wide[PARTS], loss[PARTS];
-            are_single = OP(pick)(&x, &m, classes, &only, &mass);
+            is_single = OP(pick)(&x, &m, classes, &only, &mass);
             only = kind == LOGS ? OP(sub)(OP(set)(0), only) : only;
-            odd = OP(or_bits)(odd, only, OP(plus_bits)(only, bound));
+            odd = OP(collect_odd)(odd, only, kind, &clip);
             OP(losses)(only, kind, &clip, loss);
             OP(widen)(mass, wide);
             for (size_t i = 0; i < PARTS; i++)
-                f64_store(sum + i * f64_WIDTH, f64_add(f64_set(0), f64_mul(wide[i], loss[i]))); /* no -0.0 */
+                f64_store(sum + g * TL_GROUP + lane + i * f64_WIDTH,
+                          f64_add(f64_set(0), f64_mul(wide[i], loss[i]))); /* no -0.0 */
             OP(next_rows)(&x);
             OP(next_rows)(&m);
         }
+        if (!is_single || (kind == INSIDE && OP(any_negative)(odd)))
+            break;
     }
-    return OP(any_negative)(odd) ? 0 : g - !are_single;
+    return kind != INSIDE && OP(any_negative)(odd) ? 0 : g;
 }
 
 TL_TARGET static size_t OP(add_single_masses)(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,
                                               const tl_clip *clip, double *sum) {
     const size_t classes = scores->classes;
-    switch (OP(kind_of)(clip)) {
-    case LOGS: return OP(add_picked)(scores, masses, groups, classes, LOGS, clip, sum);
-    case TINY: return OP(add_picked)(scores, masses, groups, classes, TINY, clip, sum);
-    default: /* loops of constant lengths for the fewest classes */
-        return classes == 2   ? OP(add_picked)(scores, masses, groups, 2, PLAIN, clip, sum)
-               : classes == 3 ? OP(add_picked)(scores, masses, groups, 3, PLAIN, clip, sum)
-                              : OP(add_picked)(scores, masses, groups, classes, PLAIN, clip, sum);
-    }
+    if (OP(kind_of)(clip) == LOGS)
+        return OP(add_picked)(scores, masses, 0, groups, classes, LOGS, clip, sum);
+    size_t g = classes == 2   ? OP(add_picked)(scores, masses, 0, groups, 2, INSIDE, clip, sum) /* unrolled loops */
+               : classes == 3 ? OP(add_picked)(scores, masses, 0, groups, 3, INSIDE, clip, sum)
+                              : OP(add_picked)(scores, masses, 0, groups, classes, INSIDE, clip, sum);
+    return g == groups ? g : OP(add_picked)(scores, masses, g, groups, classes, CLIPPED, clip, sum);
 }
 
-TL_TARGET static int OP(class_losses)(const void *scores, size_t count, const tl_clip *given, double *nll) {
+/* The losses of probabilities of a kind. Returns whether one is odd. */
+TL_TARGET TL_INLINE int OP(class_losses_of)(const REAL *score, size_t count, enum kind_of_scores kind,
+                                            const tl_clip *given, double *nll) {
     const tl_clip clip = *given;
     OP(bits) odd = OP(set_bits)(0);
     for (size_t i = 0; i < count; i += OP(WIDTH)) {
         f64_vec loss[PARTS];
-        OP(vec) x = OP(load)((const REAL *)scores + i);
-        odd = OP(or_bits)(odd, x, OP(plus_bits)(x, OP(bound)(clip.greatest)));
-        if (clip.lowest >= (double)OP(LEAST_NORMAL))
-            OP(losses)(x, PLAIN, &clip, loss);
-        else
-            OP(losses)(x, TINY, &clip, loss);
+        OP(vec) x = OP(load)(score + i);
+        odd = OP(collect_odd)(odd, x, kind, &clip);
+        OP(losses)(x, kind, &clip, loss);
         for (size_t j = 0; j < PARTS; j++)
             f64_store(nll + i + j * f64_WIDTH, f64_add(f64_set(0), loss[j])); /* no -0.0 */
     }
     return OP(any_negative)(odd);
+}
+
+TL_TARGET static int OP(class_losses)(const void *scores, size_t count, const tl_clip *clip, double *nll) {
+    const REAL *score = (const REAL *)scores;
+    return OP(class_losses_of)(score, count, INSIDE, clip, nll) &&
+           OP(class_losses_of)(score, count, CLIPPED, clip, nll);
 }
