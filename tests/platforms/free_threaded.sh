@@ -29,7 +29,10 @@ step "tokenloss"
 cp -r "$root" "$scratch/tokenloss"
 cd "$scratch/tokenloss"
 rm -rf build
-"$scratch/venv/bin/pip" install -q --no-build-isolation --no-deps .
+# the kernels know nothing of a GIL: less optimization takes a third of the time
+printf '#!/bin/sh\nexec %s "$@" -O1\n' "${CC:-gcc}" >"$scratch/cc"
+chmod +x "$scratch/cc"
+CC=$scratch/cc "$scratch/venv/bin/pip" install -q --no-build-isolation --no-deps .
 cd tests
 export PYTHON_GIL=0
 "$scratch/venv/bin/python" -W error -c 'import sys, tokenloss; sys.exit(sys._is_gil_enabled())'
