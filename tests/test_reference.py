@@ -209,9 +209,11 @@ KINDS_OF_JSON = "scores", "hidden states", "windows", "drafts", "responses", "lo
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_JSON)
-def test_keys_of_json_are_described(files, kind):
+def test_keys_of_json_are_described_and_it_fits_the_schema(files, kind):
     for argv in commands_of(files, kind):
-        result, described = keys_of(emitted(*argv)), described_keys(argv[0], kind)
+        value = emitted(*argv)
+        assert errors_of(value, argv[0]) == []
+        result, described = keys_of(value), described_keys(argv[0], kind)
         if "tiers" in result.get(".", ()) and ".tiers[]" not in result:  # of a single candidate
             del described[".tiers[]"]
         if kind == "samples":
@@ -233,8 +235,10 @@ def comparison_of_texts(files):
     return "compare", files.a_npz, files.b_npz, *options, "--shift", "--detect", "0.1"
 
 
-def test_keys_of_json_of_texts_are_described(files):
-    assert keys_of(emitted(*comparison_of_texts(files))) == described_keys("compare --text", "texts")
+def test_keys_of_json_of_texts_are_described_and_it_fits_the_schema(files):
+    value = emitted(*comparison_of_texts(files))
+    assert errors_of(value, "compare-text") == []
+    assert keys_of(value) == described_keys("compare --text", "texts")
 
 
 @functools.cache
@@ -251,14 +255,7 @@ def errors_of(value, name):
     return [error.json_path for error in validator(name).iter_errors(value)]
 
 
-@pytest.mark.parametrize("kind", KINDS_OF_JSON)
-def test_json_fits_the_schema(files, kind):
-    for argv in commands_of(files, kind):
-        assert errors_of(emitted(*argv), argv[0]) == []
-
-
-def test_json_of_texts_and_models_fits_the_schema(files):
-    assert errors_of(emitted(*comparison_of_texts(files)), "compare-text") == []
+def test_json_of_models_fits_the_schema(files):
     assert errors_of(emitted("score", f"A={files.q8}", f"B={files.q4}"), "score of models") == []
 
 

@@ -204,7 +204,7 @@ def test_n_more_texts_hold_a_gate_of_shares(flips, limit):
         assert only(with_flips([flips] * texts, 100).check(min_same_top=limit)).verdict == expected
 
 
-@pytest.mark.parametrize("repetitions", [pytest.param(2000, marks=pytest.mark.slow), 60])
+@pytest.mark.parametrize("repetitions", [pytest.param(800, marks=pytest.mark.slow), 30])
 def test_gates_at_the_true_value_hold_and_fail_at_their_confidence(repetitions, rng):
     """Sets of documents are resampled of some whose figures are known: a gate at these is neither kept nor broken."""
     number, confidence = 2000, 0.8

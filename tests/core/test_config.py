@@ -12,6 +12,7 @@ from tokenloss import show_config
 from tokenloss._core import _core
 from tokenloss._core.config import BF16, FEATURES
 
+TELL_BF16 = "import tokenloss; print(tokenloss.show_config(mode='dicts')['bfloat16_matmul'])"
 TELL = "import tokenloss; print(tokenloss.show_config(mode='dicts')['instruction_set'])"
 
 
@@ -54,7 +55,7 @@ def test_best_instruction_set_is_used_unless_disabled(run_python):
     for name in available[:-1]:
         disabled.append(name.upper())
         expected = available[len(disabled)]
-        for variable in (" ".join(disabled), ",".join(disabled), ", ".join(disabled).lower()):
+        for variable in {" ".join(disabled), ",".join(disabled), ", ".join(disabled).lower()}:
             assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES=variable).strip() == expected
 
 
@@ -66,9 +67,11 @@ def test_any_known_feature_may_be_disabled_on_any_machine(run_python):
 
 @pytest.mark.parametrize("variable", ["AVX512_BF16", "AVX512", "avx2 avx512_bf16"])
 def test_bfloat16_matmul_is_disabled_by_its_name_and_that_of_its_instruction_set(variable, run_python):
-    tell = "import tokenloss; print(tokenloss.show_config(mode='dicts')['bfloat16_matmul'])"
-    assert run_python(tell, TOKENLOSS_DISABLE_CPU_FEATURES=variable).strip() == "blas"
-    assert run_python(tell).strip() == show_config(mode="dicts")["bfloat16_matmul"]
+    assert run_python(TELL_BF16, TOKENLOSS_DISABLE_CPU_FEATURES=variable).strip() == "blas"
+
+
+def test_bfloat16_matmul_of_a_new_process_is_that_of_this_one(run_python):
+    assert run_python(TELL_BF16).strip() == show_config(mode="dicts")["bfloat16_matmul"]
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ measure("meter", lambda: LossMeter().update(losses))
     [
         pytest.param("floats(1000, 64), floats(60000, 64)", marks=pytest.mark.slow),
         pytest.param("floats(1000, 64)[:, ::-1], floats(64, 60000).T", marks=pytest.mark.slow),
-        "floats(1000, 64, dtype=np.float64), floats(20000, 64)",
+        pytest.param("floats(1000, 64, dtype=np.float64), floats(20000, 64)", marks=pytest.mark.slow),
         pytest.param("floats(500, 2048), halves(8192, 2048)", marks=pytest.mark.slow),
         "halves(500, 1024), halves(1024, 8192).T",
         pytest.param("halves(1030, 2048), halves(4100, 2048)", marks=pytest.mark.slow),
@@ -181,7 +181,9 @@ for where in (None, kept):
 @pytest.mark.parametrize(
     "operands",
     [
-        "floats(1030, 64), floats(40000, 64), floats(1030, 32), floats(40000, 32)",
+        pytest.param(
+            "floats(1030, 64), floats(40000, 64), floats(1030, 32), floats(40000, 32)", marks=pytest.mark.slow
+        ),
         pytest.param(
             "floats(1000, 1024, dtype=float), floats(5000, 1024), floats(1000, 2048)[:, ::-1], floats(2048, 5000).T",
             marks=pytest.mark.slow,
@@ -189,7 +191,7 @@ for where in (None, kept):
         pytest.param(
             "halves(1000, 2048), halves(4100, 2048), halves(1000, 4096), floats(4100, 4096)", marks=pytest.mark.slow
         ),
-        pytest.param("floats(24, 64), floats(200000, 64), floats(24, 32), halves(200000, 32)", marks=pytest.mark.slow),
+        "floats(24, 64), floats(200000, 64), floats(24, 32), halves(200000, 32)",
     ],
 )
 def test_linear_kl_divergence_and_linear_compare_allocate_less_than_32_megabytes(operands, run_python):

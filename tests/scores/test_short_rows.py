@@ -38,6 +38,7 @@ from tokenloss._core import _core
 LENGTHS = range(1, 521)  # rows of more than 512 classes are not short
 SOME_LENGTHS = [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 79, 81, 127, 128, 129, 200, 256, 257, 320, 321]
 SOME_LENGTHS += [384, 385, 400, 448, 449, 500, 511, 512, 513]
+ENDS = [1, 2, 3, 8, 15, 17, 33, 64, 65, 81, 128, 129, 200, 257, 385, 449, 512, 513]
 LONGER_LENGTHS = [100, 129, 511, 512, 513, 1000, 2049, 4095, 4096, 4097, 5000]
 FEW_LENGTHS = [1, 2, 3, 10, 16, 63, 65, 130, 257, 512]
 BATCHES = [(16,), (5,), (17,), (2, 3, 7), (9,), (1,), (31,), (1, 4, 4), (3,), (20,), (3, 5, 1), (2,), (67,)]
@@ -292,7 +293,7 @@ def test_choices_meet_in_all_ways():
     assert np.lcm.reduce(numbers) == np.prod(numbers)
 
 
-@pytest.mark.parametrize("lengths", [SOME_LENGTHS, pytest.param(LENGTHS, marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.parametrize("lengths", [ENDS, pytest.param(LENGTHS, marks=pytest.mark.slow)], ids=["some", "all"])
 @each_function
 def test_lengths_give_the_bits_of_rows_alone_on_every_backend(name, lengths, rng, use_backend):
     """Each length with the next layout, batch, kind of rows and dtype, and rows alone by the next backend."""
@@ -352,7 +353,7 @@ def check_one_loss(lengths, rng, use_backend):
 
 
 def test_every_function_gives_a_class_id_the_same_loss(rng, use_backend):
-    check_one_loss([*range(1, 8), 16, 17, 33, 50, *range(62, 68), *LONGER_LENGTHS], rng, use_backend)
+    check_one_loss([1, 2, 3, 5, 7, 17, 33, *range(62, 67), *LONGER_LENGTHS[::2]], rng, use_backend)
 
 
 @pytest.mark.slow
