@@ -10,24 +10,30 @@ typedef float64x2_t f64_vec;
 typedef uint32x4_t f32_bits;
 typedef uint64x2_t f64_bits;
 
-TL_INLINE uint32x4_t f32_set_bits(uint32_t bits) { return vdupq_n_u32(bits); }
-TL_INLINE uint64x2_t f64_set_bits(uint64_t bits) { return vdupq_n_u64(bits); }
-TL_INLINE uint32x4_t f32_load_bits(const uint32_t *p) { return vld1q_u32(p); }
-TL_INLINE uint64x2_t f64_load_bits(const uint64_t *p) { return vld1q_u64(p); }
+#define REAL float
+#define UINT uint32_t
+#define OP(f) f32_##f
+#define FLOATS(f) f##_f32
+#define INTS(f) f##_u32
+#define TO_BITS(a) vreinterpretq_u32_f32(a)
+#define FROM_BITS(a) vreinterpretq_f32_u32(a)
+#define MANTISSA 23
+#include "simd_neon_body.h"
+#define REAL double
+#define UINT uint64_t
+#define OP(f) f64_##f
+#define FLOATS(f) f##_f64
+#define INTS(f) f##_u64
+#define TO_BITS(a) vreinterpretq_u64_f64(a)
+#define FROM_BITS(a) vreinterpretq_f64_u64(a)
+#define MANTISSA 52
+#include "simd_neon_body.h"
+
 /* class ids, the low halves of theirs */
 TL_INLINE uint32x4_t f32_load_ids(const int64_t *p) {
     return vreinterpretq_u32_s32(vcombine_s32(vmovn_s64(vld1q_s64(p)), vmovn_s64(vld1q_s64(p + 2))));
 }
-/* a and b are the same integer ? c : d */
-TL_INLINE float32x4_t f32_if_same(uint32x4_t a, uint32x4_t b, float32x4_t c, float32x4_t d) {
-    return vbslq_f32(vceqq_u32(a, b), c, d);
-}
-TL_INLINE float64x2_t f64_if_same(uint64x2_t a, uint64x2_t b, float64x2_t c, float64x2_t d) {
-    return vbslq_f64(vceqq_u64(a, b), c, d);
-}
 
-TL_INLINE float32x4_t f32_set(float value) { return vdupq_n_f32(value); }
-TL_INLINE float32x4_t f32_load(const float *p) { return vld1q_f32(p); }
 TL_INLINE float32x4_t f32_load_float16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 TL_INLINE float32x4_t f32_load_bfloat16(const uint16_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
@@ -35,32 +41,17 @@ TL_INLINE float32x4_t f32_load_bfloat16(const uint16_t *p) {
 #define bfloat16_COLUMNS 1
 TL_INLINE void bfloat16_load_columns(const uint16_t *p, float32x4_t *to) { *to = f32_load_bfloat16(p); }
 TL_INLINE void bfloat16_order_columns(float32x4_t *sums) { (void)sums; }
-TL_INLINE void f32_store(float *p, float32x4_t a) { vst1q_f32(p, a); }
 TL_INLINE void f32_store_float16(uint16_t *p, float32x4_t a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
 /* rounded to nearest even; no nan comes here. For a sum of 0x7fff and a bit, gcc 14 emits raddhn: halves go up */
 TL_INLINE void f32_store_bfloat16(uint16_t *p, float32x4_t a) {
     uint32x4_t bits = vreinterpretq_u32_f32(a), is_odd = vtstq_u32(bits, vdupq_n_u32(0x10000));
     vst1_u16(p, vaddhn_u32(bits, vsubq_u32(vdupq_n_u32(0x7fff), is_odd)));
 }
-TL_INLINE void f32_stream(float *p, float32x4_t a) { vst1q_f32(p, a); }
 TL_INLINE void half_stream(uint16_t *p, const uint16_t *halves) { memcpy(p, halves, 8); }
-TL_INLINE float32x4_t f32_add(float32x4_t a, float32x4_t b) { return vaddq_f32(a, b); }
-TL_INLINE float32x4_t f32_sub(float32x4_t a, float32x4_t b) { return vsubq_f32(a, b); }
-TL_INLINE float32x4_t f32_mul(float32x4_t a, float32x4_t b) { return vmulq_f32(a, b); }
-TL_INLINE float32x4_t f32_max_keep_nan(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }
-TL_INLINE float32x4_t f32_max_skip_nan(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
-TL_INLINE float32x4_t f32_min(float32x4_t a, float32x4_t b) { return vminq_f32(a, b); }
-TL_INLINE float32x4_t f32_div(float32x4_t a, float32x4_t b) { return vdivq_f32(a, b); }
-/* a, but -inf where it is not above b; nan stays */
-TL_INLINE float32x4_t f32_above(float32x4_t a, float32x4_t b) {
-    return vbslq_f32(vcleq_f32(a, b), vdupq_n_f32(-INFINITY), a);
-}
 TL_INLINE uint32_t f32_mask_ge(float32x4_t a, float32x4_t b) {
     static const uint32_t lane[4] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(vcgeq_f32(a, b), vld1q_u32(lane)));
 }
-TL_INLINE uint32x4_t f32_count_ge(uint32x4_t n, float32x4_t a, float32x4_t b) { return vsubq_u32(n, vcgeq_f32(a, b)); }
-TL_INLINE float32x4_t f32_fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
 /* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
 typedef uint8x16x2_t f32_table;
 TL_INLINE uint8x16x2_t f32_load_powers(const uint32_t *powers, int guard) {
@@ -77,16 +68,6 @@ TL_INLINE float32x4_t f32_power(float32x4_t k, uint8x16x2_t table) {
 }
 TL_INLINE float32x4_t f32_zero_if_negative(float32x4_t a) {
     return vreinterpretq_f32_s32(vmaxq_s32(vreinterpretq_s32_f32(a), vdupq_n_s32(0)));
-}
-TL_INLINE uint32x4_t f32_or_bits(uint32x4_t a, float32x4_t b, float32x4_t c) {
-    return vorrq_u32(a, vorrq_u32(vreinterpretq_u32_f32(b), vreinterpretq_u32_f32(c)));
-}
-/* a == b ? c : d; a nan compares as false */
-TL_INLINE float32x4_t f32_if_less(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d) {
-    return vbslq_f32(vcltq_f32(a, b), c, d);
-}
-TL_INLINE float32x4_t f32_if_equal(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d) {
-    return vbslq_f32(vceqq_f32(a, b), c, d);
 }
 TL_INLINE int f32_any_negative(uint32x4_t bits) { return vmaxvq_u32(bits) >> 31 != 0; }
 
@@ -132,28 +113,9 @@ TL_INLINE void f32_widen_bits(float32x4_t a, float64x2_t *wide) {
 }
 TL_INLINE float32x4_t f32_narrow(const float64x2_t *wide) { return vcvt_high_f32_f64(vcvt_f32_f64(wide[0]), wide[1]); }
 
-TL_INLINE float64x2_t f64_set(double value) { return vdupq_n_f64(value); }
-TL_INLINE float64x2_t f64_load(const double *p) { return vld1q_f64(p); }
-TL_INLINE void f64_store(double *p, float64x2_t a) { vst1q_f64(p, a); }
-TL_INLINE void f64_stream(double *p, float64x2_t a) { vst1q_f64(p, a); }
-TL_INLINE float64x2_t f64_add(float64x2_t a, float64x2_t b) { return vaddq_f64(a, b); }
-TL_INLINE float64x2_t f64_sub(float64x2_t a, float64x2_t b) { return vsubq_f64(a, b); }
-TL_INLINE float64x2_t f64_mul(float64x2_t a, float64x2_t b) { return vmulq_f64(a, b); }
-TL_INLINE float64x2_t f64_max_keep_nan(float64x2_t a, float64x2_t b) { return vmaxq_f64(a, b); }
-TL_INLINE float64x2_t f64_max_skip_nan(float64x2_t a, float64x2_t b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
-TL_INLINE float64x2_t f64_min(float64x2_t a, float64x2_t b) { return vminq_f64(a, b); }
-TL_INLINE float64x2_t f64_div(float64x2_t a, float64x2_t b) { return vdivq_f64(a, b); }
-TL_INLINE float64x2_t f64_above(float64x2_t a, float64x2_t b) {
-    return vbslq_f64(vcleq_f64(a, b), vdupq_n_f64(-(double)INFINITY), a);
-}
 TL_INLINE uint32_t f64_mask_ge(float64x2_t a, float64x2_t b) {
     uint64x2_t reached = vcgeq_f64(a, b);
     return (uint32_t)((vgetq_lane_u64(reached, 0) & 1) | (vgetq_lane_u64(reached, 1) & 2));
-}
-TL_INLINE uint64x2_t f64_count_ge(uint64x2_t n, float64x2_t a, float64x2_t b) { return vsubq_u64(n, vcgeq_f64(a, b)); }
-TL_INLINE float64x2_t f64_fma(float64x2_t a, float64x2_t b, float64x2_t c) { return vfmaq_f64(c, a, b); }
-TL_INLINE float64x2_t f64_pow2(float64x2_t shifted) {
-    return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(shifted), 52));
 }
 typedef uint8x16x4_t f64_table;
 TL_INLINE uint8x16x4_t f64_load_powers(const uint64_t *powers, int guard) {
@@ -173,9 +135,6 @@ TL_INLINE float64x2_t f64_power(float64x2_t k, uint8x16x4_t table) {
 TL_INLINE float64x2_t f64_zero_if_negative(float64x2_t a) {
     int64x2_t bits = vreinterpretq_s64_f64(a);
     return vreinterpretq_f64_s64(vbicq_s64(bits, vshrq_n_s64(bits, 63)));
-}
-TL_INLINE uint64x2_t f64_or_bits(uint64x2_t a, float64x2_t b, float64x2_t c) {
-    return vorrq_u64(a, vorrq_u64(vreinterpretq_u64_f64(b), vreinterpretq_u64_f64(c)));
 }
 /* integers plus the bits of numbers */
 TL_INLINE uint64x2_t f64_add_bits(uint64x2_t a, float64x2_t b) { return vaddq_u64(a, vreinterpretq_u64_f64(b)); }
@@ -213,43 +172,7 @@ TL_INLINE float64x2_t f64_sum_triples(const double *p) {
 }
 TL_INLINE float64x2_t f64_sum_each(const float64x2_t *v) { return vpaddq_f64(v[0], v[1]); }
 
-/* a < b ? c : d, and a == b ? c : d; a nan compares as false */
-TL_INLINE float64x2_t f64_if_less(float64x2_t a, float64x2_t b, float64x2_t c, float64x2_t d) {
-    return vbslq_f64(vcltq_f64(a, b), c, d);
-}
-TL_INLINE float64x2_t f64_if_equal(float64x2_t a, float64x2_t b, float64x2_t c, float64x2_t d) {
-    return vbslq_f64(vceqq_f64(a, b), c, d);
-}
 TL_INLINE float64x2_t f64_trunc(float64x2_t a) { return vrndq_f64(a); }
-/* the bits of a as an integer: plus, and, or a constant; the exponent field of a positive number as an integer */
-TL_INLINE float64x2_t f64_plus_bits(float64x2_t a, uint64_t bits) {
-    return vreinterpretq_f64_u64(vaddq_u64(vreinterpretq_u64_f64(a), vdupq_n_u64(bits)));
-}
-TL_INLINE float64x2_t f64_and_bits(float64x2_t a, uint64_t bits) {
-    return vreinterpretq_f64_u64(vandq_u64(vreinterpretq_u64_f64(a), vdupq_n_u64(bits)));
-}
-TL_INLINE float64x2_t f64_with_bits(float64x2_t a, uint64_t bits) {
-    return vreinterpretq_f64_u64(vorrq_u64(vreinterpretq_u64_f64(a), vdupq_n_u64(bits)));
-}
-TL_INLINE float64x2_t f64_exponent_field(float64x2_t a) {
-    return vreinterpretq_f64_u64(vshrq_n_u64(vreinterpretq_u64_f64(a), 52));
-}
-/* the same for float; 2^n of an integer n + 127 in the low bits of a float of ulp 1 */
-TL_INLINE float32x4_t f32_plus_bits(float32x4_t a, uint32_t bits) {
-    return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(bits)));
-}
-TL_INLINE float32x4_t f32_and_bits(float32x4_t a, uint32_t bits) {
-    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(bits)));
-}
-TL_INLINE float32x4_t f32_with_bits(float32x4_t a, uint32_t bits) {
-    return vreinterpretq_f32_u32(vorrq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(bits)));
-}
-TL_INLINE float32x4_t f32_exponent_field(float32x4_t a) {
-    return vreinterpretq_f32_u32(vshrq_n_u32(vreinterpretq_u32_f32(a), 23));
-}
-TL_INLINE float32x4_t f32_pow2(float32x4_t shifted) {
-    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23));
-}
 TL_INLINE uint32_t f32_mask_nonzero(float32x4_t a) {
     static const uint32_t lane[4] = {1, 2, 4, 8};
     return vaddvq_u32(vbicq_u32(vld1q_u32(lane), vceqzq_f32(a)));

@@ -31,8 +31,8 @@ OPERATION uint32_t OP(mask_ge)(OP(vec) a, OP(vec) b) { return MASK_BITS(COMPARE(
 OPERATION uint32_t OP(mask_nonzero)(OP(vec) a) { return MASK_BITS(COMPARE(a, FLOATS(setzero)(), _CMP_NEQ_UQ)); }
 OPERATION OP(bits) OP(count_ge)(OP(bits) n, OP(vec) a, OP(vec) b) { return COUNT(n, COMPARE(a, b, _CMP_GE_OQ)); }
 
-/* the bits of a as an integer: plus, and, or a constant; the exponent field of a positive number as an integer; 2^n of an
- * integer, plus the exponent field of 1, in the low bits of a number of ulp 1 */
+/* the bits of a as an integer: plus, and, or a constant; the exponent field of a positive number as an integer; 2^n of
+ * an integer n, plus the exponent field of 1, in the low bits of a number of ulp 1 */
 OPERATION OP(vec) OP(plus_bits)(OP(vec) a, UINT bits) { return FROM_BITS(INTS(add)(TO_BITS(a), SET_INTS(bits))); }
 OPERATION OP(vec) OP(and_bits)(OP(vec) a, UINT bits) { return FROM_BITS(WHOLE(and)(TO_BITS(a), SET_INTS(bits))); }
 OPERATION OP(vec) OP(with_bits)(OP(vec) a, UINT bits) { return FROM_BITS(WHOLE(or)(TO_BITS(a), SET_INTS(bits))); }
