@@ -17,7 +17,7 @@ fuzz_kernels() {
     [ -n "$compiler" ] || { echo "needs clang"; exit 1; }
     # comparisons of logits do not guide the fuzzer, and tracing them takes most of the time
     find "$here/kernels.c" "$kernels" -name '*.c' | xargs -P "$(nproc)" -I{} sh -c \
-        '"$1" -std=c11 -g -O1 -ffp-contract=off -fno-trapping-math -Wall -Wextra -Wconversion -Werror \
+        '"$1" -std=c11 -gline-tables-only -O1 -ffp-contract=off -fno-trapping-math -Wall -Wextra -Wconversion -Werror \
             -fsanitize=fuzzer-no-link,address,undefined,float-cast-overflow -fno-sanitize-recover=all \
             -fno-sanitize-coverage=trace-cmp -I"$2" -c "$4" -o "$3/$(basename "$4").o"' \
         - "$compiler" "$kernels" "$scratch" {}
