@@ -185,7 +185,7 @@ static void check_logsumexps(tested_block *block) {
         tl_lse_row(block->backend, &row, -1, &state, block->cancel);
         block->expected_values[r] = tl_logsumexp_of(block->backend, &row, &state, -1, NULL, block->cancel);
     }
-    block->rows.keeps_logits = block->rows.sums_logits = 0;
+    block->rows.keeps_logits = 0;
     reduce_block(block, 0, 1);
     tl_logsumexp_of_block(block->backend, &block->rows, &block->lse, block->values, block->cancel);
     require_values(block, "logsumexp in a block");
@@ -228,7 +228,7 @@ static void find_losses(tested_block *block, int has_grad, int keeps_logits) {
     const loss_case *of = block->of->loss;
     double weights[TL_BLOCK_ROWS] = {0}, scales[TL_BLOCK_ROWS] = {0};
     tl_loss shared = plain_loss(-1);
-    block->rows.keeps_logits = block->rows.sums_logits = keeps_logits;
+    block->rows.keeps_logits = keeps_logits;
     reduce_block(block, 1, 0);
     for (int r = 0; r < block->of->count; r++)
         if (is_expected(block, r)) {

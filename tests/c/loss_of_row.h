@@ -9,7 +9,7 @@
 /* The loss for a class id, given its odds, and its gradient. */
 TL_INLINE double loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_class_odds odds,
                               tl_cancel *cancel) {
-    double value = tl_loss_of_odds(backend, logits, loss, &odds, NULL, cancel);
+    double value = tl_loss_of_odds(backend, logits, loss, &odds, cancel);
     if (loss->grad)
         tl_write_class_gradient(backend, logits, loss, &odds, cancel);
     return value;

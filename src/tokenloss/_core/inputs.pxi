@@ -261,10 +261,11 @@ cdef class Positions:
         return backend.mask_targets(&range_of_ids, mask, mask_stride, count, targets)
 
     cdef const double *sample_weights(self, int64_t start, int count, double *buffer) noexcept nogil:
-        """The sample weights of up to MAX_PROBABILITY_ROWS rows: where they lie, or in the buffer."""
+        """The sample weights of up to MAX_PROBABILITY_ROWS rows: where whole groups lie, or in the buffer."""
         cdef const char *first = address_of(&self.sample_weight_view, start)
         cdef int i
-        if self.sample_weight_view.is_uniform and self.sample_weight_view.row_stride == 8 and <size_t> first % 8 == 0:
+        if (self.sample_weight_view.is_uniform and self.sample_weight_view.row_stride == 8 and <size_t> first % 8 == 0
+                and count % 16 == 0):
             return <const double *> first
         for i in range(count):
             buffer[i] = self.sample_weight_of(start + i)

@@ -4,6 +4,7 @@ cdef struct Totals:
     # what one thread has added up, and the first row that it has refused
     tl_superacc losses, weights
     int64_t unmasked
+    bint copies_ids  # since reading them in place met rows that are not plain
     int refusal  # 0 if it refused none
     int64_t bad_row, bad_class
     double bad_score

@@ -87,6 +87,8 @@ cdef extern from "kernels/kernels.h" nogil:
         double one_minus_eps
         double eps_over_v
     double tl_weighed(double, double)
+    double tl_soft_target_at(const tl_soft_target *, int64_t)
+    double tl_target_dot(const tl_backend *, const tl_row *, const tl_soft_target *, double, double *, tl_cancel *)
     int64_t tl_soft_target_argmax(const tl_backend *, const tl_soft_target *, int64_t, int64_t *, tl_cancel *)
     void tl_cast_row(const tl_backend *, const tl_row *, int, void *)
     ctypedef struct tl_vectors:
@@ -120,22 +122,31 @@ cdef extern from "kernels/kernels.h" nogil:
         bint class_major
         bint has_excluded
         bint keeps_logits
-        bint sums_logits
         uint64_t wanted
         const char *data[64]
         int64_t excluded[64]
         char *scratch
     int tl_row_block_rows(int64_t, int)
     size_t tl_row_block_bytes(int64_t, int)
-    ctypedef struct tl_plain_grads:
+    ctypedef struct tl_lane_losses:
+        const int64_t *target
+        bint some_masked
+        const double *row_weight
+        const double *class_weight
+        const double *mass
+        double total_mass
+    ctypedef struct tl_plain_rows:
         tl_row row
         ptrdiff_t apart
-        const double *scale
-    size_t tl_plain_losses(const tl_backend *, const tl_row *, ptrdiff_t, const tl_loss *, const int64_t *,
-                           const double *, int, size_t, const tl_plain_grads *, double *)
-    size_t tl_add_plain_losses(const tl_backend *, const tl_row *, ptrdiff_t, const int64_t *, size_t, tl_superacc *)
-    void tl_plain_losses_of_many(const tl_backend *, const tl_row *, ptrdiff_t, const tl_loss *, const int64_t *,
-                                 const double *, size_t, double *, uint64_t *)
+        const tl_loss *loss
+        tl_lane_losses given
+        bint sums_only
+        double *values
+        tl_row grad
+        ptrdiff_t grad_apart
+        const double *grad_scale
+    size_t tl_add_plain_losses(const tl_backend *, tl_plain_rows *, size_t, tl_superacc *, tl_superacc *, int64_t *,
+                               uint64_t *)
     ctypedef struct tl_block_nll:
         double nll[64]
     ctypedef struct tl_block_lse:

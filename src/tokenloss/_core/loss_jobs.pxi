@@ -9,17 +9,17 @@ cdef class CrossEntropy(LogSumExpJob):
     cdef double grad_divisor  # that of the mean loss, or 1
     cdef bint nontemporal_stores
     cdef bint is_plain  # whether `add_plain_rows` finds losses
-    cdef double[FEW_CLASSES + 1] weight_after  # 0 for masked rows, then the weight of each class, if there are weights
+    cdef bint sums_only  # of plain losses, unless each number is wanted
+    cdef double *class_weights  # of plain losses: of each class, then 0 for masked rows, then the masses of smoothing
+    cdef double total_mass  # of these masses
 
     def __init__(self, Scores scores, Positions positions, numbers, tuple options, bint is_mean=False, grad=None,
                  int grad_dtype=0):
         # options are those of `loss_options`; the gradient goes to `grad`, with `is_mean` that of the mean loss
-        cdef int i
         self.set_up(scores, positions, numbers)
         self.label_smoothing, self.z_loss, self.logit_scale, self.softcap = options
         self.is_class_major, self.excludes_classes = scores.is_class_major(), True
         self.keeps_logits = grad is not None or not positions.by_class
-        self.sums_logits = positions.by_class and self.label_smoothing != 0 and not self.weighs_class_ids
         self.excludes_together = (not positions.by_class and not positions.is_integer
                                   and is_given(&positions.targets_view))
         self.shifts = self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0
@@ -32,28 +32,56 @@ cdef class CrossEntropy(LogSumExpJob):
             if is_mean:
                 self.grad_divisor = positions.mean_divisor()
         self.is_plain = positions.by_class and self.has_plain_losses()
+        self.sums_only = (grad is None and not (self.weighs_class_ids or self.weighs_rows)
+                          and self.label_smoothing == self.z_loss == 0)
         self.refuses_bad_targets = self.is_plain and grad is None
-        for i in range(min(positions.classes, FEW_CLASSES) if self.is_plain and self.weighs_class_ids else 0):
-            self.weight_after[i + 1] = positions.class_weight(i)
+        if self.is_plain and self.weighs_class_ids:
+            self.find_class_weights()
 
     def __dealloc__(self):
         PyBuffer_Release(&self.grad.buffer)
+        free(self.class_weights)
+
+    cdef int find_class_weights(self) except -1:
+        """Set the weights and masses of the classes."""
+        cdef int64_t k, classes = self.scores.classes
+        cdef tl_row row = self.row_of_scores()
+        cdef tl_loss loss = self.loss_at(0, -1)
+        cdef tl_cancel cancel = self.new_cancel(False)
+        self.class_weights = <double *> malloc((2 * classes + 1) * sizeof(double))
+        if self.class_weights == NULL:
+            raise MemoryError
+        self.class_weights[classes] = 0
+        for k in range(classes):
+            self.class_weights[k] = self.positions.class_weight(k)
+        if self.label_smoothing != 0:
+            for k in range(classes):
+                self.class_weights[classes + 1 + k] = tl_soft_target_at(&loss.soft, k)
+            row.data, row.stride = <const char *> &self.total_mass, 0  # 0: logits do not change the sum of the masses
+            tl_target_dot(backend, &row, &loss.soft, 0, &self.total_mass, &cancel)
+        return 0
 
     cdef bint has_plain_losses(self) noexcept:
         """Whether options of losses for class ids, and how rows lie, are what `add_plain_rows` takes."""
         cdef Scores scores = self.scores
         cdef tl_row row = self.row_of_scores()
         cdef int size = tl_itemsize(scores.dtype)
-        if is_given(&self.grad) and (self.label_smoothing != 0 and self.weighs_class_ids
-                                     or self.grad.dtype != scores.dtype or scores.dtype not in (TL_FLOAT32, TL_FLOAT64)
-                                     or size not in (self.grad.buffer.strides[scores.axis], self.grad.row_stride)):
+        cdef int64_t stride, most = NLL_CLASSES if self.label_smoothing == 0 else SHORT_ROW
+        if (not 2 <= scores.classes <= NLL_CLASSES or not is_given(&scores.view)
+                or scores.view.run < 16 and not scores.view.is_uniform):
             return False
-        if scores.classes > FEW_CLASSES and (is_given(&self.grad) or self.label_smoothing != 0):
+        if scores.classes <= FEW_CLASSES and not is_given(&self.grad):
+            return True
+        stride = scores.view.buffer.strides[scores.axis]
+        if scores.dtype >= TL_SWAPPED or tl_is_transformed(&row) or size not in (stride, scores.view.row_stride):
             return False
-        return (2 <= scores.classes <= NLL_CLASSES and is_given(&scores.view) and scores.dtype < TL_SWAPPED
-                and not tl_is_transformed(&row)
-                and (scores.view.buffer.strides[scores.axis] == size
-                     or scores.view.row_stride == size and scores.classes <= FEW_CLASSES))
+        if is_given(&self.grad):
+            return (scores.classes <= FEW_CLASSES and not (self.label_smoothing != 0 and self.weighs_class_ids)
+                    and self.grad.dtype == scores.dtype and scores.dtype in (TL_FLOAT32, TL_FLOAT64)
+                    and size in (self.grad.buffer.strides[scores.axis], self.grad.row_stride))
+        if stride == size:
+            return self.label_smoothing == 0
+        return scores.dtype in (TL_FLOAT32, TL_FLOAT64) and scores.classes <= most
 
     cdef double cost_of_row(self) noexcept:
         cdef double cost
@@ -115,104 +143,64 @@ cdef class CrossEntropy(LogSumExpJob):
             tl_exclude_by_masses(backend, &block.rows, block.losses, memory, &block.masses, cancel)
         LogSumExpJob.reduce_block(self, block, totals, cancel)
 
-    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
+    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, uint64_t *wanted, Totals *totals,
+                                tl_cancel *cancel) noexcept nogil:
         cdef int64_t targets[MAX_PROBABILITY_ROWS]
         cdef double weights[MAX_PROBABILITY_ROWS]
-        cdef double values[MAX_PROBABILITY_ROWS]
-        cdef double *class_weights = weights if self.weighs_class_ids else NULL
-        cdef const View *view = &self.scores.view
         cdef double scales[MAX_PROBABILITY_ROWS]
-        cdef tl_plain_grads grads
-        cdef tl_row row
         cdef tl_loss loss
-        cdef int64_t first = start, run, added
-        cdef int i, count = 0, done = 0, some_masked
-        cdef bint has_grad = is_given(&self.grad), sums_only
+        cdef tl_plain_rows rows
+        cdef int64_t first = start, count, i, done = -1
+        cdef uint64_t left = 0
+        cdef bint in_place, sums_only, has_grad = is_given(&self.grad)
         if not self.is_plain:
             return 0
-        while self.scores.classes > FEW_CLASSES and start < stop:
-            start += self.add_rows_of_many(start, stop, totals, cancel)
-        sums_only = (self.positions.ids_in_place(0) != NULL and not has_grad and self.numbers == NULL
-                     and not (self.weighs_class_ids or self.weighs_rows) and self.label_smoothing == self.z_loss == 0)
-        row, loss = self.row_of_scores(), self.loss_at(start, -1)
-        row.stride = view.buffer.strides[self.scores.axis]
-        while start < stop and done == count:  # else a row is far out
-            run = min(stop - start, left_of_run(view, start))
-            row.data = address_of(view, start)
-            if sums_only and run >= 16:  # kernels leave rows whose id is no class
-                added = tl_add_plain_losses(backend, &row, view.row_stride, self.positions.ids_in_place(start),
-                                            run & ~15, &totals.losses)
-                sums_only = added > 0
-                totals.unmasked += added
-                start += added
-                continue
-            count = <int> min(run, <int64_t> MAX_PROBABILITY_ROWS)
+        loss = self.loss_at(start, -1)
+        self.set_plain_rows(&rows, &loss)
+        while start < stop and left == 0 and done != 0:
+            count = min(stop - start, left_of_run(&self.scores.view, start))
+            in_place = count >= 16 and not totals.copies_ids and self.positions.ids_in_place(start) != NULL
+            rows.sums_only = in_place and self.sums_only and self.numbers == NULL
+            if in_place:  # kernels leave rows whose id is no class
+                count &= ~15
+                rows.given.target, rows.given.some_masked = self.positions.ids_in_place(start), False
+            if not rows.sums_only or start == first:  # few at first: they may tell that there are others
+                count = min(count, <int64_t> MAX_PROBABILITY_ROWS)
             if has_grad:
-                count = <int> min(count, left_of_run(&self.grad, start))
-                grads.row, grads.apart, grads.scale = row_at(&self.grad, start), self.grad.row_stride, scales
-                self.find_grad_scales(start, NULL, count, scales)
-            some_masked = self.load_targets(start, count, targets, totals) & TL_SOME_MASKED
-            memset(&targets[count], 0, (-count & 15) * sizeof(int64_t))
-            for i in range(count + (-count & 15) if self.weighs_class_ids else 0):
-                weights[i] = self.weight_after[max(targets[i], -1) + 1]
-            done = <int> tl_plain_losses(backend, &row, view.row_stride, &loss, targets, class_weights, some_masked,
-                                         count, &grads if has_grad else NULL, values)
-            for i in range(done if has_grad and some_masked else 0):
+                count = min(count, left_of_run(&self.grad, start)) & ~15
+                rows.grad, rows.grad_apart = row_at(&self.grad, start), self.grad.row_stride
+                self.find_grad_scales(start, NULL, <int> count, scales)
+                rows.grad_scale = scales
+            if not in_place or count % 16:
+                rows.given.some_masked = self.load_targets(start, <int> count, targets, totals) & TL_SOME_MASKED
+                memset(&targets[count], 0, (-count & 15) * sizeof(int64_t))
+                rows.given.target = targets
+            if self.weighs_rows:
+                rows.given.row_weight = self.positions.sample_weights(start, <int> count, weights)
+            rows.values = self.numbers + start if self.numbers != NULL else NULL
+            rows.row.data = address_of(&self.scores.view, start)
+            sums_only = rows.sums_only
+            done = tl_add_plain_losses(backend, &rows, count, &totals.losses, &totals.weights, &totals.unmasked, &left)
+            totals.copies_ids |= left != 0 or sums_only and not rows.sums_only
+            for i in range(done if has_grad and rows.given.some_masked else 0):
                 if targets[i] == MASKED:
                     self.mask_row(start + i)
-            self.add_plain_losses(start, targets if some_masked else NULL, done, values, class_weights, totals)
             start += done
+        if left:  # rows of the last block, which were taken but these
+            done = (done - 1) % BLOCK_ROWS + 1
+            start -= done
+            wanted[0] = left | ~(<uint64_t> 0) << (done - 1) << 1
         return start - first
 
-    cdef int64_t add_rows_of_many(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """As `add_plain_rows`, of many classes."""
-        cdef int64_t targets[MAX_PROBABILITY_ROWS]
-        cdef double weights[MAX_PROBABILITY_ROWS]
-        cdef double values[MAX_PROBABILITY_ROWS]
-        cdef double *class_weights = weights if self.weighs_class_ids else NULL
-        cdef uint64_t left[4]  # a bit for each of these rows
-        cdef tl_row row = self.row_of_scores()
-        cdef tl_loss loss = self.loss_at(start, -1)
-        cdef int i, some_masked, count = <int> min(stop - start, left_of_run(&self.scores.view, start),
-                                                   <int64_t> MAX_PROBABILITY_ROWS)
-        row.data = address_of(&self.scores.view, start)
-        some_masked = self.load_targets(start, count, targets, totals) & TL_SOME_MASKED
-        for i in range(count if self.weighs_class_ids else 0):
-            weights[i] = self.positions.class_weight(targets[i]) if targets[i] != MASKED else 0
-        tl_plain_losses_of_many(backend, &row, self.scores.view.row_stride, &loss, targets, class_weights, count,
-                                values, left)
-        for i in range(count):
-            if left[i // BLOCK_ROWS] >> i % BLOCK_ROWS & 1:
-                values[i] = self.reduce_row(start + i, targets[i], totals, cancel) if targets[i] != MASKED else 0
-        self.add_plain_losses(start, targets if some_masked else NULL, count, values, class_weights, totals)
-        return count
-
-    cdef void add_plain_losses(self, int64_t start, const int64_t *targets, int count, double *values,
-                               double *class_weights, Totals *totals) noexcept nogil:
-        """Add losses of neighbouring rows, 0 where masked, up; targets are NULL if none is masked."""
-        if self.weighs_class_ids or self.weighs_rows:
-            self.weigh_plain_rows(start, targets, count, values, class_weights, totals)
-        tl_superacc_add_many(backend, &totals.losses, values, count)
-        totals.unmasked += count_of_unmasked(targets, count) if targets != NULL else count
-        if self.numbers != NULL:
-            memcpy(self.numbers + start, values, count * sizeof(double))
-
-    cdef void weigh_plain_rows(self, int64_t start, const int64_t *targets, int count, double *values, double *weights,
-                               Totals *totals) noexcept nogil:
-        """Multiply losses and class weights by sample weights, if given, with 0 for masked rows; add weights up."""
-        cdef double buffer[MAX_PROBABILITY_ROWS]
-        cdef const double *row_weights = buffer
-        cdef int i
-        if self.weighs_rows:
-            row_weights = self.positions.sample_weights(start, count, buffer)
-            for i in range(count if targets != NULL else 0):
-                buffer[i] = row_weights[i] if targets[i] != MASKED else 0
-            row_weights = row_weights if targets == NULL else buffer
-            for i in range(count):
-                values[i] *= row_weights[i]
-            for i in range(count if weights != NULL else 0):
-                weights[i] *= row_weights[i]
-        tl_superacc_add_many(backend, &totals.weights, row_weights if weights == NULL else weights, count)
+    cdef void set_plain_rows(self, tl_plain_rows *rows, const tl_loss *loss) noexcept nogil:
+        """Set what all plain rows share."""
+        memset(rows, 0, sizeof(tl_plain_rows))
+        rows.row, rows.apart, rows.loss = self.row_of_scores(), self.scores.view.row_stride, loss
+        rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
+        if self.class_weights != NULL:
+            rows.given.class_weight, rows.given.total_mass = self.class_weights, self.total_mass
+            if self.label_smoothing != 0:
+                rows.given.mass = self.class_weights + self.scores.classes + 1
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
@@ -227,10 +215,6 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef double weights[BLOCK_ROWS]
         cdef double grad_scales[BLOCK_ROWS]
         cdef int i
-        if not (self.keeps_logits or self.weighs_class_ids or self.label_smoothing != 0 or self.z_loss != 0):
-            for i in range(block.rows.count):
-                block.values[i] = lse.relative.nll[i]
-            return
         loss = self.loss_at(block.number[0], -1)
         for i in range(block.rows.count if self.weighs_class_ids else 0):
             weights[i] = self.positions.class_weight(block.rows.excluded[i]) if block.rows.excluded[i] >= 0 else 0

@@ -22,7 +22,6 @@ cdef class LogSumExpJob(RowJob):
     cdef bint excludes_classes  # whether any row has an excluded class, such as its target
     cdef bint excludes_together  # whether `reduce_block` finds the excluded classes
     cdef bint keeps_logits  # whether logits are read again after they were reduced
-    cdef bint sums_logits  # whether the sums of logits are wanted
     cdef bint shifts  # whether a row that overflows once it is scaled is reduced again, less its maximum
 
     cdef double cost_of_row(self) noexcept:
@@ -53,7 +52,7 @@ cdef class LogSumExpJob(RowJob):
         block.rows.excluded[0] = self.exclude(row, target, totals, cancel)
         if block.rows.excluded[0] == MASKED:
             return 0
-        block.rows.has_excluded, block.rows.sums_logits = block.rows.excluded[0] >= 0, False
+        block.rows.has_excluded = block.rows.excluded[0] >= 0
         block.values[0] = 0
         if self.shifts:
             self.shift_if_overflowing(row, &block.rows.row)
@@ -87,11 +86,11 @@ cdef class LogSumExpJob(RowJob):
                 targets[i] = MASKED
         return TL_SOME_MASKED
 
-    cdef void load_block(self, int64_t start, int count, Block *block, Totals *totals,
+    cdef void load_block(self, int64_t start, int count, uint64_t wanted, Block *block, Totals *totals,
                          tl_cancel *cancel) noexcept nogil:
-        """Fill a block with the unmasked rows; with all rows if they are class-major, since they share cache lines."""
+        """Fill a block with the wanted, unmasked rows; with all if they are class-major: they share cache lines."""
         cdef tl_row_block *rows = &block.rows
-        cdef uint64_t wanted = ~(<uint64_t> 0) >> (BLOCK_ROWS - count)
+        cdef uint64_t every = ~(<uint64_t> 0) >> (BLOCK_ROWS - count)
         cdef int i, some_masked = self.load_block_targets(start, count, block.target, totals)
         find_addresses(&self.scores.view, start, count, rows.data)
         for i in range(count):
@@ -100,12 +99,11 @@ cdef class LogSumExpJob(RowJob):
             for i in range(count):
                 if block.target[i] != MASKED:
                     rows.excluded[i] = self.exclude(start + i, block.target[i], totals, cancel)
-        rows.count, rows.wanted = count, wanted
-        if some_masked:
-            for i in range(count):
-                rows.wanted &= ~(<uint64_t> (rows.excluded[i] == MASKED) << i)
-            if rows.wanted != wanted:
-                self.leave_out(block)
+        rows.count, rows.wanted = count, wanted & every
+        for i in range(count if some_masked else 0):
+            rows.wanted &= ~(<uint64_t> (rows.excluded[i] == MASKED) << i)
+        if rows.wanted != every:
+            self.leave_out(block)
 
     cdef void leave_out(self, Block *block) noexcept nogil:
         """Take unwanted rows out of a block, or, where rows share cache lines, only their excluded classes."""
@@ -129,30 +127,37 @@ cdef class LogSumExpJob(RowJob):
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef Block block
-        cdef int count, most = tl_row_block_rows(self.scores.classes, self.is_class_major)
+        cdef uint64_t wanted = 0
+        cdef int count, pending = 0, most = tl_row_block_rows(self.scores.classes, self.is_class_major)
         block.rows.row, block.rows.class_major, block.is_row_alone = self.row_of_scores(), self.is_class_major, False
         block.rows.keeps_logits, block.rows.has_excluded = self.keeps_logits, self.excludes_classes
         block.rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
-        block.rows.sums_logits, block.n_with_options = self.sums_logits, 0
-        block.rows.scratch = NULL
+        block.rows.scratch, block.n_with_options = NULL, 0
         while start < stop:
-            start += self.add_plain_rows(start, stop, totals, cancel)
-            if start == stop:
-                break
+            if pending == 0:
+                wanted, pending = ~(<uint64_t> 0), BLOCK_ROWS
+                start += self.add_plain_rows(start, stop, &wanted, totals, cancel)
+                if start == stop:
+                    break
             if block.rows.scratch == NULL and most > 1:
                 block.rows.scratch = <char *> malloc(self.scratch_bytes())
                 if block.rows.scratch == NULL:  # a single row needs none
                     most, block.rows.class_major = 1, False
-            count = <int> min(stop - start, most)
-            self.load_block(start, count, &block, totals, cancel)
+            count = <int> min(stop - start, most, pending)
+            self.load_block(start, count, wanted, &block, totals, cancel)
+            wanted, pending = wanted >> (count - 1) >> 1, pending - count
             if block.rows.wanted:
                 self.reduce_block(&block, totals, cancel)
             self.add_block(&block, totals)
             start += count
         free(block.rows.scratch)
 
-    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """Add the numbers of the first rows that need no block; return how many they are."""
+    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, uint64_t *wanted, Totals *totals,
+                                tl_cancel *cancel) noexcept nogil:
+        """Add the numbers of the first rows that need no block; return how many they are.
+
+        Of the BLOCK_ROWS rows after these, those whose numbers were added as well are no longer wanted.
+        """
         return 0
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
@@ -224,7 +229,8 @@ cdef class Softmax(LogSumExpJob):
     cdef double cost_of_row(self) noexcept:
         return self.cost_of_scores(8, 0.8) if self.is_class_major else self.cost_of_scores(6, 0.4)
 
-    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
+    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, uint64_t *wanted, Totals *totals,
+                                tl_cancel *cancel) noexcept nogil:
         cdef const View *view = &self.scores.view
         cdef tl_row row, out
         cdef int64_t at = start

@@ -121,7 +121,7 @@ static void reduce_asked_block(asked_block *block, int without_class, int keeps_
     for (int r = 0; r < block->rows.count; r++)
         block->rows.excluded[r] = without_class && tl_is_wanted(&block->rows, r) ? excluded[r] : -1;
     block->rows.has_excluded = without_class;
-    block->rows.keeps_logits = block->rows.sums_logits = keeps_logits;
+    block->rows.keeps_logits = keeps_logits;
     if (wants_lanes)
         tl_lse_of_block(backend, &block->rows, 1, &block->lse, &cancel);
     else

@@ -178,11 +178,18 @@ typedef struct {
     ptrdiff_t apart;
 } tl_few_rows;
 
-/* What is wanted of such rows: their losses, unless these are added to bins; and unless they are NULL, the logits of
- * their targets, exp(log-odds against these), and the sums of their logits. */
+/* Losses of such rows. Given are class ids: with `some_masked`, those that are no class do not matter. Wanted are nll,
+ * unless they are added to bins; and unless they are NULL, logits of targets, exp(log-odds against these), and dots: sums
+ * of logits or, if classes have masses, of mass (target's logit - logit). What follows is for finish_losses. */
 typedef struct {
-    double *nll, *logit, *odds, *logit_sum;
+    const int64_t *target;
+    double *nll, *logit, *odds, *dot;
     uint64_t (*bin)[TL_BIN_LANES];
+    int some_masked;
+    const double *row_weight, *class_weight; /* of each row; of each class, then of what is no class */
+    const double *mass;
+    double total_mass;
+    double *target_weight; /* set to the weights of the rows' classes */
 } tl_lane_losses;
 
 typedef struct tl_loss tl_loss; /* see loss.h */
@@ -414,8 +421,7 @@ typedef struct {
      * TL_BIN_GROUPS groups of TL_SUM_GROUP at most. row_losses takes contiguous rows of more than TL_FEW_CLASSES classes,
      * with the same bits: no byte outside of them is read, nor of those without a class; but results of whole groups
      * are written. */
-    uint64_t (*lane_losses[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
-                                             const tl_lane_losses *of);
+    uint64_t (*lane_losses[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const tl_lane_losses *of);
     /* Writes the gradients of such rows, perhaps over their logits; without targets, if that is NULL. */
     void (*lane_gradients[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
                                             const tl_gradient_parts *of, const tl_few_rows *to);
@@ -432,6 +438,10 @@ typedef struct {
     void (*exps)(double *x, size_t count);
     void (*second_moments)(const double *x, size_t count, double logsumexp, tl_moment_lanes *to);
     void (*softmax_factors)(const double *logsumexp, size_t count, int dtype, double *exponent, double *factor);
+    /* Of as many rows: their losses with options, and their weights, if there are any; both are 0 where masked. Returns
+     * a bit, as above, for each row whose dot is not finite. */
+    uint64_t (*finish_losses)(const tl_loss *loss, const tl_lane_losses *of, size_t classes, size_t count, double *losses,
+                              double *weights);
     /* Of as many rows, what their gradients for class ids are made of, times `scale`: the exponents are not set, and
      * factors are those of softmax. `smoothed` are masses of smoothing alone, `weight` those of targets. */
     void (*gradient_parts)(const tl_loss *loss, const double *logsumexp, const double *odds_against,

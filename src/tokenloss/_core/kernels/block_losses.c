@@ -45,26 +45,14 @@ void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *row
     class_parts of = {.weight = {0}}; /* zeros in lanes that no row fills */
     tl_loss loss = *shared;
     tl_row row = rows->row;
-    const uint64_t all = rows->count > 0 ? ~(uint64_t)0 >> (TL_BLOCK_ROWS - rows->count) : 0;
-    const uint64_t near = lse->near & rows->wanted;
-    const uint64_t summed = lse->relative.has_sums ? lse->near : 0;
-    int has_options = loss.soft.eps_over_v != 0 || loss.z_loss != 0;
-    for (int i = 0; i < rows->count; i++) { /* of near rows, as tl_odds_at has them */
-        of.logsumexp[i] = lse->relative.logit[i] + lse->relative.nll[i];
-        of.against[i] = lse->relative.odds_against[i];
-        of.weight[i] = target_weight ? target_weight[i] : 1;
-        values[i] = of.weight[i] * lse->relative.nll[i]; /* finite */
-    }
-    for (uint64_t left = has_options ? all : all & ~near; left != 0; left &= left - 1) {
-        const int i = (int)tl_lowest_bit(left);
+    for (int i = 0; i < rows->count; i++) {
         tl_class_odds odds = tl_is_wanted(rows, i) ? tl_odds_at(rows, lse, i) : (tl_class_odds){0};
+        of.weight[i] = target_weight ? target_weight[i] : 1;
         row.data = rows->data[i];
         loss.target = rows->excluded[i];
         loss.target_weight = of.weight[i];
-        values[i] = tl_weighed(of.weight[i], odds.nll);
-        if (has_options && tl_is_wanted(rows, i))
-            values[i] = tl_loss_of_odds(backend, &row, &loss, &odds,
-                                        summed >> i & 1 ? &lse->relative.logit_sum[i] : NULL, cancel);
+        if (tl_is_wanted(rows, i))
+            values[i] = tl_loss_of_odds(backend, &row, &loss, &odds, cancel);
         of.logsumexp[i] = tl_logsumexp(odds.lse);
         of.against[i] = odds.odds_against;
         of.smoothed[i] = odds.smoothed;

@@ -81,12 +81,6 @@ static int is_along_classes(const tl_row_block *rows, const tl_out_block *out) {
     return rows->row.count >= TL_GROUP && is_interruptible && is_native_row(&rows->row) && is_native_row(&out->row);
 }
 
-/* Rows of groups. */
-static tl_few_rows few_rows_of(const void *groups, size_t classes, int dtype) {
-    size_t class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
-    return (tl_few_rows){groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
-}
-
 uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                      const double *logsumexp, tl_gradient_parts *parts, const tl_out_block *out) {
     size_t padded = tl_padded_rows(rows->count), classes = (size_t)rows->row.count;
@@ -105,7 +99,7 @@ uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const 
         return which;
     }
     dtype = lse->group_dtype;
-    tl_few_rows groups = few_rows_of(tl_groups_of(rows), classes, dtype);
+    tl_few_rows groups = tl_few_of_groups(tl_groups_of(rows), classes, dtype);
     backend->lane_gradients[dtype](&groups, tl_padded_rows(lse->in_groups), NULL, parts, &groups);
     uint64_t stored = which;
     if (rows->class_major && which == rows->wanted) { /* whole planes can be written */
@@ -164,7 +158,7 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
     for (int start = 0; start < rows->count && which >> start != 0; start += TL_GROUP) {
         double *logits = widened(rows, group, lse->group_dtype), *probability = logits + elements;
         int dtype = TL_FLOAT64;
-        tl_few_rows from = few_rows_of(logits, classes, TL_FLOAT64), to = few_rows_of(probability, classes, TL_FLOAT64);
+        tl_few_rows from = tl_few_of_groups(logits, classes, dtype), to = tl_few_of_groups(probability, classes, dtype);
         memcpy(parts.exponent, exponent + start, TL_GROUP * sizeof *exponent);
         memcpy(parts.factor, factor + start, TL_GROUP * sizeof *factor);
         backend->lane_gradients[TL_FLOAT64](&from, TL_GROUP, NULL, &parts, &to);

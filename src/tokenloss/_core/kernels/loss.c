@@ -36,14 +36,11 @@ void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, co
 }
 
 double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_class_odds *odds,
-                       const double *logit_sum, tl_cancel *cancel) {
+                       tl_cancel *cancel) {
     int smooths = loss->soft.eps_over_v != 0;
     double target_dot = 0;
     odds->smoothed = 0;
-    if (!smooths && loss->z_loss == 0)
-        return tl_weighed(loss->target_weight, odds->nll);
-    if (smooths && !(logit_sum && tl_target_dot_of_sum(&loss->soft, logits->count, *logit_sum, odds->lse.offset,
-                                                       &target_dot, &odds->smoothed)))
+    if (smooths)
         target_dot = tl_target_dot(backend, logits, &loss->soft, odds->lse.offset, &odds->smoothed, cancel);
     return loss_of(loss, odds->nll, target_dot, odds->smoothed, smooths ? odds->lse.log : 0, odds->lse);
 }

@@ -45,9 +45,9 @@ TL_INLINE double tl_loss_of_parts(double of_target, double target_dot, double ma
     return z_loss != 0 ? sum + z_loss * logsumexp * logsumexp : sum;
 }
 
-/* The loss for a class id without its gradient. `logit_sum` is the sum of the row's logits, NULL if not known. */
+/* The loss for a class id without its gradient. */
 double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_class_odds *odds,
-                       const double *logit_sum, tl_cancel *cancel);
+                       tl_cancel *cancel);
 
 /* Writes its gradient. */
 void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,

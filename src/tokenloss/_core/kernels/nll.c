@@ -2,21 +2,6 @@
 
 #include "elementwise.h"
 
-/* Memory for the groups of a block of few classes. */
-#define GROUPS_BYTES (TL_BLOCK_ROWS * TL_FEW_CLASSES * sizeof(double) + TL_GROUP_ALIGNMENT)
-
-/* The excluded class of each row as its target: 0 for rows without one, and in lanes that no row fills. Returns a bit
- * for each wanted row that has one. */
-static uint64_t targets_of(const tl_row_block *rows, int64_t *target) {
-    uint64_t found = rows->wanted;
-    for (int i = 0; i < (int)tl_padded_rows(rows->count); i++) {
-        int64_t id = i < rows->count ? rows->excluded[i] : -1;
-        target[i] = id < 0 ? 0 : id;
-        found &= ~((uint64_t)(id < 0) << i);
-    }
-    return found;
-}
-
 /* Whether losses of such rows are computed relative to their targets. */
 static int is_relative(const tl_row *row) {
     return row->count >= 2 && row->count <= TL_NLL_CLASSES && row->shift == 0;
@@ -24,32 +9,19 @@ static int is_relative(const tl_row *row) {
 
 /* The losses of rows in lanes: rows `start` and so on of `of`. */
 static uint64_t lane_losses(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t padded,
-                            const int64_t *target, int start, int sums, tl_block_nll *of) {
-    const tl_lane_losses lanes = {of->nll + start, of->logit + start, of->odds_against + start,
-                                  sums ? of->logit_sum + start : NULL, NULL};
-    return backend->lane_losses[dtype](rows, padded, target, &lanes);
+                            const int64_t *target, int start, tl_block_nll *of) {
+    const tl_lane_losses lanes = {
+        .target = target, .nll = of->nll + start, .logit = of->logit + start, .odds = of->odds_against + start};
+    return backend->lane_losses[dtype](rows, padded, &lanes);
 }
-
-/* The same of groups. */
-static uint64_t losses_of_groups(const tl_backend *backend, const void *groups, int dtype, size_t classes,
-                                 size_t padded, const int64_t *target, int start, int sums, tl_block_nll *of) {
-    size_t class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
-    tl_few_rows rows = {.data = groups, .group_bytes = class_bytes * classes, .classes = classes};
-    rows.class_stride = (ptrdiff_t)class_bytes;
-    return lane_losses(backend, &rows, dtype, padded, target, start, sums, of);
-}
-
-/* Whether logits are to be summed: those of more than a chunk in another order. */
-static int sums_logits(const tl_row_block *rows) { return rows->sums_logits && rows->row.count <= TL_CHUNK; }
 
 uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, tl_groups groups, tl_block_nll *of) {
-    int64_t target[TL_BLOCK_ROWS];
-    uint64_t found = targets_of(rows, target);
+    int64_t target[TL_BLOCK_ROWS] = {0};
+    tl_few_rows in_groups = tl_few_of_groups(groups.at, (size_t)rows->row.count, groups.dtype);
     if (!is_relative(&rows->row))
         return 0;
-    of->has_sums = sums_logits(rows);
-    return found & losses_of_groups(backend, groups.at, groups.dtype, (size_t)rows->row.count,
-                                    tl_padded_rows(rows->count), target, 0, of->has_sums, of);
+    memcpy(target, rows->excluded, (size_t)rows->count * sizeof *target);
+    return rows->wanted & lane_losses(backend, &in_groups, groups.dtype, tl_padded_rows(rows->count), target, 0, of);
 }
 
 /* The loss of one row as row `start` of `of`; returns whether it is not far out. The row is copied where it is scaled,
@@ -75,7 +47,7 @@ TL_OUTLINE uint64_t nll_of_one(const tl_backend *backend, const tl_row *row, int
         const tl_few_rows rows = {data, 0, 0, (size_t)row->count, 1, 0};
         for (int i = 0; i < TL_GROUP; i++)
             targets[i] = target;
-        return 1 & lane_losses(backend, &rows, dtype, TL_GROUP, targets, start, 0, of);
+        return 1 & lane_losses(backend, &rows, dtype, TL_GROUP, targets, start, of);
     }
     return 1 & backend->row_losses[dtype](&data, 1, (size_t)row->count, &target, of->logit + start, of->nll + start,
                                           of->odds_against + start);
@@ -103,8 +75,8 @@ static uint64_t nll_of_each(const tl_backend *backend, const tl_row_block *rows,
             tl_row_block part = {.row = *row, .count = count};
             memcpy(part.data, rows->data + start, (size_t)count * sizeof *part.data);
             tl_load_groups(backend, &part, count, dtype, tl_groups_of(rows));
-            near |= losses_of_groups(backend, tl_groups_of(rows), dtype, (size_t)row->count, TL_GROUP, target + start,
-                                     start, 0, of) << start;
+            tl_few_rows group = tl_few_of_groups(tl_groups_of(rows), (size_t)row->count, dtype);
+            near |= lane_losses(backend, &group, dtype, TL_GROUP, target + start, start, of) << start;
         } else {
             tl_row single = tl_row_of_block(rows, start);
             near |= nll_of_one(backend, &single, target[start], start, of) << start;
@@ -113,64 +85,21 @@ static uint64_t nll_of_each(const tl_backend *backend, const tl_row_block *rows,
     return near;
 }
 
-/* Whether rows are whole groups of planes, of native logits, that are read where they are. */
-static int are_planes(const tl_row_block *rows) {
-    const tl_row *row = &rows->row;
-    return rows->class_major && rows->count % TL_GROUP == 0 && !tl_is_transformed(row) &&
-           row->dtype == tl_single_or_double(row->compute_dtype) &&
-           !(rows->keeps_logits && row->count <= TL_SHORT_ROW) &&
-           tl_are_neighbours(rows->data, 0, rows->count, tl_itemsize(row->dtype));
-}
-
 uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_nll *of, tl_groups *groups) {
-    int64_t target[TL_BLOCK_ROWS];
     const tl_row *row = &rows->row;
     int in_place = row->count > TL_FEW_CLASSES && tl_can_read_in_place(row, row->compute_dtype, 0);
     if (!is_relative(row))
         return 0;
-    uint64_t found = targets_of(rows, target);
-    if (are_planes(rows)) {
-        tl_few_rows planes = {.data = rows->data[0], .class_stride = row->stride, .classes = (size_t)row->count};
-        planes.group_bytes = TL_GROUP * (size_t)tl_itemsize(row->dtype);
-        of->has_sums = sums_logits(rows);
-        return found & lane_losses(backend, &planes, row->dtype, (size_t)rows->count, target, 0, of->has_sums, of);
-    }
     int in_groups = row->count <= TL_FEW_CLASSES ||
                     (row->count <= TL_SHORT_ROW && (rows->class_major || tl_is_transformed(row)) && !in_place);
     if (rows->scratch && in_groups) {
         *groups = tl_scale_groups(backend, rows, rows->count, tl_load_raw_groups(backend, rows, rows->count));
         return tl_nll_of_groups(backend, rows, *groups, of);
     }
-    if (in_place)
-        return found & backend->row_losses[row->compute_dtype](rows->data, (size_t)rows->count, (size_t)row->count,
-                                                               target, of->logit, of->nll, of->odds_against);
-    return found & nll_of_each(backend, rows, target, of);
-}
-
-/* The losses of near rows with their options, in place of their nll. `masses` are those of smoothing, for groups, if
- * classes have weights. Returns a bit for each row whose dot is infinite or nan, and whose loss is wrong. */
-static uint64_t finish_plain(const tl_backend *backend, const tl_few_rows *rows, int dtype, const tl_loss *loss,
-                             const double *masses, const tl_block_nll *of, const double *weight, size_t count,
-                             double *nll) {
-    const double rest = loss->soft.one_minus_eps, smoothed = loss->soft.eps_over_v * (double)rows->classes;
-    double dot[TL_BLOCK_ROWS] = {0}, mass[TL_BLOCK_ROWS];
-    uint64_t odd = 0, which = 0;
-    for (size_t i = 0; i < count; i++) {
-        mass[i] = smoothed;
-        if (smoothed != 0 && !masses)
-            dot[i] = tl_uniform_dot(loss->soft.eps_over_v, (int64_t)rows->classes, of->logit_sum[i], of->logit[i]);
-    }
-    for (size_t i = 0; masses && i < count; i += TL_GROUP)
-        backend->short_dots[dtype](rows->data + i / TL_GROUP * rows->group_bytes, masses, 1, TL_GROUP, rows->classes,
-                                   of->logit + i, dot + i, mass + i);
-    for (size_t i = 0; i < count; i++) {
-        odd |= tl_to_bits(dot[i] - dot[i]);
-        nll[i] = tl_loss_of_parts((weight ? weight[i] * rest : rest) * nll[i], dot[i], mass[i], nll[i], loss->z_loss,
-                                  of->logit[i] + nll[i]);
-    }
-    for (size_t i = 0; odd != 0 && i < count; i++)
-        which |= (uint64_t)(dot[i] - dot[i] != 0) << i;
-    return which;
+    if (!in_place)
+        return rows->wanted & nll_of_each(backend, rows, rows->excluded, of);
+    return rows->wanted & backend->row_losses[row->compute_dtype](rows->data, (size_t)rows->count, (size_t)row->count,
+                                                                  rows->excluded, of->logit, of->nll, of->odds_against);
 }
 
 /* The bits of the first `n` rows of a block, or of all. */
@@ -185,33 +114,30 @@ static tl_few_rows few_rows(const tl_row *row, size_t start, ptrdiff_t apart) {
     return (tl_few_rows){first, group_bytes, row->stride, classes, 0, 0};
 }
 
-/* The same where they lie; or copied to groups, a block at most, if wanted, for half precision, and to fill these. */
+/* Whether groups of rows can be read where they lie. */
+static int are_in_place(const tl_row *row, ptrdiff_t apart) {
+    return row->dtype == tl_single_or_double(row->compute_dtype) && !tl_is_transformed(row) &&
+           (row->stride == tl_itemsize(row->dtype) ? row->count <= TL_FEW_CLASSES : apart == tl_itemsize(row->dtype));
+}
+
+/* Rows where they lie, or a block of them at most copied to groups, to fill these, or scaled and capped. */
 static tl_few_rows rows_or_groups(const tl_backend *backend, const tl_row *row, size_t start, ptrdiff_t apart, size_t n,
-                                  int copies, char *groups) {
-    int dtype = tl_single_or_double(row->dtype);
-    size_t classes = (size_t)row->count, class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
+                                  char *groups) {
+    int dtype = tl_single_or_double(row->compute_dtype), raw = tl_single_or_double(row->dtype);
+    size_t classes = (size_t)row->count, elements = (n + TL_GROUP - 1) / TL_GROUP * TL_GROUP * classes;
+    float single[TL_BLOCK_ROWS * TL_FEW_CLASSES];
     tl_row_block block;
-    if (!copies && n % TL_GROUP == 0 && row->dtype == dtype)
+    if (n % TL_GROUP == 0 && are_in_place(row, apart))
         return few_rows(row, start, apart);
     block.row = *row;
     for (size_t i = 0; i < n; i++)
         block.data[i] = row->data + (ptrdiff_t)(start + i) * apart;
-    tl_load_groups(backend, &block, (int)n, dtype, groups);
-    return (tl_few_rows){groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
-}
-
-size_t tl_add_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int64_t *target,
-                           size_t count, tl_superacc *sum) {
-    char memory[GROUPS_BYTES], *groups = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
-    int dtype = tl_single_or_double(row->dtype);
-    size_t most = row->dtype == dtype ? TL_BIN_GROUPS * TL_SUM_GROUP : TL_BLOCK_ROWS, n = count < most ? count : most;
-    tl_few_rows rows = rows_or_groups(backend, row, 0, apart, n, 0, groups);
-    tl_bins bins = {.groups = TL_BIN_GROUPS};
-    const tl_lane_losses lanes = {.bin = bins.bin};
-    if (first_rows(n) & ~backend->lane_losses[dtype](&rows, n, target, &lanes))
-        return 0;
-    tl_superacc_pour(sum, &bins);
-    return n;
+    tl_load_groups(backend, &block, (int)n, raw, raw != dtype ? (char *)single : groups);
+    for (size_t i = 0; raw != dtype && i < elements; i++)
+        ((double *)(void *)groups)[i] = (double)single[i];
+    if (tl_is_transformed(row))
+        tl_transform(backend, row, (double *)(void *)groups, elements);
+    return tl_few_of_groups(groups, classes, dtype);
 }
 
 /* Writes gradients along the classes of rows, which takes less time from TL_GROUP classes on. */
@@ -229,98 +155,123 @@ static void write_along_classes(const tl_backend *backend, const tl_few_rows *ro
             tl_store(out[i] + ids[i] * tl_itemsize(dtype), dtype, parts->at_target[i]);
 }
 
-/* Writes the gradients of rows `start` and so on, `n` of `padded`, from their nll, logits and odds. Returns whether
+/* Writes the gradients of rows `start` and so on, `n` in whole groups, from their nll, logits and odds. Returns whether
  * they could be. */
-static int write_plain(const tl_backend *backend, const tl_few_rows *rows, int dtype, const tl_loss *loss,
-                       const int64_t *ids, const double *weight, const tl_block_nll *of, size_t n, size_t padded,
-                       size_t start, const tl_plain_grads *grads) {
+static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, const tl_few_rows *rows, int dtype,
+                       const tl_lane_losses *of, size_t n, size_t start) {
+    const tl_loss *loss = of_all->loss;
     double logsumexp[TL_BLOCK_ROWS], smoothed[TL_BLOCK_ROWS], ones[TL_BLOCK_ROWS];
     tl_gradient_parts parts;
-    tl_row grad = grads->row;
-    tl_few_rows to = few_rows(&grad, start, grads->apart);
-    int is_far = 0;
-    for (size_t i = 0; i < padded; i++) {
+    tl_few_rows to = few_rows(&of_all->grad, start, of_all->grad_apart);
+    for (size_t i = 0; i < n; i++) {
         logsumexp[i] = of->logit[i] + of->nll[i];
-        smoothed[i] = loss->soft.eps_over_v * (double)grad.count;
+        smoothed[i] = loss->soft.eps_over_v * (double)rows->classes;
         ones[i] = 1;
-        is_far |= tl_abs(logsumexp[i]) > TL_MAX_EXACT_REDUCTION;
+        if (tl_abs(logsumexp[i]) > TL_MAX_EXACT_REDUCTION)
+            return 0;
     }
-    if (is_far)
-        return 0;
-    backend->gradient_parts(loss, logsumexp, of->odds_against, smoothed, weight ? weight : ones, grads->scale + start,
-                            padded, &parts);
-    backend->softmax_factors(logsumexp, padded, dtype, parts.exponent, parts.factor);
-    if (rows->are_apart && to.are_apart && rows->classes >= TL_GROUP) {
-        write_along_classes(backend, rows, dtype, ids, n, &parts, &to);
-        return 1;
-    }
-    backend->lane_gradients[dtype](rows, padded, ids, &parts, padded > n ? rows : &to);
-    for (size_t i = 0; padded > n && i < n; i++) {
-        grad.data = to.data + (ptrdiff_t)i * grads->apart;
-        for (int64_t k = 0; k < grad.count; k++)
-            tl_store_at(&grad, k, tl_load(rows->data + (i / TL_GROUP) * rows->group_bytes + k * rows->class_stride +
-                                              (ptrdiff_t)(i % TL_GROUP) * tl_itemsize(dtype), dtype));
-    }
+    backend->gradient_parts(loss, logsumexp, of->odds, smoothed, of->class_weight ? of->target_weight : ones,
+                            of_all->grad_scale + start, n, &parts);
+    backend->softmax_factors(logsumexp, n, dtype, parts.exponent, parts.factor);
+    if (rows->are_apart && to.are_apart && rows->classes >= TL_GROUP)
+        write_along_classes(backend, rows, dtype, of->target, n, &parts, &to);
+    else
+        backend->lane_gradients[dtype](rows, n, of->target, &parts, &to);
     return 1;
 }
 
-size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const tl_loss *loss,
-                       const int64_t *target, const double *weight, int some_masked, size_t count,
-                       const tl_plain_grads *grads, double *values) {
-    char memory[GROUPS_BYTES], *groups = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
-    tl_block_nll of;
-    int dtype = tl_single_or_double(row->dtype), smooths = loss->soft.eps_over_v != 0;
-    int has_options = smooths || loss->z_loss != 0, needs_logits = has_options || grads;
-    int weighs = loss->soft.weight != NULL;
-    double masses[TL_FEW_CLASSES * TL_GROUP];
-    for (size_t i = 0; weighs && i < (size_t)row->count * TL_GROUP; i++)
-        masses[i] = i % TL_GROUP == 0 ? tl_soft_target_at(&loss->soft, (int64_t)(i / TL_GROUP)) : masses[i - 1];
-    for (size_t start = 0, n; start < count; start += n) {
-        n = count - start < TL_BLOCK_ROWS ? count - start : TL_BLOCK_ROWS;
-        size_t padded = tl_padded_rows((int)n);
-        const int64_t *ids = target + start;
-        double *nll = values + start;
-        tl_few_rows rows = rows_or_groups(backend, row, start, apart, n, weighs, groups);
-        const tl_lane_losses lanes = {nll, needs_logits ? of.logit : NULL, grads ? of.odds_against : NULL,
-                                      smooths && !weighs ? of.logit_sum : NULL, NULL};
-        uint64_t far = first_rows(n) & ~backend->lane_losses[dtype](&rows, padded, ids, &lanes);
-        if (grads)
-            memcpy(of.nll, nll, padded * sizeof *nll);
-        if (has_options)
-            far |= finish_plain(backend, &rows, dtype, loss, weighs ? masses : NULL, &of,
-                                weight ? weight + start : NULL, n, nll);
-        for (uint64_t left = some_masked ? far : 0; left != 0; left &= left - 1)
-            far ^= (uint64_t)(ids[tl_lowest_bit(left)] == TL_MASKED) << tl_lowest_bit(left);
-        if (grads && (far != 0 || !write_plain(backend, &rows, dtype, loss, ids, weight ? weight + start : NULL, &of, n,
-                                               padded, start, grads)))
-            return start;
-        for (size_t i = 0; weight && !has_options && i < n; i++) /* nll is finite where it counts */
-            nll[i] *= weight[start + i];
-        for (size_t i = 0; some_masked && i < n; i++) /* vectors of them, without a branch */
-            nll[i] = tl_from_bits(tl_to_bits(nll[i]) & (((uint64_t)ids[i] >> 63) - 1));
-        if (far != 0)
-            return start + tl_lowest_bit(far);
+/* Finds the losses of rows `start` and so on, `n` of them, and their weights, 0 where masked. Returns a bit for each
+ * unmasked row without such a loss, modulo TL_BLOCK_ROWS, where they are 0 as well if there are not more rows; or for all
+ * if their gradients cannot be written. */
+static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *of, size_t start, size_t n, char *groups,
+                               double *losses, double *weights, size_t *masked) {
+    const tl_loss *loss = of->loss;
+    const tl_row *row = &of->row;
+    int dtype = tl_single_or_double(row->compute_dtype), smooths = loss->soft.eps_over_v != 0;
+    size_t padded = (n + TL_GROUP - 1) / TL_GROUP * TL_GROUP, classes = (size_t)row->count;
+    double nll[TL_PLAIN_ROWS], logit[TL_PLAIN_ROWS], odds[TL_PLAIN_ROWS], dot[TL_PLAIN_ROWS], of_class[TL_PLAIN_ROWS];
+    tl_lane_losses lanes = of->given;
+    tl_few_rows rows = {.classes = classes};
+    uint64_t left;
+    lanes.target += start;
+    lanes.row_weight = lanes.row_weight ? lanes.row_weight + start : NULL;
+    lanes.nll = nll;
+    lanes.logit = smooths || loss->z_loss != 0 || of->grad_scale ? logit : NULL;
+    lanes.odds = of->grad_scale ? odds : NULL;
+    lanes.dot = smooths ? dot : NULL;
+    lanes.target_weight = of_class;
+    *masked = 0;
+    for (size_t i = 0; lanes.some_masked && i < n; i++)
+        *masked += (uint64_t)lanes.target[i] >> 63;
+    if (classes <= TL_FEW_CLASSES || row->stride != tl_itemsize(row->dtype)) {
+        rows = rows_or_groups(backend, row, start, of->apart, n, groups);
+        left = ~backend->lane_losses[dtype](&rows, padded, &lanes);
+    } else {
+        const char *data[TL_BLOCK_ROWS];
+        for (size_t i = 0; i < n; i++)
+            data[i] = row->data + (ptrdiff_t)(start + i) * of->apart;
+        left = ~backend->row_losses[row->dtype](data, n, classes, lanes.target, logit, nll, odds);
     }
-    return count;
+    left |= backend->finish_losses(loss, &lanes, classes, padded, losses, weights);
+    if (n > TL_BLOCK_ROWS)
+        return left;
+    left &= first_rows(n);
+    if (of->grad_scale && (left != 0 || !write_plain(backend, of, &rows, dtype, &lanes, n, start)))
+        left = first_rows(n);
+    for (uint64_t bits = left; bits != 0; bits &= bits - 1) {
+        const unsigned i = tl_lowest_bit(bits);
+        losses[i] = weights[i] = 0;
+        left ^= (uint64_t)(lanes.some_masked && lanes.target[i] < 0) << i;
+    }
+    return left;
 }
 
-void tl_plain_losses_of_many(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const tl_loss *loss,
-                             const int64_t *target, const double *weight, size_t count, double *values,
-                             uint64_t *left) {
-    const tl_few_rows rows = {.classes = (size_t)row->count};
-    const char *data[TL_BLOCK_ROWS];
-    tl_block_nll of;
-    for (size_t start = 0; start < count; start += TL_BLOCK_ROWS) {
-        const size_t n = count - start < TL_BLOCK_ROWS ? count - start : TL_BLOCK_ROWS;
-        double *nll = values + start;
-        for (size_t i = 0; i < n; i++)
-            data[i] = row->data + (ptrdiff_t)(start + i) * apart;
-        uint64_t near = backend->row_losses[row->dtype](data, n, rows.classes, target + start, of.logit, nll,
-                                                        of.odds_against);
-        left[start / TL_BLOCK_ROWS] = ~near & (~(uint64_t)0 >> (TL_BLOCK_ROWS - n));
-        if (loss->z_loss != 0)
-            (void)finish_plain(backend, &rows, row->dtype, loss, NULL, &of, weight ? weight + start : NULL, n, nll);
-        for (size_t i = 0; weight && loss->z_loss == 0 && i < n; i++)
-            nll[i] *= weight[start + i];
+/* Adds losses without options of rows in place by the way of bins; returns of how many, 0 if one of them is far out, has
+ * no class, or a loss too small for bins. */
+static size_t add_by_bins(const tl_backend *backend, const tl_plain_rows *of, size_t count, tl_superacc *sum) {
+    const size_t most = TL_BIN_GROUPS * TL_SUM_GROUP, n = (count < most ? count : most) / TL_GROUP * TL_GROUP;
+    const tl_few_rows rows = few_rows(&of->row, 0, of->apart);
+    tl_bins bins = {.groups = TL_BIN_GROUPS};
+    const tl_lane_losses lanes = {.target = of->given.target, .bin = bins.bin};
+    if (first_rows(n) & ~backend->lane_losses[of->row.dtype](&rows, n, &lanes))
+        return 0;
+    tl_superacc_pour(sum, &bins);
+    return n;
+}
+
+size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t count, tl_superacc *sum,
+                           tl_superacc *weights, int64_t *unmasked, uint64_t *left) {
+    char memory[TL_BLOCK_ROWS * TL_FEW_CLASSES * sizeof(double) + TL_GROUP_ALIGNMENT]; /* for groups of a block */
+    char *groups = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
+    double losses[TL_PLAIN_ROWS], weight[TL_PLAIN_ROWS];
+    int is_long = are_in_place(&of->row, of->apart) && !of->grad_scale;
+    size_t n = of->sums_only && is_long ? add_by_bins(backend, of, count, sum) : 0;
+    size_t most = count < TL_PLAIN_ROWS ? count : TL_PLAIN_ROWS;
+    if (of->grad_scale || (is_long && of->row.count > TL_FEW_CLASSES)) /* whole groups */
+        most -= most % TL_GROUP;
+    *left = 0;
+    *unmasked += (int64_t)n;
+    if (n > 0)
+        return n;
+    of->sums_only = 0;
+    while (n < most && *left == 0) {
+        size_t part = most - n, masked;
+        part = part <= TL_BLOCK_ROWS ? part : is_long ? part / TL_GROUP * TL_GROUP : TL_BLOCK_ROWS;
+        *left = losses_of_rows(backend, of, n, part, groups, losses + n, weight + n, &masked);
+        if (*left != 0 && part > TL_BLOCK_ROWS) { /* block by block, to see which */
+            is_long = 0;
+            *left = 0;
+            continue;
+        }
+        *unmasked += (int64_t)(part - masked);
+        for (uint64_t bits = *left; bits != 0; bits &= bits - 1)
+            --*unmasked;
+        n += part;
     }
+    tl_superacc_add_many(backend, sum, losses, n);
+    if (of->given.class_weight || of->given.row_weight)
+        tl_superacc_add_many(backend, weights, weight, n);
+    if (of->values)
+        memcpy(of->values, losses, n * sizeof *losses);
+    return n;
 }

@@ -16,33 +16,28 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, t
 /* The loss of one row, which is left as it was where there is no such loss; returns whether there is. */
 int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll);
 
-/* Where the gradients of such rows go: native, as large as their logits. Each is multiplied by its scale. */
+/* Rows of 2 to TL_NLL_CLASSES logits, `apart` bytes from each other. Those of more than TL_FEW_CLASSES are native, neither
+ * scaled nor capped, without gradients, and contiguous without smoothing, or neighbours in float32 or float64, and of
+ * TL_CHUNK classes at most with smoothing. Gradients are native, as large as their logits, which are float32 or float64,
+ * neither scaled nor capped, neighbours or contiguous, and without masses. There is room for whole groups. */
 typedef struct {
     tl_row row; /* the first */
     ptrdiff_t apart;
-    const double *scale;
-} tl_plain_grads;
+    const tl_loss *loss; /* z-loss and smoothing, which all share */
+    tl_lane_losses given; /* ids, masses and weights */
+    int sums_only; /* whether only the sum of losses is wanted, without options; becomes 0 if bins do not hold it */
+    double *values; /* where losses are written, 0 where masked, or NULL */
+    tl_row grad;    /* the first gradient; the next ones are `grad_apart` bytes from it */
+    ptrdiff_t grad_apart;
+    const double *grad_scale; /* of each row, NULL without gradients */
+} tl_plain_rows;
 
-/* The losses of `count` rows of 2 to TL_FEW_CLASSES native logits, neither scaled nor capped, the first of which is
- * `row`. They lie `apart` bytes from each other; they or their classes are neighbours. What they share are z-loss and
- * smoothing, and weights of their targets are NULL if all are 1: there are none with smoothing and gradients. There is
- * room for whole groups of class ids, weights, scales and losses. Losses of rows whose id is TL_MASKED are 0, if there
- * may be some, and their gradients anything. Returns how many rows come before the first that is far out or has no
- * class, or, with gradients, before the TL_BLOCK_ROWS that have it, whose gradients are not written. */
-size_t tl_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const tl_loss *loss,
-                       const int64_t *target, const double *weight, int some_masked, size_t count,
-                       const tl_plain_grads *grads, double *values);
+#define TL_PLAIN_ROWS 256 /* at a time, unless only the sum is wanted */
 
-/* Adds the losses of some of such rows, which are a multiple of TL_GROUP and have no options, to a sum. Returns how
- * many were added: 0 if one of the first is far out, has no class, or a loss too small for bins. */
-size_t tl_add_plain_losses(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int64_t *target,
-                           size_t count, tl_superacc *sum);
-
-/* As tl_plain_losses, for rows of more classes, up to TL_NLL_CLASSES, which are neighbours, without smoothing and
- * gradients. There is room for whole groups of losses; rows whose id is no class are not read. Sets a bit of `left` for
- * each row that has no such loss, and bits beyond the last row to 0. */
-void tl_plain_losses_of_many(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const tl_loss *loss,
-                             const int64_t *target, const double *weight, size_t count, double *values,
-                             uint64_t *left);
+/* Adds losses and, if there are any, their weights to sums; counts those that are not masked. Returns how many rows were
+ * taken: up to TL_PLAIN_ROWS, or to the first TL_BLOCK_ROWS of which some are left. Sets a bit for each of these: they
+ * are far out or have no class, or all have gradients. Those of masked rows may be anything. */
+size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t count, tl_superacc *sum,
+                           tl_superacc *weights, int64_t *unmasked, uint64_t *left);
 
 #endif

@@ -249,7 +249,6 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wa
 void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel) {
     tl_groups groups = {NULL, 0};
     tl_row_block far = *rows;
-    lse->relative.has_sums = 0;
     uint64_t near = rows->has_excluded ? tl_nll_of_block(backend, rows, &lse->relative, &groups) : 0;
     far.wanted &= ~near;
     lse->in_groups = 0;

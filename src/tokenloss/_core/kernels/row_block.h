@@ -12,7 +12,6 @@ typedef struct {
     int class_major;  /* whether they are neighbours in memory, and their classes are not */
     int has_excluded; /* whether any row may have an excluded class */
     int keeps_logits; /* whether logits are read again after the reduction */
-    int sums_logits;  /* whether `logit_sum` is wanted of losses relative to excluded classes */
     uint64_t wanted;  /* a bit for each row. In class-major layout, the others are read as well */
     const char *data[TL_BLOCK_ROWS];
     int64_t excluded[TL_BLOCK_ROWS]; /* the target, or -1 */
@@ -63,8 +62,6 @@ TL_INLINE tl_row tl_row_of_block(const tl_row_block *rows, int i) {
 typedef struct {
     double logit[TL_BLOCK_ROWS + TL_GROUP], nll[TL_BLOCK_ROWS + TL_GROUP];
     double odds_against[TL_BLOCK_ROWS + TL_GROUP];
-    double logit_sum[TL_BLOCK_ROWS + TL_GROUP]; /* as tl_target_dot adds logits up, unless `has_sums` is 0 */
-    int has_sums;
 } tl_block_nll;
 
 /* For each row, the logsumexp of all classes but the excluded one, the logit of that, and the log-odds against it. */
@@ -199,6 +196,11 @@ typedef struct {
 
 TL_INLINE double tl_load_from_groups(tl_groups groups, size_t at) {
     return groups.dtype == TL_FLOAT64 ? ((const double *)groups.at)[at] : (double)((const float *)groups.at)[at];
+}
+
+TL_INLINE tl_few_rows tl_few_of_groups(const void *groups, size_t classes, int dtype) {
+    size_t class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
+    return (tl_few_rows){groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
 }
 
 /* How many rows of a block are worth reducing in groups, from the first on; 0 of long rows. */

@@ -146,16 +146,7 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
         if ((start + count) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return 0;
     }
-    return tl_uniform_dot(mass, row->count, tl_lanes_sum_or_infinite(sum, lost), shift - offset);
-}
-
-int tl_target_dot_of_sum(const tl_soft_target *soft, int64_t count, double logit_sum, double shift, double *dot,
-                         double *total) {
-    if (soft->mass || soft->weight || tl_abs(shift) > TL_MAX_EXACT_REDUCTION)
-        return 0;
-    *total = soft->eps_over_v * (double)count;
-    *dot = tl_uniform_dot(soft->eps_over_v, count, logit_sum, shift);
-    return *dot - *dot == 0;
+    return mass * ((double)row->count * (shift - offset) - tl_lanes_sum_or_infinite(sum, lost));
 }
 
 /* Loads logits as doubles. A few are loaded one by one, since a chunk costs more. */

@@ -57,14 +57,6 @@ int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, i
 double tl_target_dot(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, double shift,
                      double *total, tl_cancel *cancel);
 
-/* The same of equal masses from the sum of the logits, if the row has no class weights and the result is finite, which
- * it returns. */
-TL_INLINE double tl_uniform_dot(double mass, int64_t count, double logit_sum, double shift) {
-    return mass * ((double)count * shift - logit_sum);
-}
-int tl_target_dot_of_sum(const tl_soft_target *soft, int64_t count, double logit_sum, double shift, double *dot,
-                         double *total);
-
 /* The same range by range, with an accumulator that starts as zeros; and its end. */
 void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t start,
                          int64_t end, double shift, tl_dot_acc *dot, tl_cancel *cancel);

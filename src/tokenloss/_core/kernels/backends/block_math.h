@@ -190,3 +190,44 @@ TL_TARGET static void JOIN(gradient_parts_, BACKEND)(const tl_loss *of, const do
         parts->subtrahend[i] = scale[i] * loss.soft.eps_over_v;
     }
 }
+
+TL_TARGET static uint64_t JOIN(finish_losses_, BACKEND)(const tl_loss *loss_of, const tl_lane_losses *of, size_t classes,
+                                                        size_t count, double *losses, double *weights) {
+    const int smooths = loss_of->soft.eps_over_v != 0, weighs = of->class_weight || of->row_weight;
+    const f64_vec zero = f64_set(0), rest = f64_set(loss_of->soft.one_minus_eps), all = f64_set((double)classes);
+    const f64_vec each = f64_set(loss_of->soft.eps_over_v), z_loss = f64_set(loss_of->z_loss);
+    const f64_vec mass = of->mass ? f64_set(of->total_mass) : f64_mul(each, all);
+    uint64_t odd = 0;
+    for (size_t i = 0; of->class_weight && i < count; i++)
+        of->target_weight[i] = of->class_weight[(uint64_t)of->target[i] < classes ? (size_t)of->target[i] : classes];
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        f64_vec weight = of->class_weight ? f64_load(of->target_weight + i) : f64_set(1);
+        f64_vec nll = f64_load(of->nll + i), loss = f64_mul(f64_mul(weight, rest), nll);
+        if (smooths) {
+            f64_vec dot = f64_load(of->dot + i);
+            if (!of->mass)
+                dot = f64_mul(each, f64_sub(f64_mul(all, f64_load(of->logit + i)), dot));
+            odd |= (uint64_t)(f64_mask_ge(f64_sub(dot, dot), zero) ^ ((1u << f64_WIDTH) - 1)) << i % TL_BLOCK_ROWS;
+            loss = f64_add(f64_add(loss, dot), f64_mul(mass, nll));
+        }
+        if (loss_of->z_loss != 0) {
+            f64_vec logsumexp = f64_add(f64_load(of->logit + i), nll);
+            loss = f64_add(loss, f64_mul(f64_mul(z_loss, logsumexp), logsumexp));
+        }
+        if (of->row_weight) {
+            f64_vec of_row = f64_load(of->row_weight + i);
+            loss = f64_mul(loss, of_row);
+            weight = f64_mul(weight, of_row);
+        }
+        if (of->some_masked) {
+            f64_vec sign = f64_load((const double *)(const void *)(of->target + i));
+            sign = f64_with_bits(f64_and_bits(sign, (uint64_t)1 << 63), 0x3ff0000000000000u); /* -1 or 1 */
+            loss = f64_if_less(sign, zero, zero, loss);
+            weight = f64_if_less(sign, zero, zero, weight);
+        }
+        f64_store(losses + i, loss);
+        if (weighs)
+            f64_store(weights + i, weight);
+    }
+    return odd;
+}

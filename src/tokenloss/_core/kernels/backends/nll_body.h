@@ -148,23 +148,62 @@ TL_TARGET TL_INLINE void OP(sums_of_few)(const char *const *x, ptrdiff_t stride,
     }
 }
 
-/* The sums of the logits of a vector of rows, class k in lane k mod 16, with the bits of tl_target_dot: rows are short. */
-TL_TARGET TL_OUTLINE void OP(sum_logits)(const char *x, ptrdiff_t stride, size_t classes, double *sum) {
-    const size_t count = classes < 16 ? classes : 16;
-    tl_lanes lanes[16];
-    for (size_t l = 0; l < count; l++) {
-        lanes[l] = zero_lanes();
-        for (size_t k = l; k < classes; k += 16)
-            OP(accumulate)(&lanes[l], 0, OF_CLASS(x, k));
+/* Adds the logits of a vector of rows. Returns whether no sum of some of them has more digits than a double, as their
+ * squares tell: then it is exact, in any order. */
+TL_TARGET TL_INLINE int OP(add_logits)(const char *x, ptrdiff_t stride, size_t classes, double *dot) {
+    OP(vec) least = OP(set)(1), most = least;
+    f64_vec wide[PARTS], sum[PARTS];
+    OP(widen)(OP(set)(0), sum);
+    for (size_t k = 0; k < classes; k++) {
+        const OP(vec) logit = OF_CLASS(x, k), square = OP(mul)(logit, logit);
+        least = OP(min)(least, square);
+        most = OP(max_skip_nan)(square, most);
+        OP(widen)(logit, wide);
+        for (size_t i = 0; i < PARTS; i++)
+            sum[i] = f64_add(sum[i], wide[i]);
     }
-    for (size_t half = 8; half > 0; half /= 2)
-        for (size_t l = 0; l < half && l + half < count; l++)
+    for (size_t i = 0; i < PARTS; i++)
+        f64_store(dot + i * f64_WIDTH, sum[i]);
+    return (OP(mask_ge)(least, OP(set)((REAL)0x1p-34)) & OP(mask_ge)(OP(set)((REAL)0x1p14), most)) ==
+           (uint32_t)(((uint64_t)1 << OP(WIDTH)) - 1);
+}
+
+/* The dots of a vector of rows, with the bits of tl_target_dot: class k in lane k mod 16, and lanes by halves. */
+TL_TARGET TL_INLINE void OP(add_dots)(const char *x, ptrdiff_t stride, size_t classes, const double *mass, int weighs,
+                                      const double *shift, double *dot) {
+    const int is_double = sizeof(REAL) == sizeof(double), compensates = is_double || !weighs;
+    f64_vec sum[16][PARTS], lost[16][PARTS];
+    size_t l = 0;
+    do { /* at least one, which compilers then know */
+        OP(widen)(OP(set)(0), sum[l]);
+        OP(widen)(OP(set)(0), lost[l]);
+        for (size_t k = l; k < classes; k += 16) {
+            f64_vec term[PARTS];
+            OP(widen)(OF_CLASS(x, k), term);
             for (size_t i = 0; i < PARTS; i++) {
-                f64_vec lost = f64_add_with_error(&lanes[l].sum[i], lanes[l + half].sum[i]);
-                lanes[l].comp[i] = f64_add(lanes[l].comp[i], f64_add(lanes[l + half].comp[i], lost));
+                if (weighs)
+                    term[i] = f64_mul(f64_set(mass[k]), f64_sub(f64_load(shift + i * f64_WIDTH), term[i]));
+                f64_vec error = f64_add_with_error(&sum[l][i], term[i]);
+                lost[l][i] = is_double ? f64_add(lost[l][i], error) : lost[l][i];
+            }
+        }
+    } while (++l < 16 && l < classes);
+    for (size_t half = 8; half > 0; half /= 2)
+        for (l = 0; l < half && l + half < classes; l++)
+            for (size_t i = 0; i < PARTS; i++) {
+                f64_vec error = f64_add_with_error(&sum[l][i], sum[l + half][i]);
+                lost[l][i] = compensates ? f64_add(lost[l][i], f64_add(lost[l + half][i], error)) : lost[l][i];
             }
     for (size_t i = 0; i < PARTS; i++)
-        f64_store(sum + i * f64_WIDTH, f64_add(lanes[0].sum[i], lanes[0].comp[i]));
+        f64_store(dot + i * f64_WIDTH, compensates ? f64_add(sum[0][i], lost[0][i]) : sum[0][i]);
+}
+
+TL_TARGET TL_OUTLINE void OP(dots_of_few)(const char *x, ptrdiff_t stride, size_t classes, const double *mass,
+                                          const double *shift, double *dot) {
+    if (mass)
+        OP(add_dots)(x, stride, classes, mass, 1, shift, dot);
+    else if (sizeof(REAL) == sizeof(double) || !OP(add_logits)(x, stride, classes, dot))
+        OP(add_dots)(x, stride, classes, mass, 0, shift, dot);
 }
 
 #undef OTHER_POWER
@@ -239,8 +278,8 @@ TL_TARGET static OP(vec) OP(sum_of_many)(const tl_few_rows *rows, const char *x,
 /* Losses of the groups [g, end), `together` vectors at a time: the steps of one wait for each other. Returns the bits
  * of rows that are far out, and adds a sign bit to `bad` if an id is no class. */
 TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t g, size_t end, size_t classes,
-                                               size_t together, const int64_t *target, const tl_lane_losses *of,
-                                               f64_bits *bad) {
+                                               size_t together, const tl_lane_losses *of, f64_bits *bad) {
+    const int64_t *target = of->target;
     char memory[(2 * TL_FEW_CLASSES + 1) * TL_GROUP * sizeof(REAL)], *aligned = memory + (-(uintptr_t)memory & 63);
     const char *x[MOST_TOGETHER];
     OP(vec) at[MOST_TOGETHER], sum[MOST_TOGETHER], lost[MOST_TOGETHER];
@@ -286,30 +325,30 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
                     OP(store_f64)(of->odds + r + u * TL_GROUP, sum[u]);
                 if (of->logit)
                     OP(store_f64)(of->logit + r + u * TL_GROUP, at[u]);
-                if (of->logit_sum)
-                    OP(sum_logits)(x[u], stride, classes, of->logit_sum + r + u * TL_GROUP);
                 x[u] += OP(WIDTH) * sizeof(REAL);
             }
         }
+        for (size_t r = 0; of->dot && r < TL_GROUP * together; r += OP(WIDTH))
+            OP(dots_of_few)(x[r / TL_GROUP] + (r % TL_GROUP) * sizeof(REAL) - TL_GROUP * sizeof(REAL), stride, classes,
+                            of->mass, of->logit + g * TL_GROUP + r, of->dot + g * TL_GROUP + r);
     }
     for (size_t k = 0; of->bin && k < TL_SUM_BINS; k++)
         f64_store_bin(of->bin[k], added[k], k < 2 ? vectors : 0, TL_SUM_ROUNDER[k]);
     return far;
 }
 
-TL_TARGET SCHEDULED static uint64_t OP(lane_losses)(const tl_few_rows *rows, size_t count, const int64_t *target,
-                                                    const tl_lane_losses *of) {
+TL_TARGET SCHEDULED static uint64_t OP(lane_losses)(const tl_few_rows *rows, size_t count, const tl_lane_losses *of) {
     const size_t most = rows->classes == 2 ? MOST_TOGETHER : TOGETHER, end = count / TL_GROUP, n = end / most * most;
     f64_bits bad = f64_set_bits(0);
-    uint64_t far = OP(lane_losses_of)(rows, n, end, rows->classes, 1, target, of, &bad);
+    uint64_t far = OP(lane_losses_of)(rows, n, end, rows->classes, 1, of, &bad);
     switch (rows->classes) { /* loops that compilers unroll */
-    case 2: far |= OP(lane_losses_of)(rows, 0, n, 2, MOST_TOGETHER, target, of, &bad); break;
-    case 3: far |= OP(lane_losses_of)(rows, 0, n, 3, TOGETHER, target, of, &bad); break;
-    case 5: far |= OP(lane_losses_of)(rows, 0, n, 5, TOGETHER, target, of, &bad); break;
-    default: far |= OP(lane_losses_of)(rows, 0, n, rows->classes, TOGETHER, target, of, &bad);
+    case 2: far |= OP(lane_losses_of)(rows, 0, n, 2, MOST_TOGETHER, of, &bad); break;
+    case 3: far |= OP(lane_losses_of)(rows, 0, n, 3, TOGETHER, of, &bad); break;
+    case 5: far |= OP(lane_losses_of)(rows, 0, n, 5, TOGETHER, of, &bad); break;
+    default: far |= OP(lane_losses_of)(rows, 0, n, rows->classes, TOGETHER, of, &bad);
     }
-    for (size_t r = 0; TL_UNLIKELY(f64_any_negative(bad)) && r < count; r++)
-        far |= (uint64_t)((uint64_t)target[r] >= rows->classes) << r % TL_BLOCK_ROWS;
+    for (size_t r = 0; !of->some_masked && TL_UNLIKELY(f64_any_negative(bad)) && r < count; r++)
+        far |= (uint64_t)((uint64_t)of->target[r] >= rows->classes) << r % TL_BLOCK_ROWS;
     return count < TL_BLOCK_ROWS ? ~(far | ~(uint64_t)0 << count) : ~far;
 }
 

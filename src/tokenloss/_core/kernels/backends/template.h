@@ -524,5 +524,6 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .exps = JOIN(exps_, BACKEND),
     .second_moments = JOIN(second_moments_, BACKEND),
     .softmax_factors = JOIN(softmax_factors_, BACKEND),
+    .finish_losses = JOIN(finish_losses_, BACKEND),
     .gradient_parts = JOIN(gradient_parts_, BACKEND),
 };
