@@ -196,7 +196,7 @@ static void read_distributions(const tl_backend *backend, int64_t classes, int d
         masses[2 * classes * size - 1] = 0x3f;
         tl_distributions block = {masses, scores.data, NULL,  size * classes, size,    size * classes,
                                   size,   0,           dtype, dtype,          0,       classes,
-                                  &clip};
+                                  &clip, 0};
         tl_nll_of_distributions(backend, &block, rows, 2, nll);
         use(nll[0] + nll[1]);
     }

@@ -135,7 +135,8 @@ static void check_distributions(const tl_backend *backend, int dtype, int64_t cl
                               dtype,
                               TL_FLOAT32,
                               classes,
-                              &clip};
+                              &clip,
+                              0};
     if (count == 0)
         return;
     need_same(tl_nll_of_distributions(backend, &block, taken, count, nll), "distributions that are accepted");

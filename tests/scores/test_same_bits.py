@@ -72,6 +72,19 @@ def test_every_layout_of_distributions_gives_the_same_bits_of_losses(loss, dtype
             assert_same_bits(row_values(loss, layout(scores), layout(shares)), expected, f"{name}, {length} classes")
 
 
+@pytest.mark.parametrize("classes", [*range(1, 13), 23, 24, 30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_hot_targets_and_probabilities_may_differ_in_layout(dtype, classes, rng, backend):
+    p, ids = rng.dirichlet(np.ones(classes), 70).astype(dtype), rng.integers(0, classes, 70)
+    y = np.eye(classes, dtype=dtype)[ids]
+    expected = cross_entropy_loss(ids, p, reduction="none")
+    for masses, scores in itertools.product((y, np.asfortranarray(y), y.astype(bool)), (p, np.asfortranarray(p))):
+        assert_same_bits(cross_entropy_loss(masses, scores, reduction="none"), expected)
+    rows = rng.random(70) < 0.7
+    total = cross_entropy_loss(y, np.asfortranarray(p), where=rows, reduction="sum")
+    assert_same_bits(total, cross_entropy_loss(y[rows], p[rows], reduction="sum"))
+
+
 @pytest.mark.parametrize("offset", range(0, 64, 4))
 def test_every_alignment_gives_the_same_bits(offset, rng):
     row = rng.standard_normal(5000).astype(np.float32)

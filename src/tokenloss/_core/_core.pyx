@@ -61,13 +61,14 @@ cdef extern from *:
     """
     _Static_assert(TL_BLOCK_ROWS == 64, "BLOCK_ROWS");
     _Static_assert(TL_SHORT_ROW == 512, "SHORT_ROW");
-    _Static_assert(TL_DISTRIBUTION_ROWS == 256, "MAX_PROBABILITY_ROWS");
+    _Static_assert(TL_DISTRIBUTION_ROWS == 1024, "DISTRIBUTION_ROWS");
     _Static_assert(TL_SUM_LIMBS <= 134 && TL_SQUARES_LIMBS <= 134, "MAX_LIMBS");
     """
 
 cdef enum:
     BLOCK_ROWS = 64  # that of the kernels: rows that are worked on at once
-    MAX_PROBABILITY_ROWS = 256  # likewise, of probabilities
+    MAX_PROBABILITY_ROWS = 256  # likewise, of probabilities and of rows of few classes
+    DISTRIBUTION_ROWS = 1024  # that of the kernels
     MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them

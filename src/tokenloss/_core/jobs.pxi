@@ -296,7 +296,7 @@ cdef class RowJob(Job):
         totals.unmasked += count
         if self.numbers != NULL:
             for i in range(count):
-                self.numbers[start + rows[i]] = numbers[i]
+                self.numbers[start + rows[i]] = 0 + numbers[i]  # not -0.0
 
     cdef void weigh(self, int64_t start, const int *rows, double *numbers, const double *weights, int count,
                     double *divisors) noexcept nogil:

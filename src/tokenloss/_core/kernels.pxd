@@ -256,12 +256,16 @@ cdef extern from "kernels/kernels.h" nogil:
     bint tl_negative_log(const tl_backend *, const tl_clip *, void *, size_t, double *)
     int TL_DISTRIBUTION_ROWS, TL_DISTRIBUTION_ELEMENTS
     ctypedef struct tl_distributions:
-        const char *mass, *score, *weight
+        const char *mass
+        const char *score
+        const char *weight
         ptrdiff_t mass_row, mass_class, score_row, score_class, weight_class
         int mass_dtype, score_dtype, weight_dtype
         int64_t classes
         const tl_clip *clip
     bint tl_nll_of_distributions(const tl_backend *, tl_distributions *, const int *, int, double *)
+    void tl_load_listed(int, const char *, ptrdiff_t, ptrdiff_t, const int *, const int64_t *, int, const tl_clip *,
+                        void *)
     ctypedef struct tl_seen:
         int64_t nonzero
         int64_t last

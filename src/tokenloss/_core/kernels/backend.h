@@ -377,10 +377,14 @@ typedef struct {
      * what is allowed, or nan. Losses of nan may be any numbers then. */
     int (*add_losses[TL_FLOAT_DTYPES])(const void *scores, const void *masses, int are_wide, size_t count,
                                        size_t classes, const double *weight, const tl_clip *clip, double *sum);
-    /* The same of groups of rows of up to TL_FEW_CLASSES, as long as each row has a single class with mass. Returns how
-     * many groups were added: 0 if a score with mass is odd. */
-    size_t (*add_single_masses[TL_FLOAT_DTYPES])(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,
-                                                 const tl_clip *clip, double *sum);
+    /* A step of it, of floats: terms of `count` classes, a multiple of 32, from what lies below the lines of -log, which
+     * losses.h explains; or, of pairs, the sums of rows of two classes. */
+    void (*line_terms)(const float *score, const float *mass, const float *below, size_t count, int are_pairs,
+                       double *to);
+    /* Of groups of rows of up to TL_FEW_CLASSES, as long as each row has a single class with mass: writes that mass and
+     * its score. Returns how many groups these were. */
+    size_t (*pick_masses[TL_FLOAT_DTYPES])(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,
+                                           void *score, void *mass);
     /* The losses of probabilities, a multiple of TL_GROUP; returns whether one is odd. */
     int (*class_losses[TL_FLOAT_DTYPES])(const void *scores, size_t count, const tl_clip *clip, double *nll);
 

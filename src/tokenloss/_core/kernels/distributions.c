@@ -6,7 +6,7 @@
 #define LIST 1024   /* classes with mass that are listed */
 #define SEARCHED 64 /* elements that are searched for mass at once */
 #define SAMPLED 16  /* elements that tell whether masses are dense */
-#define DENSE_BLOCKS 15 /* after a dense one, of which that is taken for granted */
+#define DENSE_BLOCKS 7 /* after a dense one, of which that is taken for granted */
 
 _Static_assert(TL_DISTRIBUTION_ROWS % TL_GROUP == 0 && LIST % TL_GROUP == 0, "whole groups");
 
@@ -42,46 +42,26 @@ static int add_losses(const tl_backend *backend, const tl_distributions *of, con
     return refused;
 }
 
-/* Rows that do not follow each other, copied by way of groups. */
-static const char *load_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int *rows, int count,
-                             char *copy) {
-    const int dtype = tl_single_or_double(row->dtype);
-    const ptrdiff_t size = tl_itemsize(dtype);
-    char memory[(TL_PART * TL_GROUP + TL_GROUP) * sizeof(double)];
-    char *group = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1)), *to[TL_GROUP];
-    char unread[TL_PART * sizeof(double)];
-    tl_row_block block; /* of which no more is set than is needed */
-    block.row = *row;
-    for (int start = 0; start < count; start += TL_GROUP) {
-        const int n = count - start < TL_GROUP ? count - start : TL_GROUP;
-        for (int i = 0; i < TL_GROUP; i++) {
-            block.data[i] = row->data + rows[start + (i < n ? i : 0)] * apart;
-            to[i] = i < n ? copy + (start + i) * row->count * size : unread;
-        }
-        tl_load_groups(backend, &block, n, dtype, group);
-        backend->deinterleave[dtype](group, (size_t)row->count, to);
-    }
-    for (int64_t i = count * row->count; dtype != row->compute_dtype && i-- > 0;) /* floats become doubles */
-        tl_store(copy + i * (ptrdiff_t)sizeof(double), TL_FLOAT64, tl_load(copy + i * size, dtype));
-    return copy;
-}
-
 /* Rows, or some classes of one, as elements next to each other in their compute dtype: where they are, or copied. */
 static const char *load(const tl_backend *backend, tl_row row, ptrdiff_t apart, const int *rows, int count,
                         char *copy) {
     const int size = tl_itemsize(row.compute_dtype);
+    const int is_run = count == 1 || (apart == row.count * row.stride && rows[count - 1] - rows[0] == count - 1);
+    const char *first = row.data;
     tl_chunk_buf buf;
-    if (count > 1 && (apart != row.count * row.stride || rows[count - 1] - rows[0] != count - 1))
-        return load_rows(backend, &row, apart, rows, count, copy);
+    row.count *= is_run ? count : 1;
     row.data += rows[0] * apart;
-    row.count *= count;
-    if (tl_can_read_in_place(&row, row.compute_dtype, 0))
+    if (is_run && tl_can_read_in_place(&row, row.compute_dtype, 0))
         return row.data;
-    for (int64_t start = 0, chunk; start < row.count; start += chunk) {
-        chunk = row.count - start < TL_CHUNK ? row.count - start : TL_CHUNK;
-        tl_chunk_invalidate(&buf);
-        tl_load_chunk(backend, &row, start, chunk, -1, 0, row.compute_dtype, &buf);
-        memcpy(copy + start * size, &buf.at, (size_t)(chunk * size));
+    char *to = copy;
+    for (int i = 0; i < (is_run ? 1 : count); i++) {
+        row.data = first + rows[i] * apart;
+        for (int64_t start = 0, chunk; start < row.count; start += chunk, to += chunk * size) {
+            chunk = row.count - start < TL_CHUNK ? row.count - start : TL_CHUNK;
+            tl_chunk_invalidate(&buf);
+            tl_load_chunk(backend, &row, start, chunk, -1, 0, row.compute_dtype, &buf);
+            memcpy(to, &buf.at, (size_t)(chunk * size));
+        }
     }
     return copy;
 }
@@ -135,28 +115,24 @@ static int add_dense(const tl_backend *backend, const tl_distributions *of, cons
 /* -- sparse masses: lists of classes ------------------------------------------------------------------------------- */
 
 typedef struct {
-    int count;
-    int32_t row[LIST], class_id[LIST]; /* rows that are left out do not count */
+    int count, row[LIST]; /* the place of each row among those that are not left out */
+    int64_t class_id[LIST];
 } class_list;
 
-/* Loads the listed elements, as those scores are that a clip is of. */
 TL_INLINE void load_listed_as(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride,
-                              const int *rows, const class_list *list, const tl_clip *clip, void *to) {
-    for (int i = 0; i < list->count; i++)
-        tl_set_score(clip, to, (size_t)i,
-                     tl_load(data + rows[list->row[i]] * row_stride + list->class_id[i] * class_stride, dtype));
+                              const int *rows, const int64_t *class_ids, int count, const tl_clip *clip, void *to) {
+    for (int i = 0; i < count; i++)
+        tl_set_score(clip, to, (size_t)i, tl_load(data + rows[i] * row_stride + class_ids[i] * class_stride, dtype));
 }
 
-static void load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
-                        const class_list *list, const tl_clip *clip, void *to) {
-    switch (dtype) { /* for a loop of each */
-    case TL_FLOAT16: load_listed_as(TL_FLOAT16, data, row_stride, class_stride, rows, list, clip, to); break;
-    case TL_BFLOAT16: load_listed_as(TL_BFLOAT16, data, row_stride, class_stride, rows, list, clip, to); break;
-    case TL_FLOAT32: load_listed_as(TL_FLOAT32, data, row_stride, class_stride, rows, list, clip, to); break;
-    case TL_FLOAT64: load_listed_as(TL_FLOAT64, data, row_stride, class_stride, rows, list, clip, to); break;
-    case TL_INT64: load_listed_as(TL_INT64, data, row_stride, class_stride, rows, list, clip, to); break;
-    default: load_listed_as(dtype, data, row_stride, class_stride, rows, list, clip, to);
-    }
+void tl_load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
+                    const int64_t *class_ids, int count, const tl_clip *clip, void *to) {
+    if (dtype == TL_FLOAT32) /* a loop of each */
+        load_listed_as(TL_FLOAT32, data, row_stride, class_stride, rows, class_ids, count, clip, to);
+    else if (dtype == TL_FLOAT64)
+        load_listed_as(TL_FLOAT64, data, row_stride, class_stride, rows, class_ids, count, clip, to);
+    else
+        load_listed_as(dtype, data, row_stride, class_stride, rows, class_ids, count, clip, to);
 }
 
 /* Adds the listed classes, which are all of the rows [first, end). Returns whether one is refused: its score, or its
@@ -166,9 +142,13 @@ static int add_listed(const tl_backend *backend, const tl_distributions *of, con
     static const tl_clip as_double = {.is_single = 0};
     const int is_integer = of->mass_dtype >= TL_FLOAT_DTYPES;
     double mass[LIST], score[LIST], term[LIST];
-    int is_one_each = list->count == end - first;
-    load_listed(of->mass_dtype, of->mass, of->mass_row, of->mass_class, rows, list, &as_double, mass);
-    load_listed(of->score_dtype, of->score, of->score_row, of->score_class, rows, list, of->clip, score);
+    int is_one_each = list->count == end - first, row_of[LIST];
+    for (int i = 0; i < list->count; i++)
+        row_of[i] = rows[list->row[i]];
+    tl_load_listed(of->mass_dtype, of->mass, of->mass_row, of->mass_class, row_of, list->class_id, list->count,
+                   &as_double, mass);
+    tl_load_listed(of->score_dtype, of->score, of->score_row, of->score_class, row_of, list->class_id, list->count,
+                   of->clip, score);
     int refused = tl_negative_log(backend, of->clip, score, (size_t)list->count, term);
     for (int i = 0; i < list->count; i++) {
         is_one_each &= list->row[i] == first + i;
@@ -215,8 +195,7 @@ static uint64_t next_nonzeros(const tl_backend *backend, const tl_distributions 
 
 /* Adds the classes with mass, a list of them at a time. Returns 1 if something is refused, and 2 if most classes have
  * mass, so that the sums are of no use. */
-static int add_sparse(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
-                      double *nll) {
+static int add_sparse(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, double *nll) {
     const int is_integer = of->mass_dtype >= TL_FLOAT_DTYPES;
     class_list list;
     int refused = 0, first = 0;
@@ -225,83 +204,77 @@ static int add_sparse(const tl_backend *backend, const tl_distributions *of, con
         int before = list.count;
         for (int64_t k = 0; k < of->classes; k += SEARCHED) {
             if (list.count > LIST - SEARCHED) { /* those of whole rows are added, if there are some */
-                const int own = list.count - before;
                 if (!is_integer && ((i - first) * of->classes + k) / 2 < list.count)
                     return 2;
                 if (is_integer || before == 0)
                     return 1;
                 list.count = before;
                 refused |= add_listed(backend, of, rows, first, i, &list, nll);
-                memmove(list.row, list.row + before, (size_t)own * sizeof *list.row);
-                memmove(list.class_id, list.class_id + before, (size_t)own * sizeof *list.class_id);
-                list.count = own;
+                list.count = before = 0; /* and this row is searched again */
                 first = i;
-                before = 0;
+                k = -SEARCHED;
+                continue;
             }
-            int64_t at = k; /* where the found ones are, if any */
             uint64_t found = next_nonzeros(backend, of, rows, count, i, &k);
             for (; found != 0; found &= found - 1, list.count++) {
                 list.row[list.count] = i;
-                list.class_id[list.count] = (int32_t)at + (int32_t)tl_lowest_bit(found);
+                list.class_id[list.count] = k + tl_lowest_bit(found); /* k was moved only if there is none */
             }
         }
     }
     return refused | add_listed(backend, of, rows, first, count, &list, nll);
 }
 
-/* Whether lists do not pay, since most classes seem to have mass, by a few of the first rows, or there are few. */
-static int samples_are_dense(const tl_distributions *of, const int *rows, int count) {
-    int64_t total = count * of->classes, step = of->classes < SAMPLED ? 1 : of->classes / SAMPLED, k = 0;
-    int sampled = total < SAMPLED ? (int)total : SAMPLED, found = 0, row = 0;
-    if (of->classes * tl_itemsize(tl_single_or_double(of->mass_dtype)) <= TL_FEW_MASSES)
-        return 1;
-    for (int i = 0; i < sampled; i++, k += step) {
-        row += k == of->classes;
-        k = k == of->classes ? 0 : k;
-        found += tl_load(of->mass + rows[row] * of->mass_row + k * of->mass_class, of->mass_dtype) != 0;
-    }
-    return 2 * found > sampled;
+/* Whether lists do not pay, since most classes seem to have mass, by some of the first row, or there are few. */
+static int seem_dense(const tl_distributions *of, const int *rows) {
+    const int64_t step = of->classes < SAMPLED ? 1 : of->classes / SAMPLED;
+    int sampled = 0, nonzero = 0;
+    for (int64_t k = 0; sampled < SAMPLED && k < of->classes; k += step, sampled++)
+        nonzero += tl_load(of->mass + rows[0] * of->mass_row + k * of->mass_class, of->mass_dtype) != 0;
+    return 2 * nonzero > sampled || of->classes * tl_itemsize(tl_single_or_double(of->mass_dtype)) <= TL_FEW_MASSES;
 }
 
-/* Whole groups of consecutive rows, each in a lane: of few classes, where they are. */
+/* Consecutive rows, each in a lane: of few classes, where they are. */
 static tl_few_rows in_lanes(const tl_distributions *of, const char *data, ptrdiff_t row, ptrdiff_t class_stride) {
-    const int size = tl_itemsize(of->score_dtype), are_apart = class_stride == size;
-    return (tl_few_rows){data, (size_t)(TL_GROUP * (are_apart ? row : size)), class_stride, (size_t)of->classes,
-                         are_apart, row};
+    return (tl_few_rows){data, 0, class_stride, (size_t)of->classes, class_stride == tl_itemsize(of->score_dtype), row};
 }
 
-/* Adds whole groups of rows of few classes, as long as each row has a single mass. Returns how many rows. */
+/* Adds whole groups of rows of few classes, as long as each row has a single mass: of these, as rows of one class.
+ * Returns how many rows, and adds to `refused` whether a score is. */
 static int add_single_masses(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
-                             double *nll) {
+                             int *refused, double *nll) {
     const int size = tl_itemsize(of->score_dtype);
+    double score[TL_DISTRIBUTION_ROWS], mass[TL_DISTRIBUTION_ROWS]; /* or floats */
     if (of->classes > TL_PICKED_CLASSES || !are_plain(of, rows, count) ||
         (of->mass_class != size && of->mass_row != size) || (of->score_class != size && of->score_row != size))
         return 0;
     tl_few_rows scores = in_lanes(of, of->score + rows[0] * of->score_row, of->score_row, of->score_class);
     tl_few_rows masses = in_lanes(of, of->mass + rows[0] * of->mass_row, of->mass_row, of->mass_class);
-    return TL_GROUP * (int)backend->add_single_masses[of->score_dtype](&scores, &masses, (size_t)(count / TL_GROUP),
-                                                                       of->clip, nll);
+    count = TL_GROUP * (int)backend->pick_masses[of->score_dtype](&scores, &masses, (size_t)(count / TL_GROUP), score,
+                                                                  mass);
+    *refused |= count > 0 && add_losses(backend, of, (const char *)score, (const char *)mass, count, 1, NULL, nll);
+    return count;
 }
 
 int tl_nll_of_distributions(const tl_backend *backend, tl_distributions *of, const int *rows, int count, double *nll) {
-    int refused = 2, single = 0, is_float = of->mass_dtype < TL_FLOAT_DTYPES;
+    const int is_float = of->mass_dtype < TL_FLOAT_DTYPES;
+    int refused = 0, status = 2, single = 0;
     if (of->dense_blocks == 0) {
-        single = add_single_masses(backend, of, rows, count, nll);
+        single = add_single_masses(backend, of, rows, count, &refused, nll);
         if (single == count)
-            return 1;
+            return !refused;
         rows += single;
         nll += single;
         count -= single;
-        if (!is_float || (of->mass_class == tl_itemsize(of->mass_dtype) && !samples_are_dense(of, rows, count)))
-            refused = add_sparse(backend, of, rows, count, nll);
+        if (!is_float || (of->mass_class == tl_itemsize(of->mass_dtype) && !seem_dense(of, rows)))
+            status = add_sparse(backend, of, rows, count, nll);
     }
-    if (refused == 2) {
-        of->dense_blocks = of->dense_blocks > 0 ? of->dense_blocks - 1
-                           : single == 0 && of->classes <= TL_PART ? DENSE_BLOCKS
-                                                                   : 0;
-        refused = add_dense(backend, of, rows, count, nll);
+    if (status == 2) {
+        const int after_this = single == 0 && of->classes <= TL_PART ? DENSE_BLOCKS : 0;
+        of->dense_blocks = of->dense_blocks > 0 ? of->dense_blocks - 1 : after_this;
+        status = add_dense(backend, of, rows, count, nll);
     }
     for (int i = 0; of->weight && i < count; i++) /* perhaps a weight of 0 times an infinite loss, which adds 0 */
         refused |= nll[i] != nll[i];
-    return !refused;
+    return !(refused | status);
 }

@@ -8,7 +8,7 @@
 
 #include "backend.h"
 
-#define TL_DISTRIBUTION_ROWS 256           /* that a block has at most */
+#define TL_DISTRIBUTION_ROWS 1024          /* that a block has at most */
 #define TL_DISTRIBUTION_ELEMENTS (1 << 18) /* classes of all its rows, at most, unless it is a single row */
 
 /* A block of rows whose elements are native: where the first row starts, and the strides in bytes. Integers must lie
@@ -26,5 +26,9 @@ typedef struct {
  * refused, if integers are not one-hot, or if a loss with class weights is nan: the rows have to be looked at one by
  * one. */
 int tl_nll_of_distributions(const tl_backend *backend, tl_distributions *of, const int *rows, int count, double *nll);
+
+/* Loads a class of each of `count` rows, as those scores are that a clip is of. */
+void tl_load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
+                    const int64_t *class_ids, int count, const tl_clip *clip, void *to);
 
 #endif

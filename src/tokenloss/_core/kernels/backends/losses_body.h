@@ -18,10 +18,10 @@ TL_TARGET TL_INLINE OP(vec) OP(load_masses)(const void *mass, size_t i, int are_
 
 /* Adds sign bits to `odd` where a score is odd; of INSIDE ones, where one is not. */
 TL_TARGET TL_INLINE OP(bits) OP(collect_odd)(OP(bits) odd, OP(vec) x, enum kind_of_scores kind, const tl_clip *clip) {
-    const UINT least = OP(least_inside)(clip), most = OP(bound)(OP(most_inside)(clip));
-    if (kind == INSIDE)
-        return OP(or_bits)(odd, OP(plus_bits)(x, 0 - least), OP(plus_bits)(x, most));
-    return OP(or_bits)(odd, x, OP(plus_bits)(x, OP(bound)(kind == LOGS ? (double)INFINITY : clip->greatest)));
+    const UINT least = OP(bits_up_to)(least_inside(clip, OP(LEAST_NORMAL)));
+    const double most = kind == INSIDE ? most_inside(clip) : kind == LOGS ? (double)INFINITY : clip->greatest;
+    return OP(or_bits)(odd, kind == INSIDE ? OP(plus_bits)(x, 0 - least) : x,
+                       OP(plus_bits)(x, BOUND(UINT, OP(bits_up_to)(most))));
 }
 
 /* Writes the terms of `count` vectors: mass times loss, times weight if weights are given. Where a mass is 0, its score
@@ -78,44 +78,55 @@ TL_TARGET static int OP(terms_of)(const REAL *score, const char *mass, int are_w
     return odd | OP(terms_of_vectors)(last, masses, are_wide, TERMS_TOGETHER, kind, weight, clip, term + whole);
 }
 
-/* What scores are unless all of them are INSIDE. */
-TL_TARGET TL_INLINE enum kind_of_scores OP(kind_of)(const tl_clip *clip) {
-    return clip->lowest != clip->lowest ? LOGS : CLIPPED;
-}
-
 TL_TARGET static int OP(add_losses)(const void *scores, const void *masses, int is_wide, size_t count, size_t classes,
                                     const double *weight, const tl_clip *clip, double *sum) {
     const int are_wide = sizeof(REAL) == sizeof(float) && is_wide;
     const size_t rows = TL_TERMS / classes / 8 * 8, mass_size = are_wide ? sizeof(double) : sizeof(REAL);
-    const enum kind_of_scores kind = OP(kind_of)(clip);
+    const enum kind_of_scores kind = clip->lowest != clip->lowest ? LOGS : CLIPPED; /* or INSIDE */
     const REAL *score = (const REAL *)scores;
     const char *mass = (const char *)masses;
     int is_inside = kind == CLIPPED && !weight && !are_wide, odd = 0;
     double memory[TERMS_ROOM];
     for (size_t i = 0, n; i < count; i += n, score += n, mass += n * mass_size, sum += rows) {
         double *term = place_of_terms(memory, score, mass);
+        size_t done = 0, summed = 0; /* how many classes */
         n = count - i < rows * classes ? count - i : rows * classes;
-        is_inside = is_inside && !OP(terms_of)(score, mass, 0, n, INSIDE, NULL, clip, term);
-        if (!is_inside)
+        if (is_inside && sizeof(REAL) == sizeof(float))
+            done = add_lines(score, mass, n, classes == 2, clip, classes <= 2 ? sum : term);
+        is_inside = is_inside && !OP(terms_of)(score + done, mass + done * mass_size, 0, n - done, INSIDE, NULL, clip,
+                                               term + done);
+        if (is_inside)
+            summed = classes <= 2 ? done : 0;
+        else
             odd |= OP(terms_of)(score, mass, are_wide, n, kind, weight, clip, term);
-        sum_rows(term, n, classes, sum);
+        sum_rows(term + summed, n - summed, classes, sum + summed / classes);
     }
     return odd;
 }
 
 /* -- rows with a single mass: each in a lane ------------------------------------------------------------------------ */
 
-/* Vectors of rows: where the first row lies, and how many bytes are between rows, if the classes of each are neighbours,
- * or between classes, if rows are. */
+/* Vectors of rows: where the first one lies, and how many bytes are between rows that are APART, whose classes are
+ * neighbours, or between classes, if rows are NEXT to each other. SPLIT rows, of two classes or three floats, have both. */
 typedef struct {
     const char *data;
     ptrdiff_t apart;
-    int are_apart;
+    enum layout_of_rows layout;
 } OP(rows_at);
 
 /* The classes from k on of a vector of rows. Rows that are apart have a whole piece of them. */
 TL_TARGET TL_INLINE void OP(load_classes)(const OP(rows_at) * from, size_t k, size_t end, OP(vec) * v) {
-    if (from->are_apart) {
+    if (from->layout == SPLIT) {
+        REAL split[3 * TL_GROUP]; /* in registers */
+        if (end == 2)
+            OP(split_pairs)((const REAL *)(const void *)from->data, split);
+        else
+            OP(split_triples)((const REAL *)(const void *)from->data, split);
+        for (size_t i = 0; i < OP(PIECE) && i < end; i++)
+            v[i] = OP(load)(split + i * TL_GROUP);
+        return;
+    }
+    if (from->layout == APART) {
         for (size_t i = 0; i < OP(PIECE); i++) {
             const char *at[OP(WIDTH)]; /* each piece of a vector */
             for (size_t j = 0; j < OP(WIDTH); j += OP(PIECE))
@@ -129,24 +140,20 @@ TL_TARGET TL_INLINE void OP(load_classes)(const OP(rows_at) * from, size_t k, si
         v[i] = OP(load)((const REAL *)(const void *)(from->data + (ptrdiff_t)(k + i < end ? k + i : k) * from->apart));
 }
 
-/* Where a piece begins that ends with the last class. */
-TL_TARGET TL_INLINE size_t OP(start_of_piece)(const OP(rows_at) * from, size_t k, size_t classes) {
-    return from->are_apart && classes - k < OP(PIECE) ? classes - OP(PIECE) : k;
-}
-
 /* The only score with mass of each row, and its mass. Returns 0 unless there is one in each. */
 TL_TARGET TL_INLINE int OP(pick)(const OP(rows_at) * scores, const OP(rows_at) * masses, size_t classes, OP(vec) * only,
                                  OP(vec) * mass) {
     const OP(vec) zero = OP(set)(0);
+    const int are_pieces = scores->layout == APART || masses->layout == APART; /* the last ends with the last class */
     uint32_t any = 0, twice = 0;
     *only = *mass = zero;
     for (size_t k = 0; k < classes; k += OP(PIECE)) {
+        const size_t start = are_pieces && classes - k < OP(PIECE) ? classes - OP(PIECE) : k;
         OP(vec) x[OP(PIECE)], m[OP(PIECE)];
-        OP(load_classes)(scores, OP(start_of_piece)(scores, k, classes), classes, x);
-        OP(load_classes)(masses, OP(start_of_piece)(masses, k, classes), classes, m);
+        OP(load_classes)(scores, start, classes, x);
+        OP(load_classes)(masses, start, classes, m);
         UNROLLED for (size_t i = 0; i < OP(PIECE); i++) {
-            size_t j = OP(start_of_piece)(masses, k, classes) + i;
-            if (j < k || j >= classes)
+            if (start + i < k || start + i >= classes)
                 continue;
             uint32_t here = OP(mask_nonzero)(m[i]);
             twice |= any & here;
@@ -158,80 +165,54 @@ TL_TARGET TL_INLINE int OP(pick)(const OP(rows_at) * scores, const OP(rows_at) *
     return twice == 0 && any == OP(mask_ge)(zero, zero);
 }
 
-/* Where the first vector of rows of a group lies: in memory if they are shorter than a piece. */
-TL_TARGET TL_INLINE OP(rows_at) OP(first_rows)(const tl_few_rows *rows, size_t g, size_t classes, char *memory) {
-    const char *first = rows->data + g * rows->group_bytes;
+TL_TARGET TL_INLINE OP(rows_at) OP(first_rows)(const tl_few_rows *rows, size_t classes) {
+    const int is_split = OP(PIECE) > 1 && (classes == 2 || (classes == 3 && sizeof(REAL) == sizeof(float)));
     if (!rows->are_apart)
-        return (OP(rows_at)){first, rows->class_stride, 0};
-    if (classes >= OP(PIECE))
-        return (OP(rows_at)){first, rows->apart, 1};
-    OP(interleave_rows)(first, rows->apart, classes, (REAL *)(void *)memory);
-    return (OP(rows_at)){memory, TL_GROUP * sizeof(REAL), 0};
+        return (OP(rows_at)){rows->data, rows->class_stride, NEXT};
+    return (OP(rows_at)){rows->data, rows->apart,
+                         is_split && rows->apart == (ptrdiff_t)(classes * sizeof(REAL)) ? SPLIT : APART};
 }
 TL_TARGET TL_INLINE void OP(next_rows)(OP(rows_at) * at) {
-    at->data += (ptrdiff_t)OP(WIDTH) * (at->are_apart ? at->apart : (ptrdiff_t)sizeof(REAL));
+    at->data += (ptrdiff_t)OP(WIDTH) * (at->layout == NEXT ? (ptrdiff_t)sizeof(REAL) : at->apart);
 }
 
-/* Adds groups from g on, as long as each of their rows has a single mass, and is INSIDE if all are to be: a logarithm
- * for each. Returns where it ended, or 0 if a score is odd otherwise. */
-TL_TARGET TL_INLINE size_t OP(add_picked)(const tl_few_rows *scores, const tl_few_rows *masses, size_t g, size_t groups,
-                                          size_t classes, enum kind_of_scores kind, const tl_clip *given, double *sum) {
-    const tl_clip clip = *given;
-    char memory[8 * TL_GROUP * sizeof(REAL) + 64], *aligned = memory + (-(uintptr_t)memory & 63);
-    OP(bits) odd = OP(set_bits)(0);
-    for (; g < groups; g++) {
-        OP(rows_at) x = OP(first_rows)(scores, g, classes, aligned);
-        OP(rows_at) m = OP(first_rows)(masses, g, classes, aligned + sizeof memory / 2 / 64 * 64);
-        int is_single = 1;
-        for (size_t lane = 0; lane < TL_GROUP && is_single; lane += OP(WIDTH)) {
-            OP(vec) only, mass;
-            f64_vec wide[PARTS], loss[PARTS];
-            is_single = OP(pick)(&x, &m, classes, &only, &mass);
-            only = kind == LOGS ? OP(sub)(OP(set)(0), only) : only;
-            odd = OP(collect_odd)(odd, only, kind, &clip);
-            OP(losses)(only, kind, &clip, loss);
-            OP(widen)(mass, wide);
-            for (size_t i = 0; i < PARTS; i++)
-                f64_store(sum + g * TL_GROUP + lane + i * f64_WIDTH,
-                          f64_add(f64_set(0), f64_mul(wide[i], loss[i]))); /* no -0.0 */
-            OP(next_rows)(&x);
-            OP(next_rows)(&m);
-        }
-        if (!is_single || (kind == INSIDE && OP(any_negative)(odd)))
-            break;
+/* Writes that score and mass of each row of some groups; returns how many groups have one in each row. Rows that are
+ * shorter than a piece must be NEXT or SPLIT. */
+TL_TARGET TL_INLINE size_t OP(pick_of)(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,
+                                       size_t classes, REAL *score, REAL *mass) {
+    OP(rows_at) x = OP(first_rows)(scores, classes), m = OP(first_rows)(masses, classes);
+    if (classes < OP(PIECE) && (x.layout == APART || m.layout == APART))
+        return 0;
+    for (size_t r = 0; r < groups * TL_GROUP; r += OP(WIDTH)) {
+        OP(vec) only, its_mass;
+        if (!OP(pick)(&x, &m, classes, &only, &its_mass))
+            return r / TL_GROUP;
+        OP(store)(score + r, only);
+        OP(store)(mass + r, its_mass);
+        OP(next_rows)(&x);
+        OP(next_rows)(&m);
     }
-    return kind != INSIDE && OP(any_negative)(odd) ? 0 : g;
+    return groups;
 }
 
-TL_TARGET static size_t OP(add_single_masses)(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,
-                                              const tl_clip *clip, double *sum) {
-    const size_t classes = scores->classes;
-    if (OP(kind_of)(clip) == LOGS)
-        return OP(add_picked)(scores, masses, 0, groups, classes, LOGS, clip, sum);
-    size_t g = classes == 2   ? OP(add_picked)(scores, masses, 0, groups, 2, INSIDE, clip, sum) /* unrolled loops */
-               : classes == 3 ? OP(add_picked)(scores, masses, 0, groups, 3, INSIDE, clip, sum)
-                              : OP(add_picked)(scores, masses, 0, groups, classes, INSIDE, clip, sum);
-    return g == groups ? g : OP(add_picked)(scores, masses, g, groups, classes, CLIPPED, clip, sum);
+TL_TARGET static size_t OP(pick_masses)(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,
+                                        void *score, void *mass) {
+    const size_t classes = scores->classes; /* loops of 2 and 3 classes are unrolled */
+    return classes == 2   ? OP(pick_of)(scores, masses, groups, 2, (REAL *)score, (REAL *)mass)
+           : classes == 3 ? OP(pick_of)(scores, masses, groups, 3, (REAL *)score, (REAL *)mass)
+                          : OP(pick_of)(scores, masses, groups, classes, (REAL *)score, (REAL *)mass);
 }
 
-/* The losses of probabilities of a kind. Returns whether one is odd. */
-TL_TARGET TL_INLINE int OP(class_losses_of)(const REAL *score, size_t count, enum kind_of_scores kind,
-                                            const tl_clip *given, double *nll) {
+TL_TARGET static int OP(class_losses)(const void *scores, size_t count, const tl_clip *given, double *nll) {
     const tl_clip clip = *given;
     OP(bits) odd = OP(set_bits)(0);
     for (size_t i = 0; i < count; i += OP(WIDTH)) {
         f64_vec loss[PARTS];
-        OP(vec) x = OP(load)(score + i);
-        odd = OP(collect_odd)(odd, x, kind, &clip);
-        OP(losses)(x, kind, &clip, loss);
+        OP(vec) x = OP(load)((const REAL *)scores + i);
+        odd = OP(collect_odd)(odd, x, CLIPPED, &clip);
+        OP(losses)(x, CLIPPED, &clip, loss);
         for (size_t j = 0; j < PARTS; j++)
             f64_store(nll + i + j * f64_WIDTH, f64_add(f64_set(0), loss[j])); /* no -0.0 */
     }
     return OP(any_negative)(odd);
-}
-
-TL_TARGET static int OP(class_losses)(const void *scores, size_t count, const tl_clip *clip, double *nll) {
-    const REAL *score = (const REAL *)scores;
-    return OP(class_losses_of)(score, count, INSIDE, clip, nll) &&
-           OP(class_losses_of)(score, count, CLIPPED, clip, nll);
 }

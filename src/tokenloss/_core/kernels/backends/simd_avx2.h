@@ -133,6 +133,11 @@ OPERATION void f32_widen_bits(__m256 a, __m256d *wide) {
     wide[0] = _mm256_cvtepi32_pd(_mm256_castsi256_si128(_mm256_castps_si256(a)));
     wide[1] = _mm256_cvtepi32_pd(_mm256_extracti128_si256(_mm256_castps_si256(a), 1));
 }
+#define f32_load_widened_bits(p, wide) f32_widen_bits_at((const __m128i *)(const void *)(p), wide)
+OPERATION void f32_widen_bits_at(const __m128i *p, __m256d *wide) {
+    wide[0] = _mm256_cvtepi32_pd(_mm_loadu_si128(p));
+    wide[1] = _mm256_cvtepi32_pd(_mm_loadu_si128(p + 1));
+}
 OPERATION __m256 f32_narrow(const __m256d *wide) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(wide[0])), _mm256_cvtpd_ps(wide[1]), 1);
 }
