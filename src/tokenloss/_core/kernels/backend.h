@@ -131,7 +131,6 @@ typedef struct {
 typedef enum {
     TL_REDUCE_SUMEXP,
     TL_REDUCE_MOMENT, /* sum, moment, maximum and count; at stage TL_SHARED, also the sum of all classes */
-    TL_REDUCE_SOFTMAX, /* sum of whole exponentials, TL_..._KEPT_BITS too large, relative to ref_exp */
     TL_REDUCE_MAX,
     TL_REDUCE_MAX_COUNT,
     TL_REDUCE_KINDS
@@ -295,14 +294,12 @@ typedef struct {
      * read, and nothing outside `out` written, which may be the rows themselves.
      *
      * softmax_rows: softmax or log_softmax of rows of up to TL_MAX_KEPT classes, which lie `apart` bytes from each other,
-     * as results lie `out_apart`. The sums have the bits of TL_REDUCE_SOFTMAX but for a power of two. Returns how many
-     * rows come before the TL_GROUP or fewer among which is the first whose maximum is beyond TL_MAX_EXACT_REDUCTION, or
-     * that has a nan: of these, nothing is written.
-     * sub_row: x - subtrahend. exp_scaled_rows: exp(x) 2^-exponent factor - subtrahend. Rows whose `out` is NULL are
-     * skipped. With `streaming` long rows bypass the caches, which would slow softmax_rows down. */
+     * as results lie `out_apart`. Returns how many rows come before the TL_GROUP or fewer among which is the first whose
+     * maximum is beyond TL_MAX_EXACT_REDUCTION, or that has a nan: of these, nothing is written.
+     * exp_scaled_rows: exp(x) 2^-exponent factor - subtrahend or, without exponents, x - subtrahend. Rows whose `out`
+     * is NULL are skipped. With `streaming` long rows bypass the caches, which would slow softmax_rows down. */
     size_t (*softmax_rows[TL_FLOAT_DTYPES])(const char *rows, ptrdiff_t apart, size_t count, size_t classes, int is_log,
                                             char *out, ptrdiff_t out_apart);
-    void (*sub_row[TL_FLOAT_DTYPES])(const char *row, size_t classes, double subtrahend, char *out, int streaming);
     void (*exp_scaled_rows[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes,
                                              const double *exponent, const double *factor, const double *subtrahend,
                                              char *const *out, int streaming);
@@ -414,10 +411,10 @@ typedef struct {
                                            tl_short_sums *sums, tl_short_moments *moments);
     void (*short_ranks[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const double *threshold,
                                          tl_short_ranks *ranks);
-    /* The steps of softmax_rows: exponentials are kept in place of logits, if at all. */
-    void (*short_softmax[TL_FLOAT_DTYPES])(void *group, size_t classes, int keeps, double *ref_exp, double *sum);
-    void (*short_scale[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *factor);
-    void (*short_sub[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *subtrahend);
+    /* Softmax or log_softmax of groups of rows, perhaps in place; `memory` has room for 64 bytes and a group, two if rows
+     * are apart. Returns how many groups come before the first of which softmax_rows would write nothing. */
+    size_t (*lane_softmax[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t groups, int is_log, void *memory,
+                                            const tl_few_rows *to);
 
     /* Losses of rows for class ids, given their targets; these classes' logits, and exp(log-odds against the target),
      * as nll_body.h explains. A bit is returned for each row, modulo 64: where it is 0, one of its rows is far out or has

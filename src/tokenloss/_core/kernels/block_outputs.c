@@ -46,23 +46,6 @@ static void store_rows(const tl_backend *backend, const tl_row_block *rows, int 
         store_group(group, dtype, &out->row, data);
 }
 
-/* Writes these rows of groups: all at once where possible. */
-static void store_groups(const tl_backend *backend, const tl_row_block *rows, uint64_t which, int dtype,
-                         const tl_out_block *out) {
-    char *group = tl_groups_of(rows);
-    size_t classes = (size_t)rows->row.count, group_bytes = tl_group_elements(rows) * (size_t)tl_itemsize(dtype);
-    int count = rows->count, size = tl_itemsize(out->row.dtype);
-    int is_native = out->row.dtype < TL_SWAPPED && (dtype == TL_FLOAT64) == (out->row.dtype == TL_FLOAT64);
-    if (is_native && out->row.stride != size && classes > 1 && count > TL_GROUP &&
-        which == ~(uint64_t)0 >> (TL_BLOCK_ROWS - count) &&
-        tl_are_neighbours((const char *const *)out->data, 0, count, size)) {
-        backend->deinterleave_planes[out->row.dtype](group, out->row.stride, classes, (size_t)count, out->data[0]);
-        return;
-    }
-    for (int start = 0; start < count; start += TL_GROUP, group += group_bytes)
-        store_rows(backend, rows, start, which, group, dtype, out);
-}
-
 /* The rows among `some` whose logsumexp is not too far out. */
 static uint64_t near_rows(const tl_row_block *rows, uint64_t some, const double *logsumexp) {
     uint64_t near = 0;
@@ -107,7 +90,9 @@ uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const 
         if (stored != which)
             clear_unwanted(rows, dtype);
     }
-    store_groups(backend, rows, stored, dtype, out);
+    for (int start = 0; start < rows->count; start += TL_GROUP)
+        store_rows(backend, rows, start, stored, groups.data + (size_t)(start / TL_GROUP) * groups.group_bytes, dtype,
+                   out);
     return which;
 }
 
@@ -118,30 +103,6 @@ static double *widened(const tl_row_block *rows, const char *group, int dtype) {
         wide[i] = dtype == TL_FLOAT64 ? ((const double *)(const void *)group)[i]
                                       : (double)((const float *)(const void *)group)[i];
     return wide;
-}
-
-/* The masses of a class, of the rows of a group that have losses; those of class ids are all `shared`. */
-static void masses_of_class(const tl_loss *const *losses, const tl_loss *shared, int64_t k, double *mass) {
-    double common = shared ? tl_soft_target_at(&shared->soft, k) : 0;
-    for (int r = 0; r < TL_GROUP; r++)
-        mass[r] = common;
-    for (int r = 0; !shared && r < TL_GROUP; r++)
-        mass[r] = losses[r] ? tl_soft_target_at(&losses[r]->soft, k) : 0;
-}
-
-/* Turns probabilities of a group into gradients, as tl_gradient does for rows with masses or a scale. */
-static void add_masses(const tl_row *row, const double *logits, const double *softmax_factor,
-                       const tl_loss *const *losses, const double *grad_scale, double *probability) {
-    const tl_loss *shared = losses[0];
-    for (int r = 1; r < TL_GROUP; r++)
-        shared = losses[r] == losses[0] ? shared : NULL;
-    for (int64_t k = 0; k < row->count; k++, logits += TL_GROUP, probability += TL_GROUP) {
-        double mass[TL_GROUP];
-        masses_of_class(losses, shared, k, mass);
-        for (int r = 0; r < TL_GROUP; r++)
-            probability[r] = tl_gradient_of_class(grad_scale[r], softmax_factor[r], probability[r], mass[r],
-                                                  tl_softcap_grad(row, logits[r]));
-    }
 }
 
 uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
@@ -162,7 +123,10 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
         memcpy(parts.exponent, exponent + start, TL_GROUP * sizeof *exponent);
         memcpy(parts.factor, factor + start, TL_GROUP * sizeof *factor);
         backend->lane_gradients[TL_FLOAT64](&from, TL_GROUP, NULL, &parts, &to);
-        add_masses(&rows->row, logits, softmax_factor + start, losses + start, grad_scale + start, probability);
+        for (int i = start; i < start + TL_GROUP && i < rows->count; i++)
+            if (which >> i & 1)
+                tl_add_masses(&rows->row, &losses[i]->soft, grad_scale[i], softmax_factor[i], 0, rows->row.count,
+                              TL_GROUP, logits + i - start, probability + i - start);
         if (out->row.dtype == TL_FLOAT32) { /* vectors write it, and rounding once is rounding once */
             dtype = TL_FLOAT32;
             for (size_t i = 0; i < elements; i++)
@@ -174,82 +138,91 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
     return which;
 }
 
-/* For each row, the factor of its exponentials or, for log_softmax, its logsumexp; returns a bit where one exists. */
-static uint64_t end_softmax(const tl_backend *backend, double *ref_exp, double *sum, int count, int dtype, int is_log,
-                            double *operand) {
-    uint64_t near = 0;
-    for (int i = 0; i < count; i++)
-        near |= (uint64_t)(sum[i] > 0) << i;
-    for (size_t i = 0; is_log && i < tl_padded_rows(count); i++)
-        tl_normalize_sum(&sum[i], &ref_exp[i]);
-    if (is_log)
-        backend->lse_logs(sum, ref_exp, tl_padded_rows(count), dtype, operand);
-    for (int i = 0; !is_log && i < count; i++)
-        operand[i] = tl_softmax_factor_of(sum[i], dtype);
-    return near;
+/* TL_GROUP rows at most from row `start` on, side by side; returns whether they were written. */
+static int softmax_in_group(const tl_backend *backend, const tl_row_block *rows, int start, int count, int is_log,
+                            const tl_out_block *out) {
+    char *group = tl_groups_of(rows);
+    int dtype = tl_single_or_double(rows->row.compute_dtype);
+    tl_few_rows few = tl_few_of_groups(group, (size_t)rows->row.count, dtype);
+    tl_row_block part = {.row = rows->row};
+    memcpy(part.data, rows->data + start, (size_t)count * sizeof *part.data);
+    tl_load_groups(backend, &part, count, dtype, group);
+    if (!backend->lane_softmax[dtype](&few, 1, is_log, tl_wide_groups_of(rows), &few))
+        return 0;
+    store_rows(backend, rows, start, (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) << start, group, dtype, out);
+    return 1;
 }
 
-/* Short rows side by side. Returns which were written. */
-static uint64_t softmax_in_groups(const tl_backend *backend, const tl_row_block *rows, int is_log,
-                                  const tl_out_block *out) {
-    double ref_exp[TL_BLOCK_ROWS], sum[TL_BLOCK_ROWS], operand[TL_BLOCK_ROWS];
-    int count = tl_grouped_rows(rows);
-    size_t classes = (size_t)rows->row.count;
-    if (count == 0)
-        return 0;
-    tl_groups groups = tl_load_raw_groups(backend, rows, count);
-    size_t group_bytes = tl_group_elements(rows) * (size_t)tl_itemsize(groups.dtype);
-    char *group = groups.at;
-    for (int i = 0; i < count; i += TL_GROUP, group += group_bytes)
-        backend->short_softmax[groups.dtype](group, classes, !is_log, ref_exp + i, sum + i);
-    uint64_t which = rows->wanted & end_softmax(backend, ref_exp, sum, count, groups.dtype, is_log, operand);
-    group = groups.at;
-    for (int i = 0; i < count && which >> i != 0; i += TL_GROUP, group += group_bytes)
-        (is_log ? backend->short_sub : backend->short_scale)[groups.dtype](group, classes, operand + i);
-    store_groups(backend, rows, which, groups.dtype, out);
-    return which;
+/* Whole groups of rows that are worked on side by side where they lie: of few classes, or planes. */
+#define LANE_BYTES (TL_SHORT_ROW * (int)sizeof(float)) /* of the classes of a row */
+static int are_lanes(const tl_row *row, ptrdiff_t apart) {
+    int size = tl_itemsize(row->dtype), is_full = row->dtype == TL_FLOAT32 || row->dtype == TL_FLOAT64;
+    int most = row->stride == size ? TL_GROUP - 1 : apart == size ? LANE_BYTES / size : 0;
+    return is_full && row->count > 0 && row->count <= most;
 }
 
 size_t tl_softmax_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t count, int is_log,
                        const tl_row *out, ptrdiff_t out_apart) {
+    double memory[TL_GROUP * LANE_BYTES / sizeof(double) + 8];
+    if (are_lanes(row, apart) && are_lanes(out, out_apart)) {
+        tl_few_rows from = tl_few_rows_at(row, apart), to = tl_few_rows_at(out, out_apart);
+        return TL_GROUP * backend->lane_softmax[row->dtype](&from, count / TL_GROUP, is_log, memory, &to);
+    }
     if (row->count < TL_GROUP || row->count > TL_MAX_KEPT || !is_native_row(row) || !is_native_row(out))
         return 0;
     return backend->softmax_rows[row->dtype](row->data, apart, count, (size_t)row->count, is_log,
                                              (char *)(uintptr_t)out->data, out_apart);
 }
 
+/* One row of fewer than TL_GROUP classes, as a group of itself; returns whether it was written. */
+static int softmax_of_few(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out) {
+    double memory[2 * TL_GROUP * TL_GROUP + 8];
+    char *group = (char *)memory;
+    int dtype = tl_single_or_double(row->compute_dtype), size = tl_itemsize(dtype);
+    tl_few_rows rows = tl_few_of_groups(group, (size_t)row->count, dtype);
+    for (int64_t i = 0; i < row->count * TL_GROUP; i++)
+        tl_store(group + i * size, dtype, tl_load(row->data + i / TL_GROUP * row->stride, row->dtype));
+    if (!backend->lane_softmax[dtype](&rows, 1, is_log, group + rows.group_bytes, &rows))
+        return 0;
+    for (int64_t k = 0; k < row->count; k++)
+        tl_store_at(out, k, tl_load(group + k * TL_GROUP * size, dtype));
+    return 1;
+}
+
 /* One row of any layout, by way of copies; returns whether it was written. */
 static int softmax_of_copy(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out) {
     double copy[TL_MAX_KEPT];
-    tl_row native = *row, from = *row, to = *out;
-    if (row->count > TL_MAX_KEPT)
-        return 0;
+    tl_row native = *row;
+    tl_copy_native(row, copy);
     native.data = (const char *)copy;
     native.dtype &= ~TL_SWAPPED;
     native.stride = tl_itemsize(native.dtype);
-    if (!is_native_row(row)) {
-        tl_copy_native(row, (char *)copy);
-        from = native;
-    }
-    if (!is_native_row(out))
-        to = native;
-    if (!tl_softmax_rows(backend, &from, 0, 1, is_log, &to, 0))
+    if (!tl_softmax_rows(backend, &native, 0, 1, is_log, &native, 0))
         return 0;
-    if (!is_native_row(out))
-        tl_copy_to_row((const char *)copy, out);
+    tl_copy_to_row(copy, out);
     return 1;
+}
+
+void tl_softmax(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out, int large,
+                tl_cancel *cancel) {
+    int is_kept = row->count > 0 && row->count <= TL_MAX_KEPT && !tl_is_transformed(row) && row->shift == 0;
+    if (!is_kept || !(row->count < TL_GROUP ? softmax_of_few : softmax_of_copy)(backend, row, is_log, out))
+        tl_softmax_by_sum(backend, row, is_log, out, large, cancel);
 }
 
 void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, int is_log, const tl_out_block *out,
                          tl_cancel *cancel) {
     int64_t classes = rows->row.count;
-    uint64_t left = rows->wanted;
-    if (classes < TL_GROUP || (rows->class_major && classes <= TL_SHORT_ROW))
-        left &= ~softmax_in_groups(backend, rows, is_log, out);
-    for (int i = 0; i < rows->count && left >> i != 0; i++) {
-        tl_row row = tl_row_of_block(rows, i), to = tl_row_of_out(out, i);
-        if (left >> i & 1 && !softmax_of_copy(backend, &row, is_log, &to))
+    int is_short = classes < TL_GROUP || (rows->class_major && classes <= TL_SHORT_ROW);
+    int count = is_short && classes > 0 && rows->count > 1 ? TL_GROUP : 1; /* rows that are worked on together */
+    for (int i = 0; i < rows->count; i += count) {
+        int next = i + count < rows->count ? i + count : rows->count;
+        if (count > 1 && softmax_in_group(backend, rows, i, next - i, is_log, out))
+            continue;
+        for (int r = i; r < next; r++) {
+            tl_row row = tl_row_of_block(rows, r), to = tl_row_of_out(out, r);
             tl_softmax(backend, &row, is_log, &to, out->nontemporal_stores, cancel);
+        }
     }
 }
 

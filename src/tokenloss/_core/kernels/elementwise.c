@@ -30,21 +30,18 @@ void tl_fill(const tl_row *out, double value) {
 }
 
 /* Writes a chunk of this dtype to the output from `start` on. */
-static void write_chunk(const tl_row *out, int64_t start, int64_t count, int dtype, const tl_chunk_buf *buf) {
-    ptrdiff_t size = tl_itemsize(dtype);
-    if (out->dtype == dtype && out->stride == size) {
-        memcpy((char *)(uintptr_t)out->data + start * size, &buf->at, (size_t)(count * size));
-        return;
-    }
-    if (dtype == TL_FLOAT64 && out->dtype == TL_FLOAT32) {
-        for (int64_t i = 0; i < count; i++) {
-            float rounded = (float)buf->at.f64[i];
-            memcpy((char *)(uintptr_t)out->data + (start + i) * out->stride, &rounded, sizeof rounded);
-        }
-        return;
-    }
-    for (int64_t i = 0; i < count; i++)
-        tl_store_at(out, start + i, tl_load((const char *)&buf->at + i * size, dtype));
+static void write_chunk(const tl_row *out, int64_t start, int64_t count, int dtype, tl_chunk_buf *buf) {
+    tl_row part = *out;
+    int narrows = dtype == TL_FLOAT64 && out->dtype == TL_FLOAT32;
+    part.data += start * out->stride;
+    part.count = count;
+    for (int64_t i = 0; narrows && i < count; i++)
+        buf->at.f32[i] = (float)buf->at.f64[i];
+    if (narrows || out->dtype == dtype)
+        tl_copy_to_row(&buf->at, &part);
+    else
+        for (int64_t i = 0; i < count; i++)
+            tl_store_at(&part, i, tl_load((const char *)&buf->at + i * tl_itemsize(dtype), dtype));
 }
 
 typedef struct {
@@ -57,10 +54,8 @@ static void map_chunk(const tl_backend *backend, const map_op *op, int dtype, co
                       int streaming) {
     const char *from = (const char *)x;
     char *to = (char *)out;
-    if (op->logarithm)
-        backend->sub_row[dtype](from, count, op->subtrahend, to, streaming);
-    else
-        backend->exp_scaled_rows[dtype](&from, 1, count, &op->exponent, &op->factor, &op->subtrahend, &to, streaming);
+    backend->exp_scaled_rows[dtype](&from, 1, count, op->logarithm ? NULL : &op->exponent, &op->factor, &op->subtrahend,
+                                    &to, streaming);
 }
 
 /* Maps each element of a row: in place where possible, else chunk by chunk. */
@@ -69,13 +64,12 @@ static void map_row(const tl_backend *backend, const tl_row *row, double offset,
     assert(row->count == out->count);
     int dtype = tl_offset_dtype(row->compute_dtype, offset);
     int in_place = tl_can_read_in_place(row, dtype, offset) && tl_can_read_in_place(out, dtype, 0);
+    in_place &= row->count >= TL_GROUP;
     for (int64_t start = 0, count; start < row->count; start += count) {
         int64_t left = row->count - start;
-        count = left < TL_BLOCK ? left / TL_READ_MULTIPLE * TL_READ_MULTIPLE : TL_BLOCK;
-        if (start == 0 && left > TL_BLOCK) /* later blocks write whole cache lines */
-            count -= (int64_t)((uintptr_t)out->data % 64) / tl_itemsize(dtype);
-        if (in_place && count > 0) {
+        if (in_place) {
             char *to = (char *)(uintptr_t)out->data + start * out->stride;
+            count = left < 2 * TL_CANCEL_INTERVAL ? left : TL_CANCEL_INTERVAL;
             map_chunk(backend, op, dtype, row->data + start * row->stride, (size_t)count, to, op->large);
         } else {
             tl_chunk_buf buf;
@@ -101,36 +95,17 @@ static tl_lse split_far_offset(tl_lse lse) {
     return lse;
 }
 
-/* The sum that divides a softmax: of the rounded exponentials themselves, unless the row is longer than TL_MAX_KEPT. */
-static double softmax_sum(const tl_backend *backend, const tl_row *row, tl_lse_acc *state, tl_cancel *cancel) {
-    tl_chunk_buf buf;
-    if (row->count > TL_MAX_KEPT) {
-        tl_lse_row(backend, row, -1, state, cancel);
-        return tl_lanes_sum_compensated(state->sum, state->comp);
-    }
-    tl_chunk_invalidate(&buf);
-    if (!tl_lse_begin(tl_maximum_between(backend, row, 0, row->count, -1, &buf), row->compute_dtype, NULL, state))
-        return (double)NAN;
-    tl_reduce_range(backend, TL_REDUCE_SOFTMAX, row, 0, row->count, -1, state, &buf);
-    for (int l = 0; l < 16; l++)
-        state->sum[l] += state->comp[l];
-    return tl_scale(tl_lanes_sum_fast(state->sum), -tl_kept_bits(row->compute_dtype));
-}
-
-void tl_softmax(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out, int large,
-                tl_cancel *cancel) {
+void tl_softmax_by_sum(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out, int large,
+                       tl_cancel *cancel) {
     tl_lse_acc state;
-    double sum = softmax_sum(backend, row, &state, cancel);
+    tl_lse_row(backend, row, -1, &state, cancel);
+    double sum = tl_lanes_sum_compensated(state.sum, state.comp);
     if (!(sum > 0 && sum - sum == 0)) {
         tl_fill(out, (double)NAN);
         return;
     }
     if (is_log) {
-        double ref_exp = (double)state.ref_exp;
-        if (row->count <= TL_MAX_KEPT)
-            tl_normalize_sum(&sum, &ref_exp);
-        tl_lse lse = {state.offset, tl_log_of_sum(sum, ref_exp, row->compute_dtype)};
-        lse = split_far_offset(lse);
+        tl_lse lse = split_far_offset(tl_lse_finish(&state, row));
         map_op op = {1, 0, 0, lse.log, large};
         map_row(backend, row, lse.offset, &op, out, cancel);
     } else {
@@ -140,11 +115,18 @@ void tl_softmax(const tl_backend *backend, const tl_row *row, int is_log, const 
     }
 }
 
+void tl_add_masses(const tl_row *row, const tl_soft_target *soft, double grad_scale, double softmax_factor,
+                   int64_t start, int64_t count, size_t apart, const double *logit, double *probability) {
+    for (int64_t k = start; k < start + count; k++, logit += apart, probability += apart)
+        *probability = grad_scale * (softmax_factor * *probability - tl_soft_target_at(soft, k)) *
+                       tl_softcap_grad(row, *logit);
+}
+
 void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, double grad_scale, double softmax_factor,
                  const tl_soft_target *soft, const tl_row *out, int large, tl_cancel *cancel) {
     lse = split_far_offset(lse);
     double offset = lse.offset;
-    int is_uniform = !soft->mass && !soft->weight, plain = !tl_is_transformed(row) && is_uniform;
+    int plain = !tl_is_transformed(row) && !soft->mass && !soft->weight;
     int dtype = plain ? tl_offset_dtype(row->compute_dtype, offset) : TL_FLOAT64;
     map_op op = {0, 0, 0, 0, large};
     op.factor = factor_of(lse.log, dtype, &op.exponent);
@@ -164,13 +146,8 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, doubl
         for (int64_t i = 0; i < padded; i++)
             probability[i] = buf.at.f64[i] - offset;
         map_chunk(backend, &op, dtype, probability, (size_t)padded, probability, 0);
-        double mass[TL_CHUNK];
-        for (int64_t i = 0; i < count; i++)
-            mass[i] = is_uniform ? soft->eps_over_v : tl_soft_target_at(soft, start + i);
-        for (int64_t i = 0; i < count; i++) {
-            double softcap_grad = tl_softcap_grad(row, buf.at.f64[i]);
-            buf.at.f64[i] = tl_gradient_of_class(grad_scale, softmax_factor, probability[i], mass[i], softcap_grad);
-        }
+        tl_add_masses(row, soft, grad_scale, softmax_factor, start, count, 1, buf.at.f64, probability);
+        memcpy(buf.at.f64, probability, (size_t)count * sizeof *probability);
         write_chunk(out, start, count, dtype, &buf);
         if (start / TL_CANCEL_INTERVAL != (start + count) / TL_CANCEL_INTERVAL && tl_cancelled(cancel))
             return;

@@ -9,19 +9,14 @@
  * logit is nan or +inf, or all are -inf. `large` says that the results of the whole call do not fit in the caches. */
 void tl_softmax(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out, int large,
                 tl_cancel *cancel);
+/* The same with the sum of a logsumexp: of rows that are longer than TL_MAX_KEPT or far out, scaled or capped. */
+void tl_softmax_by_sum(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out, int large,
+                       tl_cancel *cancel);
 
 /* How many powers of two too large exponentials are kept, and the factor that makes them a softmax. */
 TL_INLINE int tl_kept_bits(int dtype) { return dtype == TL_FLOAT64 ? TL_DOUBLE_KEPT_BITS : TL_FLOAT_KEPT_BITS; }
 TL_INLINE double tl_softmax_factor_of(double sum, int dtype) {
     return (dtype == TL_FLOAT64 ? TL_DOUBLE_UNKEPT : TL_FLOAT_UNKEPT) / sum;
-}
-
-/* Scales a sum of exponentials to [1, 2), with its power of two in its reference exponent: the logarithm does
- * not depend on what the exponentials were relative to. */
-TL_INLINE void tl_normalize_sum(double *sum, double *ref_exp) {
-    uint64_t bits = tl_to_bits(*sum);
-    *ref_exp += (double)((int)(bits >> 52) - 1023);
-    *sum = tl_from_bits((bits & 0xfffffffffffff) | (uint64_t)1023 << 52);
 }
 
 /* d logit / d raw logit, from the logit. */
@@ -32,12 +27,10 @@ TL_INLINE double tl_softcap_grad(const tl_row *row, double logit) {
     return logit == -(double)INFINITY ? 0 : grad;
 }
 
-/* The gradient of a loss for the raw logit of a class: loss.h has the formula. `softmax_factor` multiplies its
- * probability, `mass` is its target mass, and `softcap_grad` is from tl_softcap_grad. */
-TL_INLINE double tl_gradient_of_class(double grad_scale, double softmax_factor, double probability, double mass,
-                                      double softcap_grad) {
-    return grad_scale * (softmax_factor * probability - mass) * softcap_grad;
-}
+/* Turns the probabilities of classes from `start` on into gradients of the loss for raw logits: loss.h has the formula.
+ * `softmax_factor` multiplies them, and `soft` has the target masses. Elements are `apart` from each other. */
+void tl_add_masses(const tl_row *row, const tl_soft_target *soft, double grad_scale, double softmax_factor,
+                   int64_t start, int64_t count, size_t apart, const double *logit, double *probability);
 
 /* Writes the gradients of all classes of a row. */
 void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, double grad_scale, double softmax_factor,

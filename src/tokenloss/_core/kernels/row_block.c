@@ -42,11 +42,11 @@ char *tl_wide_groups_of(const tl_row_block *rows) {
     return tl_unread_row_of(rows) + (size_t)tl_padded(rows->row.count) * sizeof(double);
 }
 
-/* Element by element: of any stride, and in either byte order. Lanes without a row become -inf. */
+/* Element by element: of any stride, and in either byte order. Lanes without a row become 0. */
 static void load_group(const tl_row_block *rows, int start, int count, int dtype, char *group) {
     for (int64_t k = 0; k < rows->row.count; k++)
         for (int r = 0; r < TL_GROUP; r++) {
-            double value = -(double)INFINITY;
+            double value = 0;
             if (r < count)
                 value = tl_load(rows->data[start + r] + k * rows->row.stride, rows->row.dtype);
             tl_store(group + (k * TL_GROUP + r) * tl_itemsize(dtype), dtype, value);
@@ -58,10 +58,6 @@ void tl_load_groups(const tl_backend *backend, const tl_row_block *rows, int cou
     ptrdiff_t size = tl_itemsize(row->dtype);
     size_t classes = (size_t)row->count, group_bytes = tl_group_elements(rows) * (size_t)tl_itemsize(dtype);
     int is_native = row->dtype < TL_SWAPPED, is_contiguous = row->stride == size || classes == 1;
-    if (is_native && !is_contiguous && count > 1 && tl_are_neighbours(rows->data, 0, count, size)) {
-        backend->interleave_planes[row->dtype](rows->data[0], row->stride, classes, (size_t)count, groups);
-        return;
-    }
     for (int start = 0; start < count; start += TL_GROUP, groups += group_bytes) {
         int n = count - start < TL_GROUP ? count - start : TL_GROUP;
         if (is_native && is_contiguous) {

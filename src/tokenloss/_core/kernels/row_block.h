@@ -50,6 +50,14 @@ TL_INLINE int tl_are_neighbours(const char *const *data, int start, int count, p
 
 TL_INLINE int tl_is_wanted(const tl_row_block *rows, int i) { return (int)(rows->wanted >> i & 1); }
 
+/* Rows `apart` bytes from each other, the first of which is `row`: they or their classes are neighbours. */
+TL_INLINE tl_few_rows tl_few_rows_at(const tl_row *row, ptrdiff_t apart) {
+    size_t classes = (size_t)row->count, group_bytes = TL_GROUP * (size_t)tl_itemsize(row->dtype);
+    if (row->stride == tl_itemsize(row->dtype))
+        return (tl_few_rows){row->data, (size_t)(TL_GROUP * apart), 0, classes, 1, apart};
+    return (tl_few_rows){row->data, group_bytes, row->stride, classes, 0, 0};
+}
+
 /* A row of the block. */
 TL_INLINE tl_row tl_row_of_block(const tl_row_block *rows, int i) {
     tl_row row = rows->row;

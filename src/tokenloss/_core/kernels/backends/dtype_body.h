@@ -231,21 +231,6 @@ TL_TARGET static size_t NAME(indices_ge_)(const void *start, size_t count, doubl
     return collected;
 }
 
-/* The sum that divides a softmax: see softmax_rows_body.h. */
-TL_TARGET static void NAME(sum_exps_)(const void *start, size_t count, tl_lse_acc *state) {
-    const ELEMENT *x = (const ELEMENT *)start;
-    const OP(acc) acc = OP(acc_init)(state->ref_exp - OP(KEPT_BITS) + OP(HEADROOM), 1, 0, 0);
-    tl_lanes lanes = f64_load_lanes(state->sum, state->comp);
-    for (size_t i = 0; i < count; i += 64)
-        for (size_t j = 0; j < 16; j += OP(WIDTH)) {
-            OP(vec) e[4];
-            for (size_t q = 0; q < 4; q++)
-                e[q] = OP(whole_exp)(LOAD(x + i + j + 16 * q), &acc);
-            OP(accumulate)(&lanes, j, OP(add)(OP(add)(e[0], e[1]), OP(add)(e[2], e[3])));
-        }
-    f64_store_lanes(&lanes, state->sum, state->comp);
-}
-
 TL_TARGET static void NAME(sum_)(const void *start, size_t count, double *sum, double *lost) {
     const ELEMENT *x = (const ELEMENT *)start;
     const size_t whole = count / 16 * 16;

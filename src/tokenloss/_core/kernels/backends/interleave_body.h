@@ -92,6 +92,18 @@ TL_TARGET TL_INLINE const char *OP(group_of)(const tl_few_rows *rows, size_t g, 
 /* Writes a group where rows that are apart lie. */
 TL_TARGET TL_INLINE void OP(put_group)(const REAL *group, const tl_few_rows *rows, size_t g, size_t classes) {
     char *first = (char *)(uintptr_t)rows->data + g * rows->group_bytes, *row[TL_GROUP];
+    REAL *x = (REAL *)(void *)first;
+    int are_neighbours = rows->apart == (ptrdiff_t)(classes * sizeof(REAL));
+    if (are_neighbours && classes == 2)
+        for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH))
+            OP(join_pairs)(group + r, x + 2 * r);
+    else if (are_neighbours && classes == 3 && sizeof(REAL) == sizeof(float))
+        for (size_t r = 0; r < TL_GROUP; r += f32_WIDTH)
+            f32_join_triples((const float *)(const void *)(group + r), (float *)(void *)(x + 3 * r));
+    else
+        are_neighbours = 0;
+    if (are_neighbours)
+        return;
     for (size_t r = 0; r < TL_GROUP; r++)
         row[r] = first + (ptrdiff_t)r * rows->apart;
     OP(deinterleave)(group, classes, row);

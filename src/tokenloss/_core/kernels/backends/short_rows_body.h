@@ -8,14 +8,17 @@
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
 
 /* The maxima of a group, and the reference exponents: those of tl_lse_begin, and 0 for rows that are far out. */
-TL_TARGET TL_INLINE void NAME(group_maximum_)(const REAL *group, size_t classes, double *maximum, double *exponent) {
+TL_TARGET TL_INLINE void NAME(group_maximum_)(const char *x, ptrdiff_t stride, size_t classes, double *maximum,
+                                             double *exponent) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         OP(vec) largest[4];
         f64_vec wide[PARTS];
         for (size_t i = 0; i < 4; i++)
             largest[i] = OP(set)(-(REAL)INFINITY);
-        for (size_t k = 0; k < classes; k++)
-            largest[k % 4] = OP(max_skip_nan)(OP(load)(group + TL_GROUP * k + r), largest[k % 4]);
+        for (size_t k = 0; k < classes; k++) {
+            const REAL *at = (const REAL *)(const void *)(x + (ptrdiff_t)k * stride) + r;
+            largest[k % 4] = OP(max_skip_nan)(OP(load)(at), largest[k % 4]);
+        }
         largest[0] = OP(max_skip_nan)(largest[0], largest[1]);
         largest[2] = OP(max_skip_nan)(largest[2], largest[3]);
         OP(widen)(OP(max_skip_nan)(largest[0], largest[2]), wide);
@@ -37,57 +40,27 @@ TL_TARGET TL_INLINE void NAME(add_times_)(NAME(lane_) * lane, OP(vec) term, doub
     for (size_t i = 0; i < PARTS; i++) {
         if (factor != 1) /* known to the compiler */
             wide[i] = f64_mul(wide[i], f64_set(factor));
-        f64_vec before = lane->sum[i], after = f64_add(before, wide[i]);
-        if (sizeof(REAL) == sizeof(double)) {
-            f64_vec other = f64_sub(after, before);
-            f64_vec lost = f64_add(f64_sub(before, f64_sub(after, other)), f64_sub(wide[i], other));
-            lane->comp[i] = f64_add(lane->comp[i], lost);
-        }
-        lane->sum[i] = after;
+        if (sizeof(REAL) == sizeof(double))
+            lane->comp[i] = f64_add(lane->comp[i], f64_add_with_error(&lane->sum[i], wide[i]));
+        else
+            lane->sum[i] = f64_add(lane->sum[i], wide[i]);
     }
 }
 
 TL_TARGET TL_INLINE void NAME(add_)(NAME(lane_) * lane, OP(vec) term) { NAME(add_times_)(lane, term, 1); }
 
-/* Adds lanes [half, count) to the first ones, and what the roundings lost to `comp`. In sums of exponentials, which are
- * not negative, the larger one can be subtracted first, with the same result. */
-TL_TARGET TL_INLINE void NAME(add_halves_)(NAME(lane_) * lanes, size_t i, size_t half, size_t count, int of_exps) {
-    for (size_t l = 0; l < half && l + half < count; l++) {
-        f64_vec a = lanes[l].sum[i], b = lanes[l + half].sum[i], sum = f64_add(a, b), other = f64_sub(sum, a), lost;
-        if (of_exps)
-            lost = f64_sub(f64_min(a, b), f64_sub(sum, f64_max_keep_nan(a, b)));
-        else
-            lost = f64_add(f64_sub(a, f64_sub(sum, other)), f64_sub(b, other));
-        if (!of_exps || half < 8 || sizeof(REAL) == sizeof(double)) /* else nothing was lost before */
-            lost = f64_add(lanes[l].comp[i], f64_add(lanes[l + half].comp[i], lost));
-        lanes[l].comp[i] = lost;
-        lanes[l].sum[i] = sum;
-    }
-}
-
-TL_TARGET TL_INLINE void NAME(end_lanes_of_)(NAME(lane_) * lanes, size_t count, int of_exps, double scale,
-                                             double *total) {
-    for (size_t i = 0; i < PARTS; i++) {
-        NAME(add_halves_)(lanes, i, 8, count, of_exps);
-        NAME(add_halves_)(lanes, i, 4, count, of_exps);
-        NAME(add_halves_)(lanes, i, 2, count, of_exps);
-        NAME(add_halves_)(lanes, i, 1, count, of_exps);
-        f64_vec sum = f64_add(lanes[0].sum[i], lanes[0].comp[i]);
-        f64_store(total + i * f64_WIDTH, f64_mul(sum, f64_set(scale)));
-    }
-}
-
 /* The compensated sum of the first `count` lanes of 16, scaled by a power of two; the others would be 0. See
  * tl_lanes_sum_compensated. */
 TL_TARGET TL_OUTLINE void NAME(end_lanes_)(NAME(lane_) * lanes, size_t count, double scale, double *total) {
-    NAME(end_lanes_of_)(lanes, count, 0, scale, total);
-}
-
-TL_TARGET TL_OUTLINE void NAME(end_exps_)(NAME(lane_) * lanes, size_t count, double *total) {
-    if (count == 16) /* known to the compiler */
-        NAME(end_lanes_of_)(lanes, 16, 1, OP(UNSCALE), total);
-    else
-        NAME(end_lanes_of_)(lanes, count, 1, OP(UNSCALE), total);
+    for (size_t i = 0; i < PARTS; i++) {
+        for (size_t half = 8; half > 0; half /= 2)
+            for (size_t l = 0; l < half && l + half < count; l++) {
+                f64_vec lost = f64_add_with_error(&lanes[l].sum[i], lanes[l + half].sum[i]);
+                lanes[l].comp[i] = f64_add(lanes[l].comp[i], f64_add(lanes[l + half].comp[i], lost));
+            }
+        f64_vec sum = f64_add(lanes[0].sum[i], lanes[0].comp[i]);
+        f64_store(total + i * f64_WIDTH, f64_mul(sum, f64_set(scale)));
+    }
 }
 
 /* The largest of the lanes, and their plain sum. */
@@ -234,10 +207,7 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_t
     } while (++l < count);
     if (wants_lanes)
         NAME(compare_lanes_)(lanes, count, sums->largest_lane + row, sums->in_order + row);
-    if (is_tiny && count < 16) /* where a call would be a twentieth of the time */
-        NAME(end_lanes_of_)(lanes, count, 1, OP(UNSCALE), sums->sum + row);
-    else
-        NAME(end_exps_)(lanes, count, sums->sum + row);
+    NAME(end_lanes_)(lanes, count, OP(UNSCALE), sums->sum + row);
     if (mode != SUMEXP)
         NAME(end_lanes_)(moment_lanes, count, OP(UNSCALE), moments->sum + row);
     if (mode == KL) {
@@ -254,7 +224,8 @@ TL_TARGET TL_INLINE void NAME(short_reduce_)(const void *groups, size_t count, s
                                              tl_short_moments *moments) {
     const f64_vec largest_near = f64_set(TL_MAX_EXACT_REDUCTION);
     for (size_t g = 0; g < count; g++)
-        NAME(group_maximum_)((const REAL *)groups + TL_GROUP * classes * g, classes, sums->maximum + TL_GROUP * g,
+        NAME(group_maximum_)((const char *)groups + TL_GROUP * classes * g * sizeof(REAL),
+                             (ptrdiff_t)(TL_GROUP * sizeof(REAL)), classes, sums->maximum + TL_GROUP * g,
                              sums->ref_exp + TL_GROUP * g);
     for (size_t r = 0; mode != SUMEXP && r < TL_GROUP * count; r += f64_WIDTH) {
         f64_vec shift = f64_load(sums->maximum + r), size = f64_and_bits(shift, 0x7fffffffffffffffu);
@@ -314,81 +285,117 @@ TL_TARGET static void NAME(short_ranks_)(const void *groups, size_t count, size_
     }
 }
 
-/* The exponential of class k of a vector of rows, which is kept in its place if that is wanted; 0 of no class. */
-TL_TARGET TL_INLINE OP(vec) NAME(short_exp_at_)(REAL *x, size_t k, size_t classes, const OP(acc) * acc, int keeps) {
-    if (k >= classes)
-        return OP(set)(0);
-    OP(vec) exp = OP(whole_exp)(OP(load)(x + TL_GROUP * k), acc);
-    if (keeps)
-        OP(store)(x + TL_GROUP * k, exp);
-    return exp;
+/* The exponentials of a vector of rows, which are kept: those of near rows relative to 1, where the bits of all k are
+ * collected; others relative to exponents. */
+TL_TARGET TL_INLINE void NAME(keep_exps_)(const char *x, ptrdiff_t stride, size_t classes, int is_near, OP(acc) * acc,
+                                          REAL *kept) {
+    for (size_t k = 0; k < classes; k++) {
+        const OP(vec) value = OP(load)((const REAL *)(const void *)(x + (ptrdiff_t)k * stride));
+        OP(exp_parts) exp = OP(exp_of)(is_near ? value : OP(max_keep_nan)(acc->min_arg, value), acc, !is_near);
+        if (is_near)
+            acc->or_bits[0] = OP(or_bits)(acc->or_bits[0], exp.k, exp.k);
+        OP(store)(kept + TL_GROUP * k, OP(whole_of)(&exp));
+    }
 }
 
-/* Adds `count` lanes of a vector of rows as a tree; 0 of rows that are far out. */
-TL_TARGET TL_INLINE void NAME(add_lanes_as_tree_)(NAME(lane_) * lanes, size_t count, const double *maximum,
-                                                  double *sum) {
+/* Adds up kept exponentials of a vector of rows as softmax_rows_ does: lane l of 16 has the classes l, l + 16, ...,
+ * four of each group of 64 in the compute dtype; then lanes are added as a tree. */
+TL_TARGET TL_INLINE void NAME(add_kept_)(const REAL *kept, size_t classes, f64_vec *sum) {
+    const size_t count = classes < 16 ? classes : 16;
+    NAME(lane_) lanes[16];
+    for (size_t l = 0; l < count; l++) {
+        for (size_t i = 0; i < PARTS; i++)
+            lanes[l].comp[i] = f64_set(0);
+        for (size_t k = l; k < classes; k += 64) {
+            OP(vec) exp[4];
+            for (size_t i = 0; i < 4; i++)
+                exp[i] = k + 16 * i < classes ? OP(load)(kept + TL_GROUP * (k + 16 * i)) : OP(set)(0);
+            if (classes > 16)
+                exp[0] = OP(add)(OP(add)(exp[0], exp[1]), OP(add)(exp[2], exp[3]));
+            if (k < 16)
+                OP(widen)(exp[0], lanes[l].sum);
+            else
+                NAME(add_)(&lanes[l], exp[0]);
+        }
+    }
     for (size_t i = 0; i < PARTS; i++) {
         for (size_t l = 0; l < count && sizeof(REAL) == sizeof(double); l++)
             lanes[l].sum[i] = f64_add(lanes[l].sum[i], lanes[l].comp[i]);
         for (size_t half = 8; half > 0; half /= 2)
             for (size_t l = 0; l < half && l + half < count; l++)
                 lanes[l].sum[i] = f64_add(lanes[l].sum[i], lanes[l + half].sum[i]);
-        const f64_vec size = f64_and_bits(f64_load(maximum + i * f64_WIDTH), 0x7fffffffffffffffu);
-        f64_vec total = f64_mul(lanes[0].sum[i], f64_set(OP(UNKEPT)));
-        f64_store(sum + i * f64_WIDTH, f64_if_less(f64_set(TL_MAX_EXACT_REDUCTION), size, f64_set(0), total));
+        sum[i] = lanes[0].sum[i];
     }
 }
 
-/* Adds up the exponentials of a group as sum_exps_ does, and keeps them in place of the logits. */
-TL_TARGET static void NAME(short_softmax_)(void *group, size_t classes, int keeps, double *ref_exp, double *sum) {
-    double maximum[TL_GROUP];
-    const size_t count = classes < 16 ? classes : 16;
-    NAME(group_maximum_)((const REAL *)group, classes, maximum, ref_exp);
+/* Keeps the exponentials of a group; returns whether its rows were near enough, and the sum of each is above 0. */
+TL_TARGET TL_INLINE int NAME(exp_group_of_rows_)(const char *x, ptrdiff_t stride, size_t classes, int is_near,
+                                                 int is_log, REAL *kept, double *operand) {
+    double maximum[TL_GROUP], ref_exp[TL_GROUP] = {0};
+    uint32_t good = 0;
+    int is_far = 0;
+    if (!is_near)
+        NAME(group_maximum_)(x, stride, classes, maximum, ref_exp);
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
-        OP(acc) acc;
-        NAME(lane_) lanes[16];
-        REAL *x = (REAL *)group + r;
-        OP(reference)(ref_exp + r, OP(KEPT_BITS), &acc);
-        for (size_t l = 0; l < count; l++)
+        f64_vec sum[PARTS];
+        OP(acc) acc = OP(acc_near)();
+        if (!is_near)
+            OP(reference)(ref_exp + r, OP(KEPT_BITS), &acc);
+        NAME(keep_exps_)(x + r * sizeof(REAL), stride, classes, is_near, &acc, kept + r);
+        is_far |= is_near && OP(is_beyond)(acc.or_bits[0], OP(NEAR_K));
+        NAME(add_kept_)(kept + r, classes, sum);
+        for (size_t i = 0; i < PARTS; i++) {
+            const size_t at = r + i * f64_WIDTH;
+            const f64_vec most = is_near ? f64_set(0) : f64_and_bits(f64_load(maximum + at), 0x7fffffffffffffffu);
+            sum[i] = f64_if_less(f64_set(TL_MAX_EXACT_REDUCTION), most, f64_set(0), sum[i]);
+            good |= NAME(end_softmax_)(sum[i], f64_load(ref_exp + at), is_log, operand + at) << at;
+        }
+    }
+    return !is_far && good == ((uint32_t)1 << TL_GROUP) - 1;
+}
+
+TL_TARGET TL_OUTLINE int NAME(exp_far_group_)(const char *x, ptrdiff_t stride, size_t classes, int is_log, REAL *kept,
+                                              double *operand) {
+    return NAME(exp_group_of_rows_)(x, stride, classes, 0, is_log, kept, operand);
+}
+
+TL_TARGET TL_INLINE size_t NAME(lane_softmax_of_)(const tl_few_rows *rows, size_t groups, size_t classes, int is_log,
+                                                  char *memory, const tl_few_rows *to) {
+    REAL *kept = (REAL *)(void *)memory + (rows->are_apart ? TL_GROUP * classes : 0);
+    double operand[TL_GROUP];
+    for (size_t g = 0; g < groups; g++) {
+        ptrdiff_t stride = 0, out_stride = to->are_apart ? (ptrdiff_t)(TL_GROUP * sizeof(REAL)) : to->class_stride;
+        const char *x = OP(group_of)(rows, g, classes, memory, &stride);
+        char *out = to->are_apart ? (char *)kept : (char *)(uintptr_t)to->data + g * to->group_bytes;
+        if (!NAME(exp_group_of_rows_)(x, stride, classes, 1, is_log, kept, operand) &&
+            !NAME(exp_far_group_)(x, stride, classes, is_log, kept, operand))
+            return g;
+        for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
+            f64_vec wide[PARTS];
             for (size_t i = 0; i < PARTS; i++)
-                lanes[l].sum[i] = lanes[l].comp[i] = f64_set(0);
-        for (size_t start = 0; start < classes; start += 64)
-            for (size_t k = start; k < classes && k < start + 16; k++) {
-                OP(vec) first = NAME(short_exp_at_)(x, k, classes, &acc, keeps);
-                if (classes > 16) {
-                    OP(vec) second = NAME(short_exp_at_)(x, k + 16, classes, &acc, keeps),
-                            third = NAME(short_exp_at_)(x, k + 32, classes, &acc, keeps),
-                            fourth = NAME(short_exp_at_)(x, k + 48, classes, &acc, keeps);
-                    first = OP(add)(OP(add)(first, second), OP(add)(third, fourth));
-                }
-                NAME(add_)(&lanes[k - start], first);
+                wide[i] = f64_load(operand + r + i * f64_WIDTH);
+            OP(vec) low, high = OP(split_sums)(wide, &low); /* more digits than a float */
+            for (size_t k = 0; k < classes; k++) {
+                const ptrdiff_t at = (ptrdiff_t)(r * sizeof(REAL));
+                OP(vec) y = is_log ? OP(load)((const REAL *)(const void *)(x + (ptrdiff_t)k * stride + at))
+                                   : OP(load)(kept + TL_GROUP * k + r);
+                y = is_log ? OP(sub)(OP(sub)(y, high), low) : OP(mul)(y, high);
+                OP(store)((REAL *)(void *)(out + (ptrdiff_t)k * out_stride + at), y);
             }
-        NAME(add_lanes_as_tree_)(lanes, count, maximum + r, sum + r);
+        }
+        if (to->are_apart)
+            OP(put_group)(kept, to, g, classes);
     }
+    return groups;
 }
 
-/* Multiplies each row of a group. */
-TL_TARGET static void NAME(short_scale_)(void *group, size_t classes, const double *factor) {
-    for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
-        const OP(vec) times = NAME(of_rows_)(factor + r);
-        REAL *x = (REAL *)group + r;
-        for (size_t k = 0; k < classes; k++)
-            OP(store)(x + TL_GROUP * k, OP(mul)(OP(load)(x + TL_GROUP * k), times));
-    }
-}
-
-/* sub_scalar_ of each row, in place. */
-TL_TARGET static void NAME(short_sub_)(void *group, size_t classes, const double *subtrahend) {
-    for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
-        const OP(vec) high = NAME(of_rows_)(subtrahend + r);
-        f64_vec wide[PARTS];
-        OP(widen)(high, wide);
-        for (size_t i = 0; i < PARTS; i++)
-            wide[i] = f64_sub(f64_load(subtrahend + r + i * f64_WIDTH), wide[i]);
-        const OP(vec) low = OP(narrow)(wide);
-        REAL *x = (REAL *)group + r;
-        for (size_t k = 0; k < classes; k++)
-            OP(store)(x + TL_GROUP * k, OP(sub)(OP(sub)(OP(load)(x + TL_GROUP * k), high), low));
+TL_TARGET static size_t NAME(lane_softmax_)(const tl_few_rows *rows, size_t groups, int is_log, void *memory,
+                                            const tl_few_rows *to) {
+    char *aligned = (char *)memory + (-(uintptr_t)memory & 63);
+    switch (rows->classes) { /* loops that compilers unroll */
+    case 2: return NAME(lane_softmax_of_)(rows, groups, 2, is_log, aligned, to);
+    case 3: return NAME(lane_softmax_of_)(rows, groups, 3, is_log, aligned, to);
+    default: return NAME(lane_softmax_of_)(rows, groups, rows->classes, is_log, aligned, to);
     }
 }
 

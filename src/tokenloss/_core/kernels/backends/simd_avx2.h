@@ -120,6 +120,21 @@ OPERATION void f32_split_triples(const float *p, float *to) {
     _mm256_storeu_ps(to + 16, _mm256_permutevar8x32_ps(second, _mm256_setr_epi32(1, 4, 7, 2, 5, 0, 3, 6)));
     _mm256_storeu_ps(to + 32, _mm256_permutevar8x32_ps(third, _mm256_setr_epi32(2, 5, 0, 3, 6, 1, 4, 7)));
 }
+/* and back */
+OPERATION void f32_join_pairs(const float *from, float *p) {
+    __m256 a = _mm256_loadu_ps(from), b = _mm256_loadu_ps(from + 16);
+    __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+    _mm256_storeu_ps(p, _mm256_permute2f128_ps(low, high, 0x20));
+    _mm256_storeu_ps(p + 8, _mm256_permute2f128_ps(low, high, 0x31));
+}
+OPERATION void f32_join_triples(const float *from, float *p) {
+    __m256 a = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), _mm256_setr_epi32(0, 3, 6, 1, 4, 7, 2, 5));
+    __m256 b = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + 16), _mm256_setr_epi32(5, 0, 3, 6, 1, 4, 7, 2));
+    __m256 c = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + 32), _mm256_setr_epi32(2, 5, 0, 3, 6, 1, 4, 7));
+    _mm256_storeu_ps(p, _mm256_blend_ps(_mm256_blend_ps(a, b, 0x92), c, 0x24));
+    _mm256_storeu_ps(p + 8, _mm256_blend_ps(_mm256_blend_ps(a, b, 0x24), c, 0x49));
+    _mm256_storeu_ps(p + 16, _mm256_blend_ps(_mm256_blend_ps(a, b, 0x49), c, 0x92));
+}
 OPERATION void f32_widen(__m256 a, __m256d *wide) {
     wide[0] = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
     wide[1] = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
@@ -185,6 +200,12 @@ OPERATION void f64_split_pairs(const double *p, double *to) {
     __m256d low = _mm256_permute2f128_pd(a, b, 0x20), high = _mm256_permute2f128_pd(a, b, 0x31);
     _mm256_storeu_pd(to, _mm256_unpacklo_pd(low, high));
     _mm256_storeu_pd(to + 16, _mm256_unpackhi_pd(low, high));
+}
+OPERATION void f64_join_pairs(const double *from, double *p) {
+    __m256d a = _mm256_loadu_pd(from), b = _mm256_loadu_pd(from + 16);
+    __m256d low = _mm256_unpacklo_pd(a, b), high = _mm256_unpackhi_pd(a, b);
+    _mm256_storeu_pd(p, _mm256_permute2f128_pd(low, high, 0x20));
+    _mm256_storeu_pd(p + 4, _mm256_permute2f128_pd(low, high, 0x31));
 }
 /* sums of two and of three neighbours, and of each of f64_WIDTH vectors, by halves */
 OPERATION __m256d f64_sum_pairs(const double *p) {

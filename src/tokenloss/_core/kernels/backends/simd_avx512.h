@@ -119,6 +119,22 @@ OPERATION void f32_split_triples(const float *p, float *to) {
         _mm512_storeu_ps(to + 16 * k, _mm512_permutex2var_ps(found, at, high));
     }
 }
+/* and back */
+OPERATION void f32_join_pairs(const float *from, float *p) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    __m512 a = _mm512_loadu_ps(from), b = _mm512_loadu_ps(from + 16);
+    _mm512_storeu_ps(p, _mm512_permutex2var_ps(a, low, b));
+    _mm512_storeu_ps(p + 16, _mm512_permutex2var_ps(a, _mm512_add_epi32(low, _mm512_set1_epi32(8)), b));
+}
+OPERATION void f32_join_triples(const float *from, float *p) {
+    const __m512i row = _mm512_setr_epi32(0, 16, 0, 1, 17, 1, 2, 18, 2, 3, 19, 3, 4, 20, 4, 5);
+    __m512 a = _mm512_loadu_ps(from), b = _mm512_loadu_ps(from + 16), c = _mm512_loadu_ps(from + 32);
+    _mm512_storeu_ps(p, _mm512_mask_permutexvar_ps(_mm512_permutex2var_ps(a, row, b), 0x4924, row, c));
+    __m512i next = _mm512_setr_epi32(21, 5, 6, 22, 6, 7, 23, 7, 8, 24, 8, 9, 25, 9, 10, 26);
+    _mm512_storeu_ps(p + 16, _mm512_mask_permutexvar_ps(_mm512_permutex2var_ps(a, next, b), 0x2492, next, c));
+    next = _mm512_setr_epi32(10, 11, 27, 11, 12, 28, 12, 13, 29, 13, 14, 30, 14, 15, 31, 15);
+    _mm512_storeu_ps(p + 32, _mm512_mask_permutexvar_ps(_mm512_permutex2var_ps(a, next, b), 0x9249, next, c));
+}
 OPERATION void f32_widen(__m512 a, __m512d *wide) {
     wide[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
     wide[1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
@@ -175,6 +191,12 @@ OPERATION void f64_split_pairs(const double *p, double *to) {
     __m512d low = _mm512_loadu_pd(p), high = _mm512_loadu_pd(p + 8);
     _mm512_storeu_pd(to, _mm512_permutex2var_pd(low, place, high));
     _mm512_storeu_pd(to + 16, _mm512_permutex2var_pd(low, _mm512_add_epi64(place, _mm512_set1_epi64(1)), high));
+}
+OPERATION void f64_join_pairs(const double *from, double *p) {
+    const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    __m512d a = _mm512_loadu_pd(from), b = _mm512_loadu_pd(from + 16);
+    _mm512_storeu_pd(p, _mm512_permutex2var_pd(a, low, b));
+    _mm512_storeu_pd(p + 8, _mm512_permutex2var_pd(a, _mm512_add_epi64(low, _mm512_set1_epi64(4)), b));
 }
 /* sums of two and of three neighbours, and of each of f64_WIDTH vectors, by halves */
 OPERATION __m512d f64_sum_pairs(const double *p) {

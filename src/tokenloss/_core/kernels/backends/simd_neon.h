@@ -100,6 +100,15 @@ TL_INLINE void f32_split_triples(const float *p, float *to) {
     for (int k = 0; k < 3; k++)
         vst1q_f32(to + 16 * k, of.val[k]);
 }
+/* and back */
+TL_INLINE void f32_join_pairs(const float *from, float *p) {
+    float32x4x2_t of = {{vld1q_f32(from), vld1q_f32(from + 16)}};
+    vst2q_f32(p, of);
+}
+TL_INLINE void f32_join_triples(const float *from, float *p) {
+    float32x4x3_t of = {{vld1q_f32(from), vld1q_f32(from + 16), vld1q_f32(from + 32)}};
+    vst3q_f32(p, of);
+}
 TL_INLINE void f32_widen(float32x4_t a, float64x2_t *wide) {
     wide[0] = vcvt_f64_f32(vget_low_f32(a));
     wide[1] = vcvt_high_f64_f32(a);
@@ -163,6 +172,10 @@ TL_INLINE void f64_split_pairs(const double *p, double *to) {
     float64x2x2_t of = vld2q_f64(p);
     for (int k = 0; k < 2; k++)
         vst1q_f64(to + 16 * k, of.val[k]);
+}
+TL_INLINE void f64_join_pairs(const double *from, double *p) {
+    float64x2x2_t of = {{vld1q_f64(from), vld1q_f64(from + 16)}};
+    vst2q_f64(p, of);
 }
 /* sums of two and of three neighbours, and of each of f64_WIDTH vectors */
 TL_INLINE float64x2_t f64_sum_pairs(const double *p) { return vpaddq_f64(vld1q_f64(p), vld1q_f64(p + 2)); }

@@ -3,8 +3,8 @@
  * which overlaps the one before it.
  *
  * Lane l of 16 adds the exponentials of the classes l, l + 16 and so on: four of each group of 64 in the compute dtype,
- * as a tree, and these sums in double; then the lanes are added as a tree. short_softmax_ of short_rows_body.h has the
- * same order, and so has sum_exps_ of dtype_body.h. */
+ * as a tree, and these sums in double; then the lanes are added as a tree. lane_softmax_ of short_rows_body.h has the
+ * same order. */
 
 /* What a batch of up to TL_GROUP rows adds up: 8 lanes of all classes, and a bit for each row that is not near. */
 typedef struct {
@@ -59,23 +59,22 @@ TL_TARGET TL_INLINE void NAME(exp_near_rows_)(const char *row, ptrdiff_t apart, 
     }
 }
 
-#define LAST(vectors) \
-    case vectors: NAME(exp_near_rows_)(row, apart, count, classes, vectors, kept, kept_apart, to); break
+#define LAST(vectors) NAME(exp_near_rows_)(row, apart, count, classes, vectors, kept, kept_apart, to); break
 TL_TARGET TL_OUTLINE void NAME(exp_near_)(const char *row, ptrdiff_t apart, size_t count, size_t classes, REAL *kept,
                                       size_t kept_apart, NAME(row_sums_) * to) {
     const size_t vectors = (classes % 64 + OP(WIDTH) - 1) / OP(WIDTH);
     to->far = 0;
     switch (OP(WIDTH) < 8 && vectors > 0 ? 9 : vectors) {
-        LAST(0);
-        LAST(1);
-        LAST(2);
-        LAST(3);
-        LAST(4);
-        LAST(5);
-        LAST(6);
-        LAST(7);
-        LAST(8);
-    default: NAME(exp_near_rows_)(row, apart, count, classes, vectors, kept, kept_apart, to);
+    case 0: LAST(0);
+    case 1: LAST(1);
+    case 2: LAST(2);
+    case 3: LAST(3);
+    case 4: LAST(4);
+    case 5: LAST(5);
+    case 6: LAST(6);
+    case 7: LAST(7);
+    case 8: LAST(8);
+    default: LAST(vectors);
     }
 }
 #undef LAST
@@ -104,30 +103,23 @@ TL_TARGET TL_OUTLINE double NAME(exp_far_)(const ELEMENT *x, size_t classes, REA
     return lane[0];
 }
 
-/* For each row of a batch, the factor of its exponentials or, for log_softmax, its logsumexp: that of a sum in [1, 2),
- * with the other powers of two in the reference exponent, as in elementwise.c. Returns whether all sums are above 0. */
-TL_TARGET TL_INLINE int NAME(end_batch_)(NAME(row_sums_) * sums, size_t count, const double *ref_exp, int is_log,
-                                         double *operand) {
-    double sum[TL_GROUP];
-    uint32_t all = ((uint32_t)1 << count) - 1, good = 0;
-    add_lanes_of_rows(sums->eight, count, sum);
-    for (size_t r = 0; r < count; r += f64_WIDTH) {
-        f64_vec total = f64_load(sum + r);
-        good |= f64_mask_ge(total, f64_set(0x1p-1022)) << r;
-        if (!is_log) {
-            f64_store(operand + r, f64_div(f64_set(1), total));
-            continue;
-        }
-        f64_vec exponent = f64_sub(f64_with_bits(f64_exponent_field(total), 0x4330000000000000u), f64_set(0x1p52 + 1023));
-        f64_vec part = f64_with_bits(f64_and_bits(total, 0xfffffffffffffu), (uint64_t)1023 << 52), carry, log;
-        exponent = f64_add(f64_sub(exponent, f64_set(OP(KEPT_BITS))), f64_load(ref_exp + r));
-        part = f64_split(part, &carry, 0);
-        log = f64_log_near_one(f64_sub(part, f64_set(1)), carry, f64_set(0));
-        if (sizeof(REAL) == sizeof(float))
-            log = f64_add(log, f64_set(TL_FLOAT_TERM_BIAS));
-        f64_store(operand + r, f64_add(f64_mul(exponent, f64_set((double)OP(LN2))), log));
+/* The factor of the exponentials of rows or, for log_softmax, their logsumexp: that of a sum in [1, 2), with the other
+ * powers of two in the reference exponent, as in elementwise.c. Returns a bit for each sum that is above 0. */
+TL_TARGET TL_INLINE uint32_t NAME(end_softmax_)(f64_vec total, f64_vec ref_exp, int is_log, double *operand) {
+    const uint32_t good = (uint32_t)f64_mask_ge(total, f64_set(0x1p-1022));
+    if (!is_log) {
+        f64_store(operand, f64_div(f64_set(1), total));
+        return good;
     }
-    return (good & all) == all;
+    f64_vec exponent = f64_sub(f64_with_bits(f64_exponent_field(total), 0x4330000000000000u), f64_set(0x1p52 + 1023));
+    f64_vec part = f64_with_bits(f64_and_bits(total, 0xfffffffffffffu), (uint64_t)1023 << 52), carry, log;
+    exponent = f64_add(f64_sub(exponent, f64_set(OP(KEPT_BITS))), ref_exp);
+    part = f64_split(part, &carry, 0);
+    log = f64_log_near_one(f64_sub(part, f64_set(1)), carry, f64_set(0));
+    if (sizeof(REAL) == sizeof(float))
+        log = f64_add(log, f64_set(TL_FLOAT_TERM_BIAS));
+    f64_store(operand, f64_add(f64_mul(exponent, f64_set((double)OP(LN2))), log));
+    return good;
 }
 
 /* What is written from class k on, by the kind of map, which is known to the compiler. */
@@ -163,7 +155,7 @@ TL_TARGET static size_t NAME(softmax_rows_)(const char *rows, ptrdiff_t apart, s
                                             char *out, ptrdiff_t out_apart) {
     const size_t kept_apart = is_log ? 0 : tl_kept_row(classes); /* of a log_softmax, none is read */
     REAL memory[TL_MAX_KEPT + 16 + 64 / sizeof(REAL)], *kept = memory + (-(uintptr_t)memory & 63) / sizeof(REAL);
-    double ref_exp[TL_GROUP] = {0}, operand[TL_GROUP];
+    double ref_exp[TL_GROUP] = {0}, sum[TL_GROUP], operand[TL_GROUP];
     NAME(row_sums_) sums;
     size_t most = (TL_MAX_KEPT + 16) / tl_kept_row(classes), done = 0, n;
     if (most > TL_GROUP || (is_log && 2 * most >= TL_GROUP)) /* a log_softmax reads the logits again */
@@ -175,7 +167,11 @@ TL_TARGET static size_t NAME(softmax_rows_)(const char *rows, ptrdiff_t apart, s
             if (sums.far >> r & 1)
                 ref_exp[r] = NAME(exp_far_)((const ELEMENT *)(const void *)(rows + (ptrdiff_t)r * apart), classes,
                                             kept + r * kept_apart, sums.eight[r]);
-        if (!NAME(end_batch_)(&sums, n, ref_exp, is_log, operand))
+        uint32_t good = ~(uint32_t)0 << n;
+        add_lanes_of_rows(sums.eight, n, sum);
+        for (size_t r = 0; r < n; r += f64_WIDTH)
+            good |= NAME(end_softmax_)(f64_load(sum + r), f64_load(ref_exp + r), is_log, operand + r) << r;
+        if (~good != 0)
             break;
         for (size_t r = 0; r < n; r++, rows += apart, out += out_apart) {
             const REAL high = (REAL)operand[r], low = (REAL)(operand[r] - (double)high); /* more digits than a float */
@@ -191,22 +187,21 @@ TL_TARGET static size_t NAME(softmax_rows_)(const char *rows, ptrdiff_t apart, s
     return done;
 }
 
-TL_TARGET static void NAME(sub_row_)(const char *row, size_t classes, double subtrahend, char *out, int streaming) {
-    const REAL high = (REAL)subtrahend, low = (REAL)(subtrahend - (double)high); /* more digits than a float */
-    NAME(map_row_)(SUBTRACT, row, classes, OP(set)(high), OP(set)(low), NULL, (ELEMENT *)(void *)out, streaming);
-    if (streaming)
-        tl_stream_end();
-}
-
 TL_TARGET static void NAME(exp_scaled_rows_)(const char *const *rows, size_t count, size_t classes,
                                              const double *exponent, const double *factor, const double *subtrahend,
                                              char *const *out, int streaming) {
     for (size_t r = 0; r < count; r++) {
-        if (!out[r]) /* its exponent may be none */
+        ELEMENT *to = (ELEMENT *)(void *)out[r];
+        const REAL high = (REAL)subtrahend[r], low = (REAL)(subtrahend[r] - (double)high);
+        if (!to) /* its exponent may be none */
             continue;
+        if (!exponent) {
+            NAME(map_row_)(SUBTRACT, rows[r], classes, OP(set)(high), OP(set)(low), NULL, to, streaming);
+            continue;
+        }
         const OP(acc) acc = OP(acc_init)((int64_t)exponent[r] + OP(HEADROOM), 1, 0, 0);
-        NAME(map_row_)(EXPONENTIATE, rows[r], classes, OP(set)((REAL)factor[r]), OP(set)(0 - (REAL)subtrahend[r]), &acc,
-                       (ELEMENT *)(void *)out[r], streaming);
+        NAME(map_row_)(EXPONENTIATE, rows[r], classes, OP(set)((REAL)factor[r]), OP(set)(0 - high), &acc, to,
+                       streaming);
     }
     if (streaming)
         tl_stream_end();

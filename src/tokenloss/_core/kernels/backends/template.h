@@ -35,7 +35,6 @@ static const float f32_WHOLE[] = {0x1.55479p-3f, 0x1.0008d8p-1f, 1}; /* LEADING 
 #define f32_K_MASK 0x7ff
 #define f32_NEAR_K 0x3ff
 #define f32_KEPT_BITS TL_FLOAT_KEPT_BITS
-#define f32_UNKEPT TL_FLOAT_UNKEPT
 #define f32_OTHER_LIMIT 0x1.fffffep127f
 #define f32_REACH 87
 #define f32_LEAST_ODDS 0x1p-80f
@@ -62,7 +61,6 @@ static const double f64_WHOLE[] = {0x1.a01edf351ab43p-13, 0x1.6c1c3ab56a4f0p-10,
 #define f64_K_MASK 0x3fff
 #define f64_NEAR_K 0x1fff
 #define f64_KEPT_BITS TL_DOUBLE_KEPT_BITS
-#define f64_UNKEPT TL_DOUBLE_UNKEPT
 #define f64_OTHER_LIMIT TL_MIN_FMA_SAFE
 #define f64_LOWEST (-0x1.fffffffffffffp1023)
 #define f64_SUMS 1
@@ -473,14 +471,12 @@ const tl_backend JOIN(tl_, BACKEND) = {
         {
             [TL_REDUCE_SUMEXP] = ALL_DTYPES(sumexp_),
             [TL_REDUCE_MOMENT] = ALL_DTYPES(moment_),
-            [TL_REDUCE_SOFTMAX] = ALL_DTYPES(sum_exps_),
             [TL_REDUCE_MAX] = ALL_DTYPES(max_),
             [TL_REDUCE_MAX_COUNT] = ALL_DTYPES(max_count_),
         },
     .kl = ALL_DTYPES(kl_),
     .indices_ge = ALL_DTYPES(indices_ge_),
     .softmax_rows = ALL_DTYPES(softmax_rows_),
-    .sub_row = ALL_DTYPES(sub_row_),
     .exp_scaled_rows = ALL_DTYPES(exp_scaled_rows_),
     .sum = ALL_DTYPES(sum_),
     .to_f64 = ALL_DTYPES(to_f64_),
@@ -513,9 +509,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .short_sumexp = COMPUTE_DTYPES(short_sumexp_),
     .short_moments = COMPUTE_DTYPES(short_moments_),
     .short_ranks = COMPUTE_DTYPES(short_ranks_),
-    .short_softmax = COMPUTE_DTYPES(short_softmax_),
-    .short_scale = COMPUTE_DTYPES(short_scale_),
-    .short_sub = COMPUTE_DTYPES(short_sub_),
+    .lane_softmax = COMPUTE_DTYPES(lane_softmax_),
     .lane_losses = {[TL_FLOAT32] = f32_lane_losses, [TL_FLOAT64] = f64_lane_losses},
     .lane_gradients = {[TL_FLOAT32] = f32_lane_gradients, [TL_FLOAT64] = f64_lane_gradients},
     .row_losses = ALL_DTYPES(row_losses_),
