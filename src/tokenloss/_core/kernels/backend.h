@@ -81,15 +81,16 @@ typedef struct {
     double floor; /* of a KL divergence: what is not above it, x - offset, counts as -inf */
 } tl_moment;
 
-/* The sum over all classes while the main sum excludes one. As long as both sums have the same reference exponent they
- * differ only in the one of 16 lanes that the excluded class belongs to, so only that lane is kept a second time. */
+/* Sums in lanes, and what their roundings lost. */
 typedef struct {
-    double sum, comp; /* of that lane */
-    size_t lane;
+    double sum[16], comp[16];
+} tl_lane_sums;
+
+/* The sum over all classes while the main sum excludes one, as long as both have the same reference exponent. */
+typedef struct {
+    tl_lane_sums of;
     enum { TL_AHEAD, TL_SHARED, TL_APART } stage; /* the class is yet to come; was added; the references may differ */
-    int64_t position; /* index of the excluded class in the current chunk; -1 if it is not there */
     double logit; /* of the excluded class, scaled and capped */
-    double element[1]; /* that logit less the offset, in float32 or float64 */
 } tl_all_classes;
 
 /* Running logsumexp: sum of exp(x - offset) 2^-ref_exp, in 16 lanes of double with their rounding errors. */

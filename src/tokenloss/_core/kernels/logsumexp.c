@@ -78,8 +78,8 @@ int tl_sum_out_of_range(const tl_lse_acc *state) { return is_out_of_range(tl_lan
 
 tl_lse_acc tl_with_all(const tl_lse_acc *state) {
     tl_lse_acc all = *state;
-    all.sum[state->all->lane] = state->all->sum;
-    all.comp[state->all->lane] = state->all->comp;
+    memcpy(all.sum, state->all->of.sum, sizeof all.sum);
+    memcpy(all.comp, state->all->of.comp, sizeof all.comp);
     return all;
 }
 
@@ -87,17 +87,15 @@ tl_lse_acc tl_with_all(const tl_lse_acc *state) {
 typedef struct {
     tl_lse_acc state;
     tl_moment moment;
-    double sum, comp; /* of the lane of tl_all_classes */
+    tl_lane_sums all;
 } snapshot;
 
 static void restore(const snapshot *before, tl_lse_acc *state) {
     *state = before->state;
     if (state->moment)
         *state->moment = before->moment;
-    if (state->all) {
-        state->all->sum = before->sum;
-        state->all->comp = before->comp;
-    }
+    if (state->all)
+        state->all->of = before->all;
 }
 
 int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t excluded,
@@ -111,15 +109,15 @@ int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, in
         state->count_ge = 0;
         before.moment = *state->moment;
     }
-    before.sum = all ? all->sum : 0;
-    before.comp = all ? all->comp : 0;
+    if (all)
+        before.all = all->of;
     before.state = *state;
     tl_reduce_range(backend, kind, row, start, end, excluded, state, buf);
     double sum = tl_lanes_sum_fast(state->sum);
     int out_of_range = is_out_of_range(sum, state);
     /* if one of the sums is rebased, the other may not be, or to another exponent: keep away from both bounds */
     if (all && all->stage == TL_SHARED &&
-        (out_of_range || sum < SUM_UNDERFLOW * (1 + 0x1p-40) || !(sum + all->sum < SUM_OVERFLOW / 2)))
+        (out_of_range || sum < SUM_UNDERFLOW * (1 + 0x1p-40) || !(tl_lanes_sum_fast(all->of.sum) < SUM_OVERFLOW / 2)))
         all->stage = TL_APART;
     if (TL_UNLIKELY(out_of_range)) {
         restore(&before, state);

@@ -5,19 +5,22 @@
 
 #include "scalar_math.h"
 
-/* Starts the second lane of tl_all_classes, at the chunk that holds the excluded class. */
-static void add_excluded(const tl_lse_acc *state, int64_t position, int dtype) {
+/* Starts the sum of all classes with the chunk that holds the excluded one. */
+static void start_all(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int dtype,
+                      const tl_lse_acc *state) {
     tl_all_classes *all = state->all;
-    double x = all->logit - state->offset;
-    if (!(x < ((double)state->ref_exp + 40) * TL_LN2)) /* its power might overflow; or it is nan */
+    tl_lse_acc whole = *state;
+    tl_chunk_buf buf;
+    if (!(all->logit - state->offset < ((double)state->ref_exp + 40) * TL_LN2)) /* it might overflow; or it is nan */
         all->stage = TL_APART;
     if (all->stage == TL_APART)
         return;
+    tl_chunk_invalidate(&buf);
+    tl_load_chunk(backend, row, start, count, -1, state->offset, dtype, &buf);
+    backend->reduce[TL_REDUCE_SUMEXP][dtype](&buf.at, (size_t)count, &whole);
+    memcpy(all->of.sum, whole.sum, sizeof whole.sum);
+    memcpy(all->of.comp, whole.comp, sizeof whole.comp);
     all->stage = TL_SHARED;
-    all->position = position;
-    all->sum = state->sum[all->lane];
-    all->comp = state->comp[all->lane];
-    tl_store((char *)all->element, dtype == TL_FLOAT64 ? dtype : TL_FLOAT32, x);
 }
 
 void tl_reduce_range(const tl_backend *backend, tl_reduce_kind kind, const tl_row *row, int64_t start, int64_t end,
@@ -36,12 +39,14 @@ void tl_reduce_range(const tl_backend *backend, tl_reduce_kind kind, const tl_ro
             tl_load_chunk(backend, row, start, count, excluded, state->offset, dtype, buf);
             x = &buf->at;
             state->is_padded = count < TL_CHUNK || until < start + count;
-            if (all && until < start + count)
-                add_excluded(state, excluded - start, dtype);
+            if (all && until < start + count) {
+                start_all(backend, row, start, count, dtype, state);
+                state->all = NULL; /* to which this chunk was added */
+            }
         }
         backend->reduce[kind][dtype](x, (size_t)count, state);
         if (all)
-            all->position = -1;
+            state->all = all;
         start += count;
     }
 }

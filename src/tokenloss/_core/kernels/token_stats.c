@@ -64,7 +64,7 @@ static void begin(const tl_backend *backend, const tl_row *row, int64_t block, i
     state->threshold = target_raw;
     if (all) {
         tl_lse_acc with_target;
-        *all = (tl_all_classes){0, 0, (size_t)target % 16, TL_AHEAD, -1, tl_transformed(backend, row, target_raw), {0}};
+        *all = (tl_all_classes){.stage = TL_AHEAD, .logit = tl_transformed(backend, row, target_raw)};
         if (target < first && all->logit > maximum) {
             tl_lse_begin(all->logit, row->compute_dtype, NULL, &with_target);
             if (with_target.offset != state->offset || with_target.ref_exp != state->ref_exp)

@@ -47,12 +47,18 @@ TL_TARGET TL_INLINE void NAME(add_elements_)(const ELEMENT *x, const ELEMENT *ot
 }
 
 /* Asks for the cache lines of later chunks in the order of addresses, which memory serves best, although a chunk is
- * read in columns: each pair asks for its share of a chunk's lines. */
+ * read in columns: each pair asks for its share of a chunk's lines. Half precision computes longer than it reads, and
+ * loses time by asking twice for a line. */
+#ifdef HALF
+#define ASK_AHEAD(line) tl_prefetch((line) + 8192)
+#else
+#define ASK_AHEAD(line) tl_prefetch_stream(line)
+#endif
 TL_TARGET TL_INLINE void NAME(prefetch_share_)(const ELEMENT *x, size_t j, size_t i) {
     const size_t share = 2 * OP(WIDTH) * COLUMNS * sizeof *x, start = (4 * j / COLUMNS + i) * share;
     for (size_t line = start; line < start + share; line += 64)
         if (line % 64 == 0)
-            tl_prefetch_stream((const char *)(const void *)x + line);
+            ASK_AHEAD((const char *)(const void *)x + line);
 }
 
 /* Adds elements 2 i and 2 i + 1 of each lane of columns j, j + 1, ...; those from `count` on are -inf. */
@@ -106,24 +112,6 @@ TL_TARGET TL_INLINE NAME(columns_) NAME(reduce_columns_)(const ELEMENT *x, size_
     return of;
 }
 
-#ifndef HALF
-/* Sums the column of the excluded class once more, with its logit stored into the chunk, which is a buffer. Replaces
- * the powers of the column, and the rest of the lane of 16 that the class belongs to. */
-TL_TARGET static void NAME(add_excluded_)(const ELEMENT *x, size_t count, OP(acc) * acc, const tl_all_classes *all,
-                                          REAL powers[OP(SUMS)][TL_LANES], REAL *rests) {
-    size_t column = (size_t)all->position % TL_LANES / OP(WIDTH);
-    ELEMENT *excluded = (ELEMENT *)(uintptr_t)(x + all->position), saved = *excluded;
-    REAL *rest = rests + all->lane;
-    memcpy((void *)excluded, all->element, sizeof *excluded);
-    NAME(columns_) of = NAME(reduce_columns_)(x, count, column, acc, SUMEXP, 1, x);
-    *excluded = saved;
-    for (size_t s = 0; s < OP(SUMS); s++)
-        OP(store)(powers[s] + OP(WIDTH) * column, of.powers[s][0]);
-    OP(store)(rests + OP(WIDTH) * column, of.rests[0][0]);
-    rest[0] = (rest[0] + rest[32]) + (rest[16] + rest[48]);
-}
-#endif
-
 /* The number of elements of a chunk that are >= the threshold, unless none is. */
 TL_TARGET TL_INLINE void NAME(count_chunk_)(const ELEMENT *x, size_t count, OP(acc) * acc) {
     if (!OP(mask_ge)(OP(max_skip_nan)(acc->maximum[0], acc->maximum[1]), acc->threshold))
@@ -135,10 +123,9 @@ TL_TARGET TL_INLINE void NAME(count_chunk_)(const ELEMENT *x, size_t count, OP(a
 
 /* Adds a chunk, whose elements from `count` on are -inf. */
 TL_TARGET TL_INLINE void NAME(reduce_chunk_)(const ELEMENT *x, size_t count, OP(acc) * acc, tl_lanes *sum,
-                                             tl_lanes *moment_sum, tl_all_classes *all, enum tl_mode mode, int clamps,
+                                             tl_lanes *moment_sum, tl_lanes *all_sum, enum tl_mode mode, int clamps,
                                              const ELEMENT *other) {
     OP(vec) rests[TL_LANES / OP(WIDTH)], moments[TL_LANES / OP(WIDTH)], maximum[2];
-    REAL powers_of[OP(SUMS)][TL_LANES], rests_of[TL_LANES];
     for (size_t i = 0; i < 2; i++) {
         maximum[i] = acc->maximum[i];
         acc->maximum[i] = OP(set)(-(REAL)INFINITY);
@@ -150,7 +137,7 @@ TL_TARGET TL_INLINE void NAME(reduce_chunk_)(const ELEMENT *x, size_t count, OP(
             for (size_t s = 0; s < OP(SUMS); s++) {
                 OP(accumulate)(sum, lane % 16, of.powers[s][c]);
                 if (mode == MOMENT)
-                    OP(store)(powers_of[s] + lane, of.powers[s][c]);
+                    OP(accumulate)(all_sum, lane % 16, of.powers[s][c]);
             }
             rests[j + c] = of.rests[0][c];
             if (mode != SUMEXP)
@@ -161,14 +148,6 @@ TL_TARGET TL_INLINE void NAME(reduce_chunk_)(const ELEMENT *x, size_t count, OP(
         NAME(count_chunk_)(x, count, acc);
     for (size_t i = 0; i < 2; i++)
         acc->maximum[i] = OP(max_skip_nan)(acc->maximum[i], maximum[i]);
-#ifndef HALF
-    if (mode == MOMENT && clamps && TL_UNLIKELY(all->position >= 0)) {
-        OP(acc) unused = *acc;
-        for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++)
-            OP(store)(rests_of + OP(WIDTH) * j, rests[j]);
-        NAME(add_excluded_)(x, count, &unused, all, powers_of, rests_of);
-    }
-#endif
     for (size_t half = TL_LANES / 2; half >= 16; half /= 2)
         for (size_t j = 0; j < half / OP(WIDTH); j++) {
             rests[j] = OP(add)(rests[j], rests[j + half / OP(WIDTH)]);
@@ -179,14 +158,8 @@ TL_TARGET TL_INLINE void NAME(reduce_chunk_)(const ELEMENT *x, size_t count, OP(
         OP(accumulate_rest)(sum, OP(WIDTH) * j, rests[j]);
         if (mode != SUMEXP)
             OP(accumulate)(moment_sum, OP(WIDTH) * j, moments[j]);
-        if (mode == MOMENT && all->position < 0)
-            OP(store)(rests_of + OP(WIDTH) * j, rests[j]);
-    }
-    if (mode == MOMENT) {
-        for (size_t k = all->lane; k < TL_LANES; k += 16)
-            for (size_t s = 0; s < OP(SUMS); s++)
-                OP(accumulate_one)(&all->sum, &all->comp, (double)powers_of[s][k]);
-        OP(accumulate_one)(&all->sum, &all->comp, (double)rests_of[all->lane] * (double)OP(LEADING));
+        if (mode == MOMENT)
+            OP(accumulate_rest)(all_sum, OP(WIDTH) * j, rests[j]);
     }
 }
 
@@ -205,38 +178,16 @@ TL_TARGET TL_INLINE double NAME(max_of_)(OP(vec) * maxima, size_t count, double 
     return (double)value[0];
 }
 
-#ifdef HALF
-enum { NAME(PART) = 4 * TL_CHUNK }; /* elements that are converted at a time, and then stay in the first cache */
-
-/* Converts a part of at most `most` elements, and the padding after them. Returns how many elements it has. */
-TL_TARGET TL_INLINE size_t NAME(convert_part_)(const ELEMENT *x, size_t most, float *to) {
-    const size_t count = most < NAME(PART) ? most : NAME(PART);
-    for (size_t i = 0; i < count || i % TL_READ_MULTIPLE != 0; i += f32_WIDTH) {
-        if (i * sizeof *x % 64 == 0)
-            tl_prefetch_stream(x + i);
-        f32_store(to + i, LOAD(x + i));
-    }
-    return count;
-}
-#endif
-
 /* Adds whole chunks and perhaps a last one. Returns 0, with nothing changed, if arguments are not clamped and one would
  * have to be. */
 TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum tl_mode mode,
                                           int clamps) {
     OP(acc) acc = OP(acc_init)(state->ref_exp, clamps, mode == SUMEXP ? 0 : state->moment->shift, state->threshold);
     tl_lanes sum = OP(load_lanes)(state->sum, state->comp), moment;
-    tl_all_classes all;
-    const int has_all = mode == MOMENT && state->all && state->all->stage == TL_SHARED;
+    tl_lane_sums *of_all = mode == MOMENT && state->all && state->all->stage == TL_SHARED ? &state->all->of : NULL;
+    tl_lanes all = of_all ? OP(load_lanes)(of_all->sum, of_all->comp) : zero_lanes();
     if (mode != SUMEXP)
         moment = OP(load_lanes)(state->moment->sum, state->moment->comp);
-    if (mode == MOMENT) {
-        memset(&all, 0, sizeof all);
-        all.position = -1;
-        if (has_all)
-            all = *state->all;
-        all.sum *= OP(SCALE);
-    }
     for (size_t done = 0; done < count; done += TL_CHUNK, x += TL_CHUNK) {
         const size_t n = !clamps || count - done > TL_CHUNK ? TL_CHUNK : count - done;
         NAME(reduce_chunk_)(x, n, &acc, &sum, &moment, &all, mode, clamps, x);
@@ -250,38 +201,17 @@ TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse
         state->maximum = NAME(max_of_)(acc.maximum, 2, state->maximum);
         state->count_ge += OP(sum_counts)(acc.count_ge[0]) + OP(sum_counts)(acc.count_ge[1]);
     }
-    if (mode == MOMENT && has_all) {
-        state->all->sum = all.sum * OP(UNSCALE);
-        state->all->comp = all.comp;
-    }
+    if (of_all)
+        OP(store_lanes)(&all, of_all->sum, of_all->comp);
     state->exp_overflow |= out_of_range;
     return 1;
 }
-
-#ifdef HALF
-/* Adds elements with arguments clamped, as floats. */
-TL_TARGET TL_OUTLINE void NAME(reduce_converted_)(const ELEMENT *x, size_t count, tl_lse_acc *state,
-                                                  enum tl_mode mode) {
-    for (size_t done = 0; done < count; done += NAME(PART)) {
-        float converted[NAME(PART)];
-        const size_t n = NAME(convert_part_)(x + done, count - done, converted);
-        if (mode == MOMENT)
-            JOIN(moment_float32_, BACKEND)(converted, n, state);
-        else
-            JOIN(sumexp_float32_, BACKEND)(converted, n, state);
-    }
-}
-#endif
 
 TL_TARGET TL_INLINE void NAME(reduce_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum tl_mode mode) {
     if (!state->clamps && !state->is_padded && NAME(try_reduce_)(x, count, state, mode, 0))
         return;
     state->clamps |= !state->is_padded; /* a row that has logits far below its maximum may have more */
-#ifdef HALF
-    NAME(reduce_converted_)(x, count, state, mode);
-#else
     NAME(try_reduce_)(x, count, state, mode, 1);
-#endif
 }
 
 TL_TARGET static void NAME(sumexp_)(const void *x, size_t count, tl_lse_acc *state) {
@@ -340,18 +270,7 @@ TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count
         if (found >= 0)
             return found;
     }
-#ifdef HALF
-    int found = 0;
-    for (size_t done = 0; done < count; done += NAME(PART)) {
-        float converted[2][NAME(PART)];
-        const size_t n = NAME(convert_part_)(p + done, count - done, converted[0]);
-        NAME(convert_part_)(q + done, count - done, converted[1]);
-        found |= JOIN(kl_float32_, BACKEND)(converted[0], converted[1], n, base_state, other_state);
-    }
-    return found;
-#else
     return NAME(try_kl_)(p, q, count, base_state, other_state, 1, 1);
-#endif
 }
 
 /* The maximum and, if wanted, the number of elements >= threshold. */
@@ -377,6 +296,8 @@ TL_TARGET TL_INLINE void NAME(max_count_of_)(const ELEMENT *x, size_t count, tl_
 TL_TARGET static void NAME(max_)(const void *x, size_t count, tl_lse_acc *state) {
     NAME(max_count_of_)((const ELEMENT *)x, count, state, 0);
 }
+
+#undef ASK_AHEAD
 
 TL_TARGET static void NAME(max_count_)(const void *x, size_t count, tl_lse_acc *state) {
     NAME(max_count_of_)((const ELEMENT *)x, count, state, 1);

@@ -81,7 +81,6 @@ static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5
 #define f64_HEADROOM 0
 #define f32_SCALE 0x1p80
 #define f32_UNSCALE 0x1p-80
-#define f64_SCALE 1
 #define f64_UNSCALE 1
 
 /* Where arguments are clamped, the least one is this many eighths of an octave below the least power: the bits of its
@@ -350,18 +349,6 @@ TL_TARGET TL_INLINE void f32_stream_float16(uint16_t *p, f32_vec a) {
     uint16_t rounded[f32_WIDTH];
     f32_store_float16(rounded, a);
     half_stream(p, rounded);
-}
-
-/* A single lane of `accumulate`. */
-TL_TARGET TL_INLINE void f32_accumulate_one(double *sum, double *error, double term) {
-    (void)error;
-    *sum += term;
-}
-
-TL_TARGET TL_INLINE void f64_accumulate_one(double *sum, double *error, double term) {
-    double before = *sum, after = before + term, other = after - before;
-    *sum = after;
-    *error += (before - (after - other)) + (term - other);
 }
 
 TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_t start, ptrdiff_t end) {
