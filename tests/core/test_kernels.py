@@ -208,7 +208,7 @@ def lines_of_search(name: str, where: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_worst_losses_of_class_ids_are_within_the_promised_error(tmp_path):
-    """Rows of 2 to 4096 classes: random ones, and a search for those whose rounding errors add up."""
+    """Rows of 2 to 16384 classes: random ones, and a search for those whose rounding errors add up."""
     lines = lines_of_search("worst_losses", tmp_path)
     assert len(lines) == 2 * 12 * 3  # dtypes, numbers of classes, and kinds of search
     wrong = []

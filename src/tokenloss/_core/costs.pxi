@@ -5,12 +5,11 @@
 #
 # A row costs something, and something for each class. Up to SHORT_ROW classes, rows are reduced together; longer ones
 # are reduced one by one, for LONG_ROW more, but with LONG_CLASS of the time for each class. Losses for class ids cost
-# as much up to FEW_CLASSES; beyond, up to NLL_CLASSES, NLL_ROW more for a row, but NLL_CLASS of the time for a class.
+# as much up to FEW_CLASSES; beyond, up to tl_nll_classes, NLL_ROW more for a row, but NLL_CLASS of that for a class.
 
 cdef enum:
-    SHORT_ROW = 512  # these three are the kernels'
+    SHORT_ROW = 512  # these two are the kernels'
     FEW_CLASSES = 64
-    NLL_CLASSES = 4096
     CACHE_BYTES = 1 << 25  # of larger arrays, single scores come from memory
     SAMPLED_CLASSES = 64
 

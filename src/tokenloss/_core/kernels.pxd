@@ -145,6 +145,7 @@ cdef extern from "kernels/kernels.h" nogil:
         tl_row grad
         ptrdiff_t grad_apart
         const double *grad_scale
+    int64_t tl_nll_classes(int)
     size_t tl_add_plain_losses(const tl_backend *, tl_plain_rows *, size_t, tl_superacc *, tl_superacc *, int64_t *,
                                uint64_t *)
     ctypedef struct tl_block_nll:

@@ -66,8 +66,8 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef Scores scores = self.scores
         cdef tl_row row = self.row_of_scores()
         cdef int size = tl_itemsize(scores.dtype)
-        cdef int64_t stride, most = NLL_CLASSES if self.label_smoothing == 0 else SHORT_ROW
-        if (not 2 <= scores.classes <= NLL_CLASSES or not is_given(&scores.view)
+        cdef int64_t stride, most = tl_nll_classes(row.compute_dtype)
+        if (not 2 <= scores.classes <= most or not is_given(&scores.view)
                 or scores.view.run < 16 and not scores.view.is_uniform):
             return False
         if scores.classes <= FEW_CLASSES and not is_given(&self.grad):
@@ -81,7 +81,7 @@ cdef class CrossEntropy(LogSumExpJob):
                     and size in (self.grad.buffer.strides[scores.axis], self.grad.row_stride))
         if stride == size:
             return self.label_smoothing == 0
-        return scores.dtype in (TL_FLOAT32, TL_FLOAT64) and scores.classes <= most
+        return scores.dtype in (TL_FLOAT32, TL_FLOAT64) and (self.label_smoothing == 0 or scores.classes <= SHORT_ROW)
 
     cdef double cost_of_row(self) noexcept:
         cdef double cost
@@ -89,7 +89,7 @@ cdef class CrossEntropy(LogSumExpJob):
             cost = self.cost_of_classes(7, 0.6) if self.is_plain else self.cost_of_scores(18, 0.55)
         elif self.is_plain and self.scores.classes <= FEW_CLASSES:
             cost = self.cost_of_classes(PLAIN_ROW, 0.35)
-        elif self.positions.by_class and FEW_CLASSES < self.scores.classes <= NLL_CLASSES:
+        elif self.positions.by_class and FEW_CLASSES < self.scores.classes <= tl_nll_classes(self.scores.dtype):
             cost = NLL_ROW + self.cost_of_classes(5, 0.35 * NLL_CLASS)
         else:
             cost = self.cost_of_scores(12, 0.35)

@@ -15,7 +15,7 @@
 #define TL_READ_MULTIPLE 128 /* functions of a backend read whole multiples of so many elements */
 #define TL_GROUP 16 /* short rows side by side in a group: element k of row r is at [TL_GROUP k + r] */
 #define TL_GROUPS 4 /* of short rows that are reduced together */
-#define TL_NLL_CLASSES TL_BLOCK /* losses of rows up to these are computed relative to the target's logit */
+#define TL_NLL_CLASSES 16384 /* losses of rows up to these are computed relative to the target's logit */
 #define TL_FEW_CLASSES 64 /* and up to these a row in each lane, of more along the classes */
 #define TL_PART 128 /* classes of a distribution: term k is added to lane k % TL_GROUP, and lanes by halves */
 #define TL_TERMS 1024 /* of distributions, that are computed before the rows of these are added up */
@@ -309,8 +309,9 @@ typedef struct {
      * elements is read; fewer than 16 must be the end of a row of at least 16, of which earlier ones may be read. */
     void (*sum[TL_FLOAT_DTYPES])(const void *x, size_t count, double *sum, double *lost);
 
-    /* Exact conversions: to double, and to the compute dtype (double for float64, float for the others). */
-    void (*to_f64[TL_FLOAT_DTYPES])(const void *x, size_t count, double *out);
+    /* Of a multiple of TL_GROUP elements: the products with a factor, in double; and the elements in the compute dtype
+     * (double for float64, else float). */
+    void (*to_f64[TL_FLOAT_DTYPES])(const void *x, size_t count, double factor, double *out);
     void (*to_compute[TL_FLOAT_DTYPES])(const void *x, size_t count, void *out);
 
     /* Dot products of some rows, TL_DOT_ROWS at most, with some vectors of the compute dtype, TL_DOT_VECTORS at most. Reads
@@ -429,6 +430,11 @@ typedef struct {
                                             const tl_gradient_parts *of, const tl_few_rows *to);
     uint64_t (*row_losses[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes,
                                             const int64_t *target, double *logit, double *nll, double *odds);
+    /* The same of one row that is given in pieces, in order, of multiples of TL_CHUNK but the last, with the target as
+     * counted from the piece's start, and its logit. Sums are 0 before the first; the loss is right after the last.
+     * Returns whether the row is not far out. */
+    int (*piece_loss[TL_FLOAT_DTYPES])(const void *x, size_t count, int64_t target, double logit, tl_lane_sums *carried,
+                                       double *nll, double *odds);
 
     /* Of rows, a multiple of TL_GROUP: logarithms of sums of this dtype, as tl_log_of_sum; log-odds and losses;
      * entropies, from these and the moment of the other classes; exp(x) in place; and, for rows of this dtype,

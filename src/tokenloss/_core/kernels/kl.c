@@ -351,7 +351,7 @@ static void load_from_groups(const tl_backend *backend, tl_groups groups, size_t
     if (groups.dtype == TL_FLOAT64)
         memcpy(x, (const double *)groups.at + at, count * sizeof *x);
     else
-        backend->to_f64[TL_FLOAT32]((const float *)groups.at + at, count, x);
+        backend->to_f64[TL_FLOAT32]((const float *)groups.at + at, count, 1, x);
 }
 
 /* Short rows of probabilities. */

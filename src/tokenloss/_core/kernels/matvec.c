@@ -3,25 +3,6 @@
 
 #include <assert.h>
 
-void tl_cast_row(const tl_backend *backend, const tl_row *row, int dtype, void *out) {
-    int64_t size = tl_itemsize(dtype), done = 0;
-    if (row->dtype < TL_SWAPPED && row->stride == tl_itemsize(row->dtype) &&
-        (row->dtype != TL_FLOAT64 || dtype == TL_FLOAT64)) {
-        done = row->count / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
-        if (dtype == TL_FLOAT64)
-            backend->to_f64[row->dtype](row->data, (size_t)done, (double *)out);
-        else
-            backend->to_compute[row->dtype](row->data, (size_t)done, out);
-    }
-    for (int64_t count; done < row->count; done += count) {
-        tl_chunk_buf buf;
-        tl_chunk_invalidate(&buf);
-        count = row->count - done < TL_CHUNK ? row->count - done : TL_CHUNK;
-        tl_load_chunk(backend, row, done, count, -1, 0, dtype, &buf);
-        memcpy((char *)out + done * size, &buf.at, (size_t)(count * size));
-    }
-}
-
 #define L2_BLOCK_BYTES (1 << 17) /* of rows, which stay in the second cache */
 
 void tl_matvec(const tl_backend *backend, const tl_row *weights, ptrdiff_t stride, int64_t count,

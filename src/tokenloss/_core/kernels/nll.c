@@ -4,7 +4,7 @@
 
 /* Whether losses of such rows are computed relative to their targets. */
 static int is_relative(const tl_row *row) {
-    return row->count >= 2 && row->count <= TL_NLL_CLASSES && row->shift == 0;
+    return row->count >= 2 && row->count <= tl_nll_classes(row->compute_dtype) && row->shift == 0;
 }
 
 /* The losses of rows in lanes: rows `start` and so on of `of`. */
@@ -24,63 +24,108 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, t
     return rows->wanted & lane_losses(backend, &in_groups, groups.dtype, tl_padded_rows(rows->count), target, 0, of);
 }
 
-/* The loss of one row as row `start` of `of`; returns whether it is not far out. The row is copied where it is scaled,
- * capped, strided or swapped. */
-TL_OUTLINE uint64_t nll_of_one(const tl_backend *backend, const tl_row *row, int64_t target, int start,
-                               tl_block_nll *of) {
-    double copy[TL_NLL_CLASSES];
-    const char *data = row->data;
-    int is_few = row->count <= TL_FEW_CLASSES;
-    int dtype = is_few ? tl_single_or_double(row->compute_dtype) : row->compute_dtype, size = tl_itemsize(dtype);
+/* The logit of a row's target, nan without one. */
+static double logit_of(const tl_backend *backend, const tl_row *row, int64_t target) {
+    return target < 0 ? (double)NAN : tl_logit_at(backend, row, target);
+}
+
+/* Adds the classes [start, end) of a row, where they can be read or chunk by chunk, to the sums of its loss. Returns
+ * whether it is not far out. */
+static int add_piece(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t target,
+                     tl_lane_sums *sums, double logit, double *nll, double *odds) {
     tl_chunk_buf chunk;
+    int dtype = row->compute_dtype, near = 0, in_place = tl_can_read_in_place(row, dtype, 0);
     tl_chunk_invalidate(&chunk);
-    if (!tl_can_read_in_place(row, dtype, 0)) {
-        data = (const char *)copy;
-        for (int64_t at = 0; at < row->count; at += TL_CHUNK) {
-            int64_t count = row->count - at < TL_CHUNK ? row->count - at : TL_CHUNK;
-            tl_load_chunk(backend, row, at, count, -1, 0, dtype, &chunk);
-            memcpy((char *)copy + at * size, &chunk.at, (size_t)(count * size));
+    for (int64_t count; start < end; start += count) {
+        const char *data = row->data + start * row->stride;
+        count = in_place || end - start < TL_CHUNK ? end - start : TL_CHUNK;
+        if (!in_place) {
+            tl_load_chunk(backend, row, start, count, -1, 0, dtype, &chunk);
+            data = (const char *)&chunk.at;
         }
+        near = backend->piece_loss[dtype](data, (size_t)count, target - start, logit, sums, nll, odds);
+    }
+    return near;
+}
+
+/* The losses of `n` rows, from row `start` on; returns the bits of those that are not far out. Rows are copied where
+ * they are scaled, capped, strided or swapped: as many as fit into a block, or a longer one in pieces. */
+TL_OUTLINE uint64_t nll_of_some(const tl_backend *backend, const tl_row_block *rows, int start, int n,
+                                const int64_t *target, tl_block_nll *of) {
+    double copy[TL_BLOCK];
+    const char *data[TL_BLOCK_ROWS];
+    const int is_few = rows->row.count <= TL_FEW_CLASSES; /* then there is a single row */
+    const int dtype = is_few ? tl_single_or_double(rows->row.compute_dtype) : rows->row.compute_dtype;
+    const int in_place = tl_can_read_in_place(&rows->row, dtype, 0);
+    for (int i = 0; i < n; i++) {
+        tl_row row = tl_row_of_block(rows, start + i);
+        tl_lane_sums sums = {{0}, {0}};
+        data[i] = in_place ? row.data : (char *)copy + i * row.count * tl_itemsize(dtype);
+        if (!in_place && row.count > TL_BLOCK) {
+            of->logit[start] = logit_of(backend, &row, target[start]);
+            return (uint64_t)add_piece(backend, &row, 0, row.count, target[start], &sums, of->logit[start],
+                                       &of->nll[start], &of->odds_against[start]);
+        }
+        if (!in_place)
+            tl_cast_row(backend, &row, dtype, (char *)copy + i * row.count * tl_itemsize(dtype));
     }
     if (is_few) { /* a group of the same row */
         int64_t targets[TL_GROUP];
-        const tl_few_rows rows = {data, 0, 0, (size_t)row->count, 1, 0};
+        const tl_few_rows same = {data[0], 0, 0, (size_t)rows->row.count, 1, 0};
         for (int i = 0; i < TL_GROUP; i++)
-            targets[i] = target;
-        return 1 & lane_losses(backend, &rows, dtype, TL_GROUP, targets, start, of);
+            targets[i] = target[start];
+        return 1 & lane_losses(backend, &same, dtype, TL_GROUP, targets, start, of);
     }
-    return 1 & backend->row_losses[dtype](&data, 1, (size_t)row->count, &target, of->logit + start, of->nll + start,
-                                          of->odds_against + start);
+    return backend->row_losses[dtype](data, (size_t)n, (size_t)rows->row.count, target + start, of->logit + start,
+                                      of->nll + start, of->odds_against + start);
 }
 
 int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll) {
+    const tl_row_block single = {.row = *row, .data = {row->data}, .count = 1};
     tl_block_nll of;
-    if (!is_relative(row) || target < 0 || !nll_of_one(backend, row, target, 0, &of))
+    if (!is_relative(row) || target < 0 || !nll_of_some(backend, &single, 0, 1, &target, &of))
         return 0;
     *nll = of.nll[0];
     return 1;
 }
 
-/* Losses of rows one by one; of long class-major ones, which share cache lines, a group at a time. */
+/* Losses of long class-major rows, which share cache lines: rows `first` and so on, block by block. */
+static uint64_t nll_of_transposed(const tl_backend *backend, const tl_row_block *rows, int first, int count,
+                                  const int64_t *target, tl_block_nll *of) {
+    tl_row row[TL_MAX_CLASS_MAJOR_ROWS];
+    tl_lane_sums sums[TL_MAX_CLASS_MAJOR_ROWS];
+    uint64_t near = 0;
+    memset(sums, 0, sizeof sums);
+    for (int r = 0; r < count; r++) {
+        row[r] = tl_row_of_block(rows, first + r);
+        of->logit[first + r] = logit_of(backend, &row[r], target[first + r]);
+    }
+    for (int64_t start = 0, end; start < rows->row.count; start = end) {
+        end = rows->row.count - start < TL_BLOCK ? rows->row.count : start + TL_BLOCK;
+        tl_transpose(backend, row, count, start, end - start, rows->scratch);
+        near = 0;
+        for (int r = 0, i = first; r < count; r++, i++) {
+            tl_row piece = tl_transposed_row(row, r, start, rows->scratch);
+            near |= (uint64_t)add_piece(backend, &piece, start, end, target[i], &sums[r], of->logit[i], &of->nll[i],
+                                        &of->odds_against[i]) << r;
+        }
+    }
+    return near;
+}
+
+/* Losses of rows, a few at a time. */
 static uint64_t nll_of_each(const tl_backend *backend, const tl_row_block *rows, const int64_t *target,
                             tl_block_nll *of) {
-    const tl_row *row = &rows->row;
-    int dtype = tl_single_or_double(row->compute_dtype), in_groups = rows->class_major && row->count > TL_SHORT_ROW;
-    size_t bytes = TL_GROUP_ALIGNMENT + tl_group_elements(rows) * (size_t)tl_itemsize(dtype);
+    const int transposes = rows->class_major && rows->row.count > TL_SHORT_ROW;
+    const int64_t n = rows->row.count, fit = n <= TL_FEW_CLASSES || n > TL_BLOCK ? 1 : TL_BLOCK / n;
+    const int most = transposes ? TL_ROWS_PER_CACHE_LINE(rows->row.dtype) : (int)(fit < TL_GROUP ? fit : TL_GROUP);
     uint64_t near = 0;
-    in_groups &= !tl_is_transformed(row) && bytes <= tl_row_block_bytes(row->count, 1);
     for (int start = 0, count; start < rows->count; start += count) {
-        count = !in_groups ? 1 : rows->count - start < TL_GROUP ? rows->count - start : TL_GROUP;
-        if (in_groups) {
-            tl_row_block part = {.row = *row, .count = count};
-            memcpy(part.data, rows->data + start, (size_t)count * sizeof *part.data);
-            tl_load_groups(backend, &part, count, dtype, tl_groups_of(rows));
-            tl_few_rows group = tl_few_of_groups(tl_groups_of(rows), (size_t)row->count, dtype);
-            near |= lane_losses(backend, &group, dtype, TL_GROUP, target + start, start, of) << start;
-        } else {
-            tl_row single = tl_row_of_block(rows, start);
-            near |= nll_of_one(backend, &single, target[start], start, of) << start;
-        }
+        count = rows->count - start < most ? rows->count - start : most;
+        if (transposes)
+            near |= nll_of_transposed(backend, rows, start, count, target, of) << start;
+        else
+            near |= nll_of_some(backend, rows, start, count, target, of) << start;
     }
     return near;
 }
@@ -90,8 +135,7 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
     int in_place = row->count > TL_FEW_CLASSES && tl_can_read_in_place(row, row->compute_dtype, 0);
     if (!is_relative(row))
         return 0;
-    int in_groups = row->count <= TL_FEW_CLASSES ||
-                    (row->count <= TL_SHORT_ROW && (rows->class_major || tl_is_transformed(row)) && !in_place);
+    int in_groups = row->count <= TL_FEW_CLASSES || (row->count <= TL_SHORT_ROW && rows->class_major && !in_place);
     if (rows->scratch && in_groups) {
         *groups = tl_scale_groups(backend, rows, rows->count, tl_load_raw_groups(backend, rows, rows->count));
         return tl_nll_of_groups(backend, rows, *groups, of);
@@ -133,9 +177,9 @@ static tl_few_rows rows_or_groups(const tl_backend *backend, const tl_row *row, 
     for (size_t i = 0; i < n; i++)
         block.data[i] = row->data + (ptrdiff_t)(start + i) * apart;
     tl_load_groups(backend, &block, (int)n, raw, raw != dtype ? (char *)single : groups);
-    for (size_t i = 0; raw != dtype && i < elements; i++)
-        ((double *)(void *)groups)[i] = (double)single[i];
-    if (tl_is_transformed(row))
+    if (raw != dtype)
+        tl_widen_logits(backend, row, raw, single, elements, (double *)(void *)groups);
+    else if (tl_is_transformed(row))
         tl_transform(backend, row, (double *)(void *)groups, elements);
     return tl_few_of_groups(groups, classes, dtype);
 }

@@ -1,10 +1,14 @@
 /* Losses for class ids, relative to the target's logit: backends/nll_body.h has the formula. Rows that are far out, of
- * 1 class, or of more than TL_NLL_CLASSES, have no such loss; theirs comes from their logsumexp (tl_odds_of_block). */
+ * 1 class, or of more than tl_nll_classes, have no such loss; theirs comes from their logsumexp (tl_odds_of_block). */
 #ifndef TOKENLOSS_NLL_H
 #define TOKENLOSS_NLL_H
 
 #include "row_block.h"
 #include "superacc.h"
+
+/* The most classes of a row whose loss is relative to its target, for a compute dtype: what a row costs beyond its
+ * classes is less for such a loss, which no longer counts then. */
+TL_INLINE int64_t tl_nll_classes(int dtype) { return dtype == TL_FLOAT64 ? TL_BLOCK : TL_NLL_CLASSES; }
 
 /* The target of each row is its excluded class. Returns a bit for each wanted row that has one and such a loss, for
  * which `of` is set. If rows were loaded into groups, `groups` becomes these. */
@@ -16,7 +20,7 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, t
 /* The loss of one row, which is left as it was where there is no such loss; returns whether there is. */
 int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll);
 
-/* Rows of 2 to TL_NLL_CLASSES logits, `apart` bytes from each other. Those of more than TL_FEW_CLASSES are native, neither
+/* Rows of 2 to tl_nll_classes logits, `apart` bytes from each other. Those of more than TL_FEW_CLASSES are native, neither
  * scaled nor capped, without gradients, and contiguous without smoothing, or neighbours in float32 or float64, and of
  * TL_CHUNK classes at most with smoothing. Gradients are native, as large as their logits, which are float32 or float64,
  * neither scaled nor capped, neighbours or contiguous, and without masses. There is room for whole groups. */

@@ -56,6 +56,13 @@ void tl_transform(const tl_backend *backend, const tl_row *row, double *x, size_
         backend->softcap(x, count, row->logit_scale, row->softcap);
 }
 
+void tl_widen_logits(const tl_backend *backend, const tl_row *row, int dtype, const void *x, size_t count, double *out) {
+    int only_scales = row->softcap == 0 && row->shift == 0 && !row->of_probs;
+    backend->to_f64[dtype](x, count, only_scales ? row->logit_scale : 1, out);
+    if (!only_scales)
+        tl_transform(backend, row, out, count);
+}
+
 /* Converts elements to a chunk of this dtype: transformed, less the offset. */
 static void convert_chunk(const tl_backend *backend, const tl_row *row, const void *x, size_t count, double offset,
                           int dtype, tl_chunk_buf *buf) {
@@ -66,8 +73,7 @@ static void convert_chunk(const tl_backend *backend, const tl_row *row, const vo
         backend->to_compute[from](x, count, buf->at.f32);
         return;
     }
-    backend->to_f64[from](x, count, wide);
-    tl_transform(backend, row, wide, count);
+    tl_widen_logits(backend, row, from, x, count, wide);
     if (offset != 0)
         for (size_t i = 0; i < count; i++)
             wide[i] -= offset;
@@ -100,6 +106,29 @@ void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, 
         fill_neg_inf(buf, excluded - start, excluded - start + 1);
     buf->start = start;
     buf->offset = offset;
+}
+
+void tl_cast_row(const tl_backend *backend, const tl_row *row, int dtype, void *out) {
+    int64_t size = tl_itemsize(dtype), whole = row->count / TL_GROUP * TL_GROUP;
+    if (row->dtype < TL_SWAPPED && row->stride == tl_itemsize(row->dtype) && whole > 0 &&
+        (dtype == TL_FLOAT64 || (dtype == TL_FLOAT32 && row->dtype != TL_FLOAT64 && !tl_is_transformed(row)))) {
+        for (int64_t at = 0, count = whole;; at = row->count - TL_GROUP, count = TL_GROUP) { /* the last ones overlap */
+            const char *x = row->data + at * row->stride;
+            if (dtype == TL_FLOAT64)
+                tl_widen_logits(backend, row, row->dtype, x, (size_t)count, (double *)out + at);
+            else
+                backend->to_compute[row->dtype](x, (size_t)count, (float *)out + at);
+            if (at + count == row->count)
+                return;
+        }
+    }
+    for (int64_t start = 0, count; start < row->count; start += count) {
+        tl_chunk_buf buf;
+        tl_chunk_invalidate(&buf);
+        count = row->count - start < TL_CHUNK ? row->count - start : TL_CHUNK;
+        tl_load_chunk(backend, row, start, count, -1, 0, dtype, &buf);
+        memcpy((char *)out + start * size, &buf.at, (size_t)(count * size));
+    }
 }
 
 double tl_transformed(const tl_backend *backend, const tl_row *row, double raw) {

@@ -38,6 +38,12 @@ TL_INLINE tl_row tl_raw(const tl_row *row) {
 void tl_copy_native(const tl_row *row, void *to);
 void tl_copy_to_row(const void *from, const tl_row *row);
 
+/* The logits of elements, a multiple of TL_GROUP, that are given in a native dtype. */
+void tl_widen_logits(const tl_backend *backend, const tl_row *row, int dtype, const void *x, size_t count, double *out);
+
+/* Writes all logits of a row, as its native dtype or a wider one: as double, if it is transformed. */
+void tl_cast_row(const tl_backend *backend, const tl_row *row, int dtype, void *out);
+
 /* Turns elements, a multiple of TL_GROUP, into logits in place; the logit of one element, and of a class. */
 void tl_transform(const tl_backend *backend, const tl_row *row, double *x, size_t count);
 double tl_transformed(const tl_backend *backend, const tl_row *row, double raw);

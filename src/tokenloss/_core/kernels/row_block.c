@@ -85,9 +85,8 @@ tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, i
     tl_groups groups = {tl_groups_of(rows), tl_single_or_double(rows->row.compute_dtype)};
     size_t elements = tl_group_elements(rows) * tl_groups_for(count);
     if (raw.dtype != groups.dtype)
-        for (size_t i = 0; i < elements; i++)
-            ((double *)groups.at)[i] = (double)((const float *)raw.at)[i];
-    if (tl_is_transformed(&rows->row))
+        tl_widen_logits(backend, &rows->row, raw.dtype, raw.at, elements, (double *)groups.at);
+    else if (tl_is_transformed(&rows->row))
         tl_transform(backend, &rows->row, (double *)groups.at, elements);
     return groups;
 }

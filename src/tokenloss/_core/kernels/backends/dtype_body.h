@@ -46,13 +46,14 @@ TL_TARGET TL_INLINE void NAME(add_others_)(const ELEMENT *x, size_t n, size_t co
                                            int64_t target, REAL logit, int clamps, OP(acc) * acc, OP(vec) * rests,
                                            tl_lanes *sum) {
     const size_t full = !are_last ? columns : clamps ? 0 : columns - 1;
-    for (size_t k = 0; k < 16 * columns; k += 64 / sizeof *x)
-        tl_prefetch((const char *)(const void *)(x + k) + 8192);
     for (size_t j = 0; j < 16; j += OP(WIDTH)) {
         OP(vec) power[OP(TERMS)], k[OP(TERMS)], r[OP(TERMS)], q[OP(TERMS)];
-        for (size_t i = 0, at = j; i < columns; i++, at += 16)
+        for (size_t i = 0, at = j; i < columns; i++, at += 16) {
+            if (at * sizeof *x % 64 == 0)
+                tl_prefetch((const char *)(const void *)(x + at) + 8192);
             r[i] = i < full || at + OP(WIDTH) <= n ? LOAD(x + at)
                    : at < n ? NAME(load_first_)(x + at, n - at, logit) : OP(set)(logit);
+        }
         EACH r[i] = clamps ? OP(max_keep_nan)(acc->min_arg, r[i]) : r[i];
         EACH k[i] = OP(fma)(r[i], OP(set)(OP(EIGHTHS)), acc->rounder);
         EACH q[i] = OP(sub)(k[i], acc->rounder);
@@ -98,12 +99,12 @@ TL_TARGET TL_INLINE void NAME(add_groups_)(const ELEMENT *x, size_t count, int a
     }
 }
 
-/* Adds the classes of a row of any length but its target to 8 lanes. */
+/* Adds the classes of a row of any length but its target. */
 TL_TARGET TL_INLINE void NAME(sum_others_)(const ELEMENT *x, size_t classes, REAL logit, int64_t target, int clamps,
-                                           OP(acc) * acc, double *eight) {
+                                           OP(acc) * acc, tl_lanes *sum) {
     const size_t whole = classes / (16 * OP(TERMS)) * (16 * OP(TERMS));
     OP(vec) rests[16 / OP(WIDTH)];
-    tl_lanes lanes = zero_lanes();
+    tl_lanes lanes = *sum;
     memset(rests, 0, sizeof rests);
     for (size_t i = 0; i < whole; i += TL_CHUNK) {
         const size_t count = whole - i < TL_CHUNK ? whole - i : TL_CHUNK;
@@ -129,15 +130,15 @@ TL_TARGET TL_INLINE void NAME(sum_others_)(const ELEMENT *x, size_t classes, REA
     }
 #undef LAST
     NAME(add_rests_)(rests, &lanes);
-    store_eight(OP(whole_lanes)(lanes), eight);
+    *sum = lanes;
 }
 
 /* Finds the losses of some rows, TL_GROUP at most, but of those without a class. Returns the bits of the ones that are
  * not far out. Powers of logits far below the target's are 0 if that `clamps`; else they are infinite or nan, and
- * losses right if all are near. */
+ * losses right if all are near. What is carried, if that is not NULL, is added to the sums of the only row. */
 TL_TARGET TL_INLINE uint64_t NAME(group_losses_)(const char *const *rows, size_t count, size_t classes,
-                                                 const int64_t *target, const REAL *logit, int clamps, double *nll,
-                                                 double *odds) {
+                                                 const int64_t *target, const REAL *logit, int clamps,
+                                                 tl_lane_sums *carried, double *nll, double *odds) {
     double eight[TL_GROUP][8] = {{0}}, sum[TL_GROUP];
     REAL rounder[TL_GROUP], min_arg[TL_GROUP];
     OP(acc) acc;
@@ -150,15 +151,17 @@ TL_TARGET TL_INLINE uint64_t NAME(group_losses_)(const char *const *rows, size_t
     for (size_t r = 0; r < count; r++) {
         acc.rounder = OP(set)(rounder[r]);
         acc.min_arg = OP(set)(min_arg[r]);
-        if ((uint64_t)target[r] < classes)
+        tl_lanes lanes = carried ? f64_load_lanes(carried->sum, carried->comp) : zero_lanes();
+        if (carried || (uint64_t)target[r] < classes)
             NAME(sum_others_)((const ELEMENT *)(const void *)rows[r], classes, logit[r], target[r], clamps, &acc,
-                              eight[r]);
-        else
-            memset(eight[r], 0, sizeof eight[r]);
+                              &lanes);
         if (clamps && OP(is_out_of_range)(&acc)) {
-            eight[r][0] = (double)NAN;
+            lanes.sum[0] = f64_set((double)NAN);
             acc.or_bits[0] = OP(set_bits)(0);
         }
+        if (carried)
+            f64_store_lanes(&lanes, carried->sum, carried->comp);
+        store_eight(OP(whole_lanes)(lanes), eight[r]);
     }
     add_lanes_of_rows(eight, count, sum);
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
@@ -174,9 +177,20 @@ TL_TARGET TL_INLINE uint64_t NAME(group_losses_)(const char *const *rows, size_t
 }
 
 TL_TARGET TL_OUTLINE uint64_t NAME(clamped_losses_)(const char *const *rows, size_t count, size_t classes,
-                                                    const int64_t *target, const REAL *logit, double *nll,
-                                                    double *odds) {
-    return NAME(group_losses_)(rows, count, classes, target, logit, 1, nll, odds);
+                                                    const int64_t *target, const REAL *logit, tl_lane_sums *carried,
+                                                    double *nll, double *odds) {
+    return NAME(group_losses_)(rows, count, classes, target, logit, 1, carried, nll, odds);
+}
+
+TL_TARGET static int NAME(piece_loss_)(const void *x, size_t count, int64_t target, double logit, tl_lane_sums *carried,
+                                       double *nll, double *odds) {
+    const char *row = (const char *)x;
+    REAL at[TL_GROUP] = {(REAL)logit};
+    double losses[TL_GROUP], against[TL_GROUP];
+    const uint64_t near = NAME(clamped_losses_)(&row, 1, count, &target, at, carried, losses, against);
+    *nll = losses[0];
+    *odds = against[0];
+    return (int)(near & 1);
 }
 
 TL_TARGET static uint64_t NAME(row_losses_)(const char *const *rows, size_t count, size_t classes,
@@ -199,10 +213,12 @@ TL_TARGET static uint64_t NAME(row_losses_)(const char *const *rows, size_t coun
         for (size_t i = 0; i < TL_GROUP; i += OP(WIDTH))
             OP(store_f64)(logit + start + i, OP(load)(at + i));
         if (OP(WIDTH) > 1 && !clamps)
-            near = NAME(group_losses_)(rows + start, n, classes, target + start, at, 0, nll + start, odds + start);
+            near = NAME(group_losses_)(rows + start, n, classes, target + start, at, 0, NULL, nll + start,
+                                       odds + start);
         clamps |= (near & wanted) != wanted; /* the next rows are like these */
         if (clamps)
-            near = NAME(clamped_losses_)(rows + start, n, classes, target + start, at, nll + start, odds + start);
+            near = NAME(clamped_losses_)(rows + start, n, classes, target + start, at, NULL, nll + start,
+                                         odds + start);
         far |= (~(near & wanted) & (((uint64_t)1 << n) - 1)) << start % TL_BLOCK_ROWS;
     }
     return count < TL_BLOCK_ROWS ? ~(far | ~(uint64_t)0 << count) : ~far;
@@ -250,10 +266,14 @@ TL_TARGET static void NAME(sum_)(const void *start, size_t count, double *sum, d
     }
 }
 
-TL_TARGET static void NAME(to_f64_)(const void *start, size_t count, double *out) {
+TL_TARGET static void NAME(to_f64_)(const void *start, size_t count, double factor, double *out) {
     const ELEMENT *x = (const ELEMENT *)start;
-    for (size_t i = 0; i < count; i += OP(WIDTH))
-        OP(store_f64)(out + i, LOAD(x + i));
+    for (size_t i = 0; i < count; i += OP(WIDTH)) {
+        f64_vec wide[PARTS];
+        OP(widen)(LOAD(x + i), wide);
+        for (size_t j = 0; j < PARTS; j++)
+            f64_store(out + i + j * f64_WIDTH, f64_mul(wide[j], f64_set(factor)));
+    }
 }
 
 TL_TARGET static void NAME(to_compute_)(const void *start, size_t count, void *out) {

@@ -500,6 +500,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .lane_losses = {[TL_FLOAT32] = f32_lane_losses, [TL_FLOAT64] = f64_lane_losses},
     .lane_gradients = {[TL_FLOAT32] = f32_lane_gradients, [TL_FLOAT64] = f64_lane_gradients},
     .row_losses = ALL_DTYPES(row_losses_),
+    .piece_loss = ALL_DTYPES(piece_loss_),
     .lse_logs = JOIN(lse_logs_, BACKEND),
     .log_odds = JOIN(log_odds_, BACKEND),
     .entropies = JOIN(entropies_, BACKEND),
