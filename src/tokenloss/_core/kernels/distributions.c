@@ -119,10 +119,14 @@ typedef struct {
     int64_t class_id[LIST];
 } class_list;
 
+#define AHEAD 32 /* scores that are asked for before they are loaded */
 TL_INLINE void load_listed_as(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride,
                               const int *rows, const int64_t *class_ids, int count, const tl_clip *clip, void *to) {
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < count; i++) {
+        if (row_stride >= 128 && i + AHEAD < count) /* shorter rows are fetched anyway */
+            tl_prefetch(data + rows[i + AHEAD] * row_stride + class_ids[i + AHEAD] * class_stride);
         tl_set_score(clip, to, (size_t)i, tl_load(data + rows[i] * row_stride + class_ids[i] * class_stride, dtype));
+    }
 }
 
 void tl_load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,

@@ -25,15 +25,9 @@ typedef uint64_t f64_bits;
 
 TL_INLINE uint32_t f32_load_ids(const int64_t *p) { return (uint32_t)*p; } /* class ids, the low halves of theirs */
 
-TL_INLINE float f32_load_float16(const uint16_t *p) {
-    uint16_t bits;
-    memcpy(&bits, (const void *)p, 2);
-    return tl_from_float16(bits);
-}
+TL_INLINE float f32_load_float16(const uint16_t *p) { return tl_from_float16(tl_load16((const char *)p, TL_FLOAT16)); }
 TL_INLINE float f32_load_bfloat16(const uint16_t *p) {
-    uint16_t bits;
-    memcpy(&bits, (const void *)p, 2);
-    return tl_from_bfloat16(bits);
+    return tl_from_bfloat16(tl_load16((const char *)p, TL_BFLOAT16));
 }
 TL_INLINE void f32_store_float16(uint16_t *p, float value) {
     uint16_t bits = tl_to_float16((double)value);
@@ -41,8 +35,7 @@ TL_INLINE void f32_store_float16(uint16_t *p, float value) {
 }
 /* rounded to nearest even; no nan comes here */
 TL_INLINE void f32_store_bfloat16(uint16_t *p, float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
+    uint32_t bits = f32_to_bits(value);
     uint16_t rounded = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
     memcpy((void *)p, &rounded, 2);
 }

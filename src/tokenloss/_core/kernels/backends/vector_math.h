@@ -22,7 +22,6 @@ TL_TARGET TL_INLINE f32_vec f32_minus_log_factor(f32_vec g, f32_vec square) {
     return f32_fma(q, g, f32_set(0.5f));
 }
 
-
 /* a z + b of two neighbouring coefficients of the logarithm. */
 TL_TARGET TL_INLINE f64_vec f64_log_pair(int i, f64_vec z) {
     return f64_add(f64_mul(f64_set(TL_LOG_COEFFICIENTS[i]), z), f64_set(TL_LOG_COEFFICIENTS[i + 1]));
