@@ -170,8 +170,15 @@ def test_targets_that_are_rolled_within_each_text_have_another_hash(shift, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore:.*identical to base")
-@pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize("where", ["in order", "mixed"])
+@pytest.mark.parametrize(
+    ("where", "shift"),
+    [
+        ("in order", True),
+        ("mixed", False),
+        pytest.param("in order", False, marks=pytest.mark.slow),
+        pytest.param("mixed", True, marks=pytest.mark.slow),
+    ],
+)
 def test_hash_does_not_depend_on_where_a_sequence_is_split(where, shift, tmp_path):
     """By files, by blocks, by calls of a ComparisonMeter or by a run that goes on from a state."""
     numbers = np.repeat([4, 0, 9, -1], [20, 15, 20, 5])

@@ -168,6 +168,7 @@ def test_models_are_calibrated_beside_their_base(models, monkeypatch):
     assert all(f"{expected['Q8'].ece:.5f}" in one.summary() for one in (single, *single.values(), result["Q8"]))
 
 
+@pytest.mark.slow
 def test_gates_of_the_calibration_error(models, capsys):
     folder, expected = models
     result = pickle.loads(pickle.dumps(compare_files(folder / "base", folder / "Q8", calibration=True)))  # noqa: S301

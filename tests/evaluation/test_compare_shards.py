@@ -185,6 +185,7 @@ def test_per_token_in_compare(shift, sides, compare_json):
         assert of_candidates(result)[name]["count"] == np.count_nonzero(own["kept"])
 
 
+@pytest.mark.slow
 def test_html_and_plot_of_shards(sides, command):
     pytest.importorskip("matplotlib")
     argv = [sides.path / name for name in SHARDS]

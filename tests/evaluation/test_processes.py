@@ -28,7 +28,13 @@ def paths(tmp_path, rng):
 
 
 @pytest.mark.parametrize(
-    ("way", "module"), [("spawn", "sys"), ("joblib", "joblib"), ("ray", "cloudpickle"), ("spark", "cloudpickle")]
+    ("way", "module"),
+    [
+        pytest.param("spawn", "sys", marks=pytest.mark.slow),
+        ("joblib", "joblib"),
+        ("ray", "cloudpickle"),
+        ("spark", "cloudpickle"),
+    ],
 )
 def test_processes_give_the_figures_of_one(way, module, paths):
     pytest.importorskip(module)
