@@ -541,6 +541,6 @@ def test_targets_that_another_thread_changes_during_a_call_read_no_other_memory(
 # many threads, forks and Ctrl-C together: see stress.py
 
 
-@pytest.mark.parametrize("seconds", [0.5, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_32_threads_that_call_everything_get_the_bits_of_one(seconds, run_python):
     run_python(f"import stress; stress.run({seconds})", timeout=60 + 4 * seconds)
