@@ -42,37 +42,58 @@ static int add_losses(const tl_backend *backend, const tl_distributions *of, con
     return refused;
 }
 
+/* Rows that do not follow each other, copied by way of groups. */
+static const char *load_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int *rows, int count,
+                             char *copy) {
+    const int dtype = tl_single_or_double(row->dtype);
+    const ptrdiff_t size = tl_itemsize(dtype);
+    char memory[(TL_PART * TL_GROUP + TL_GROUP) * sizeof(double)];
+    char *group = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1)), *to[TL_GROUP];
+    char unread[TL_PART * sizeof(double)];
+    tl_row_block block; /* of which no more is set than is needed */
+    block.row = *row;
+    for (int start = 0; start < count; start += TL_GROUP) {
+        const int n = count - start < TL_GROUP ? count - start : TL_GROUP;
+        for (int i = 0; i < TL_GROUP; i++) {
+            block.data[i] = row->data + rows[start + (i < n ? i : 0)] * apart;
+            to[i] = i < n ? copy + (start + i) * row->count * size : unread;
+        }
+        tl_load_groups(backend, &block, n, dtype, group);
+        backend->deinterleave[dtype](group, (size_t)row->count, to);
+    }
+    for (int64_t i = count * row->count; dtype != row->compute_dtype && i-- > 0;) /* floats become doubles */
+        tl_store(copy + i * (ptrdiff_t)sizeof(double), TL_FLOAT64, tl_load(copy + i * size, dtype));
+    return copy;
+}
+
 /* Rows, or some classes of one, as elements next to each other in their compute dtype: where they are, or copied. */
 static const char *load(const tl_backend *backend, tl_row row, ptrdiff_t apart, const int *rows, int count,
                         char *copy) {
     const int size = tl_itemsize(row.compute_dtype);
-    const int is_run = count == 1 || (apart == row.count * row.stride && rows[count - 1] - rows[0] == count - 1);
-    const char *first = row.data;
     tl_chunk_buf buf;
-    row.count *= is_run ? count : 1;
+    if (count > 1 && (apart != row.count * row.stride || rows[count - 1] - rows[0] != count - 1))
+        return load_rows(backend, &row, apart, rows, count, copy);
     row.data += rows[0] * apart;
-    if (is_run && tl_can_read_in_place(&row, row.compute_dtype, 0))
+    row.count *= count;
+    if (tl_can_read_in_place(&row, row.compute_dtype, 0))
         return row.data;
-    char *to = copy;
-    for (int i = 0; i < (is_run ? 1 : count); i++) {
-        row.data = first + rows[i] * apart;
-        for (int64_t start = 0, chunk; start < row.count; start += chunk, to += chunk * size) {
-            chunk = row.count - start < TL_CHUNK ? row.count - start : TL_CHUNK;
-            tl_chunk_invalidate(&buf);
-            tl_load_chunk(backend, &row, start, chunk, -1, 0, row.compute_dtype, &buf);
-            memcpy(to, &buf.at, (size_t)(chunk * size));
-        }
+    for (int64_t start = 0, chunk; start < row.count; start += chunk) {
+        chunk = row.count - start < TL_CHUNK ? row.count - start : TL_CHUNK;
+        tl_chunk_invalidate(&buf);
+        tl_load_chunk(backend, &row, start, chunk, -1, 0, row.compute_dtype, &buf);
+        memcpy(copy + start * size, &buf.at, (size_t)(chunk * size));
     }
     return copy;
 }
 
-/* Adds all classes of rows by way of copies, as many rows at a time, or classes of a long one, as have TL_TERMS. */
+/* Adds all classes of rows by way of copies, as many rows at a time as have COPIED, or TL_TERMS classes of a long one. */
+#define COPIED (2 * TL_TERMS) /* a group of the longest rows that are not long */
 TL_OUTLINE int add_copies(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
                           double *nll) {
-    const int is_long = of->classes > TL_PART, at_once = is_long ? 1 : TL_TERMS / (int)of->classes / 8 * 8;
+    const int is_long = of->classes > TL_PART, at_once = is_long ? 1 : COPIED / (int)of->classes / 8 * 8;
     tl_row masses = {of->mass, 0, of->mass_class, of->mass_dtype, dtype_of_masses(of), 1, 0, 0, 0};
     tl_row scores = {of->score, 0, of->score_class, of->score_dtype, tl_single_or_double(of->score_dtype), 1, 0, 0, 0};
-    char mass[TL_TERMS * sizeof(double)], score[TL_TERMS * sizeof(double)];
+    char mass[COPIED * sizeof(double)], score[COPIED * sizeof(double)];
     double weight[TL_TERMS + 2 * TL_GROUP], part[TL_TERMS / TL_PART + TL_GROUP];
     int refused = 0;
     for (int i = 0, n; i < count; i += n) {
