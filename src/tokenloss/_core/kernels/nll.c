@@ -149,13 +149,11 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
 /* The bits of the first `n` rows of a block, or of all. */
 static uint64_t first_rows(size_t n) { return n < TL_BLOCK_ROWS ? ~(~(uint64_t)0 << n) : ~(uint64_t)0; }
 
-/* Rows of which whole groups lie as the first does, which is `row`. */
+/* Rows from row `start` on, of which `row` is the first. */
 static tl_few_rows few_rows(const tl_row *row, size_t start, ptrdiff_t apart) {
-    size_t classes = (size_t)row->count, group_bytes = TL_GROUP * (size_t)tl_itemsize(row->dtype);
-    const char *first = row->data + (ptrdiff_t)start * apart;
-    if (row->stride == tl_itemsize(row->dtype))
-        return (tl_few_rows){first, (size_t)(TL_GROUP * apart), 0, classes, 1, apart};
-    return (tl_few_rows){first, group_bytes, row->stride, classes, 0, 0};
+    tl_few_rows rows = tl_few_rows_at(row, apart);
+    rows.data += (ptrdiff_t)start * apart;
+    return rows;
 }
 
 /* Whether groups of rows can be read where they lie. */
