@@ -57,6 +57,8 @@ class Scores:
         self, name: str, array: _Array | None, dtype: int, axis: int, shape: tuple[int, ...], kind: int = 0,
         most_unnormalized: float = ...,
     ) -> None: ...  # fmt: skip
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class Positions:

@@ -119,9 +119,7 @@ cdef extern from "kernels/kernels.h" nogil:
     ctypedef struct tl_row_block:
         tl_row row
         int count
-        bint class_major
-        bint has_excluded
-        bint keeps_logits
+        bint class_major, has_excluded, keeps_logits
         uint64_t wanted
         const char *data[64]
         int64_t excluded[64]
@@ -265,11 +263,8 @@ cdef extern from "kernels/kernels.h" nogil:
         int64_t classes
         const tl_clip *clip
     bint tl_nll_of_distributions(const tl_backend *, tl_distributions *, const int *, int, double *)
-    void tl_load_listed(int, const char *, ptrdiff_t, ptrdiff_t, const int *, const int64_t *, int, const tl_clip *,
-                        void *)
     ctypedef struct tl_seen:
-        int64_t nonzero
-        int64_t last
+        int64_t nonzero, last
         int64_t refused
         double refused_score
     double tl_nll_of_distribution(const tl_backend *, const tl_row *, const tl_soft_target *, const tl_clip *,

@@ -1,10 +1,30 @@
 # Losses from probabilities or log-probabilities: for class ids, which read one score of each row, and distributions.
 
+ctypedef fused score_t:
+    uint16_t  # the bits of float16 or bfloat16
+    float
+    double
+
+
 cdef struct GatherBlock:
-    # the unmasked rows of a block, counted from its start, and their class ids
+    # the unmasked rows of a block, counted from `start`, and their class ids
+    int64_t start
     int count
+    bint is_whole  # no row is masked
     int rows[MAX_PROBABILITY_ROWS]
     int64_t targets[MAX_PROBABILITY_ROWS]
+
+
+cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_bfloat16, void *gathered) noexcept nogil:
+    """Read the score of each row's class id: as float32 if it is of that or of half precision."""
+    cdef score_t score
+    cdef int i
+    for i in range(block.count):
+        score = scores[block.start + (i if block.is_whole else block.rows[i]), block.targets[i]]
+        if score_t is uint16_t:
+            (<float *> gathered)[i] = tl_from_bfloat16(score) if is_bfloat16 else tl_from_float16(score)
+        else:
+            (<score_t *> gathered)[i] = score
 
 
 @cython.final
@@ -15,38 +35,65 @@ cdef class ClassIdLoss(RowJob):
     """
 
     cdef tl_clip clip
+    # One of these holds the scores, rows by classes; none if they are no matrix in memory, or the rows are few.
+    cdef const uint16_t[:, :] halves
+    cdef const float[:, :] floats
+    cdef const double[:, :] doubles
 
     def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
         self.set_up(scores, positions, numbers)
         self.need_class_ids()
         self.is_probability, self.clip = is_probability, tl_new_clip(is_probability, epsilon, scores.dtype)
         self.refuses_bad_targets = True
+        self.halves = self.floats = self.doubles = None
+        if scores.rows >= BLOCK_ROWS and scores.is_matrix():  # opening a memoryview takes as long as reading few rows
+            if scores.dtype == TL_FLOAT32:
+                self.floats = scores
+            elif scores.dtype == TL_FLOAT64:
+                self.doubles = scores
+            else:
+                self.halves = scores
 
     cdef double cost_of_row(self) noexcept:
         return cost_of_gather(self.scores)
 
     cdef void load_block(self, int64_t start, int count, GatherBlock *block, Totals *totals) noexcept nogil:
         """Fill a block with the unmasked ones of some rows."""
-        cdef bint is_whole = not self.load_targets(start, count, block.targets, totals) & TL_SOME_MASKED
         cdef int i, unmasked = 0
-        for i in range(count if is_whole else 0):
+        block.is_whole = not self.load_targets(start, count, block.targets, totals) & TL_SOME_MASKED
+        for i in range(count if block.is_whole else 0):
             block.rows[i] = i
-        for i in range(0 if is_whole else count):  # each is written: every other branch would be mispredicted
+        for i in range(0 if block.is_whole else count):  # each is written: every other branch would be mispredicted
             block.rows[unmasked], block.targets[unmasked] = i, block.targets[i]
             unmasked += block.targets[i] != MASKED
-        block.count = count if is_whole else unmasked
+        block.start, block.count = start, count if block.is_whole else unmasked
 
-    cdef void check_scores(self, int64_t start, const GatherBlock *block, const void *scores,
-                           Totals *totals) noexcept nogil:
+    cdef void load_scores(self, const GatherBlock *block, void *scores) noexcept nogil:
+        """The score of each row's class id."""
+        cdef const View *view = &self.scores.view
+        cdef int i
+        if self.floats is not None:
+            gather(self.floats, block, False, scores)
+        elif self.doubles is not None:
+            gather(self.doubles, block, False, scores)
+        elif self.halves is not None:
+            gather(self.halves, block, view.dtype == TL_BFLOAT16, scores)
+        else:
+            for i in range(block.count):
+                tl_set_score(&self.clip, scores, i,
+                             tl_load(address_of(view, block.start + block.rows[i])
+                                     + block.targets[i] * view.buffer.strides[view.axis], view.dtype))
+
+    cdef void check_scores(self, const GatherBlock *block, const void *scores, Totals *totals) noexcept nogil:
         """Refuse scores that are no probabilities, or no log-probabilities."""
         cdef double score
         cdef int i
         for i in range(block.count):
             score = tl_score_at(&self.clip, scores, i)
             if tl_is_refused(&self.clip, score):
-                self.refuse(C_BAD_SCORE, start + block.rows[i], block.targets[i], score, totals)
+                self.refuse(C_BAD_SCORE, block.start + block.rows[i], block.targets[i], score, totals)
 
-    cdef void add_block(self, int64_t start, const GatherBlock *block, double *nll, Totals *totals) noexcept nogil:
+    cdef void add_block(self, const GatherBlock *block, double *nll, Totals *totals) noexcept nogil:
         """Add losses, times their class weights, to the sums; write them if each is wanted."""
         cdef double weights[MAX_PROBABILITY_ROWS]
         cdef int i
@@ -54,23 +101,19 @@ cdef class ClassIdLoss(RowJob):
             for i in range(block.count):
                 weights[i] = self.positions.class_weight(block.targets[i])
                 nll[i] = tl_weighed(weights[i], nll[i])
-        self.add_many(start, block.rows, nll, weights if self.weighs_class_ids else NULL, block.count, totals)
+        self.add_many(block.start, block.rows, nll, weights if self.weighs_class_ids else NULL, block.count, totals)
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef const View *view = &self.scores.view
         cdef GatherBlock block
         cdef double scores[MAX_PROBABILITY_ROWS]  # or floats
         cdef double nll[MAX_PROBABILITY_ROWS]
-        cdef int count
         while start < stop:
-            count = <int> min(stop - start, left_of_run(view, start), <int64_t> MAX_PROBABILITY_ROWS)
-            self.load_block(start, count, &block, totals)
-            tl_load_listed(view.dtype, address_of(view, start), view.row_stride, view.buffer.strides[view.axis],
-                           block.rows, block.targets, block.count, &self.clip, scores)
+            self.load_block(start, <int> min(stop - start, MAX_PROBABILITY_ROWS), &block, totals)
+            self.load_scores(&block, scores)
             if tl_negative_log(backend, &self.clip, scores, block.count, nll):
-                self.check_scores(start, &block, scores, totals)
-            self.add_block(start, &block, nll, totals)
-            start += count
+                self.check_scores(&block, scores, totals)
+            self.add_block(&block, nll, totals)
+            start += MAX_PROBABILITY_ROWS
 
 
 @cython.final

@@ -86,7 +86,7 @@ static const char *load(const tl_backend *backend, tl_row row, ptrdiff_t apart, 
     return copy;
 }
 
-/* Adds all classes of rows by way of copies, as many rows at a time as have COPIED, or TL_TERMS classes of a long one. */
+/* Adds all classes of rows by way of copies: as many rows at a time as have COPIED, or TL_TERMS of a long one. */
 #define COPIED (2 * TL_TERMS) /* a group of the longest rows that are not long */
 TL_OUTLINE int add_copies(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
                           double *nll) {
@@ -140,24 +140,22 @@ typedef struct {
     int64_t class_id[LIST];
 } class_list;
 
-#define AHEAD 32 /* scores that are asked for before they are loaded */
+/* Loads the listed elements, as those scores are that a clip is of. */
 TL_INLINE void load_listed_as(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride,
-                              const int *rows, const int64_t *class_ids, int count, const tl_clip *clip, void *to) {
-    for (int i = 0; i < count; i++) {
-        if (row_stride >= 128 && i + AHEAD < count) /* shorter rows are fetched anyway */
-            tl_prefetch(data + rows[i + AHEAD] * row_stride + class_ids[i + AHEAD] * class_stride);
-        tl_set_score(clip, to, (size_t)i, tl_load(data + rows[i] * row_stride + class_ids[i] * class_stride, dtype));
-    }
+                              const int *rows, const class_list *list, const tl_clip *clip, void *to) {
+    for (int i = 0; i < list->count; i++)
+        tl_set_score(clip, to, (size_t)i,
+                     tl_load(data + rows[i] * row_stride + list->class_id[i] * class_stride, dtype));
 }
 
-void tl_load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
-                    const int64_t *class_ids, int count, const tl_clip *clip, void *to) {
+static void load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
+                        const class_list *list, const tl_clip *clip, void *to) {
     if (dtype == TL_FLOAT32) /* a loop of each */
-        load_listed_as(TL_FLOAT32, data, row_stride, class_stride, rows, class_ids, count, clip, to);
+        load_listed_as(TL_FLOAT32, data, row_stride, class_stride, rows, list, clip, to);
     else if (dtype == TL_FLOAT64)
-        load_listed_as(TL_FLOAT64, data, row_stride, class_stride, rows, class_ids, count, clip, to);
+        load_listed_as(TL_FLOAT64, data, row_stride, class_stride, rows, list, clip, to);
     else
-        load_listed_as(dtype, data, row_stride, class_stride, rows, class_ids, count, clip, to);
+        load_listed_as(dtype, data, row_stride, class_stride, rows, list, clip, to);
 }
 
 /* Adds the listed classes, which are all of the rows [first, end). Returns whether one is refused: its score, or its
@@ -170,10 +168,8 @@ static int add_listed(const tl_backend *backend, const tl_distributions *of, con
     int is_one_each = list->count == end - first, row_of[LIST];
     for (int i = 0; i < list->count; i++)
         row_of[i] = rows[list->row[i]];
-    tl_load_listed(of->mass_dtype, of->mass, of->mass_row, of->mass_class, row_of, list->class_id, list->count,
-                   &as_double, mass);
-    tl_load_listed(of->score_dtype, of->score, of->score_row, of->score_class, row_of, list->class_id, list->count,
-                   of->clip, score);
+    load_listed(of->mass_dtype, of->mass, of->mass_row, of->mass_class, row_of, list, &as_double, mass);
+    load_listed(of->score_dtype, of->score, of->score_row, of->score_class, row_of, list, of->clip, score);
     int refused = tl_negative_log(backend, of->clip, score, (size_t)list->count, term);
     for (int i = 0; i < list->count; i++) {
         is_one_each &= list->row[i] == first + i;

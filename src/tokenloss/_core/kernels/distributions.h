@@ -27,8 +27,4 @@ typedef struct {
  * one. */
 int tl_nll_of_distributions(const tl_backend *backend, tl_distributions *of, const int *rows, int count, double *nll);
 
-/* Loads a class of each of `count` rows, as those scores are that a clip is of. */
-void tl_load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
-                    const int64_t *class_ids, int count, const tl_clip *clip, void *to);
-
 #endif
