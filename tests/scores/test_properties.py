@@ -12,8 +12,10 @@ from arrays import (
     assert_near,
     assert_same_bits,
     call,
+    distributions,
     error_allowed,
     possible,
+    scores_for,
     sum_of,
 )
 from hypothesis import assume, example, given, settings
@@ -67,6 +69,33 @@ def test_losses_with_axis_ignore_index_where_equal_the_oracle(loss, problem, lay
     assert_near(losses, expected, error_allowed(loss, scores, targets, options["axis"]), roundings)
     total = call(tokenloss, loss, given_scores, given_targets, reduction="sum", **options)
     assert_same_bits(total, reference.exact_sum(np.ravel(losses)))
+
+
+@st.composite
+def problems_of_many_rows(draw):
+    """Rows enough for groups of them, with targets of each kind."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rows, classes = draw(st.integers(1, 150)), draw(st.integers(1, 24) | st.sampled_from([40, 64, 65, 130, 513]))
+    shape, dtype = (rows, classes), draw(st.sampled_from(FLOATS))
+    loss, kind = draw(st.sampled_from(LOSSES)), draw(st.sampled_from(["one-hot", "ids", "soft", "sparse"]))
+    targets = rng.integers(0, classes, rows)
+    if kind == "one-hot":
+        targets = np.eye(classes, dtype=draw(st.sampled_from([dtype, np.dtype(bool), np.dtype(np.float64)])))[targets]
+    elif kind != "ids":
+        targets = distributions(rng, shape, zeros=0 if kind == "soft" else 0.9)
+        targets = targets.astype(draw(st.sampled_from([dtype, np.dtype(np.float64)])))
+    options = {"where": rng.random(rows) < 0.8} if draw(st.booleans()) else {}
+    return loss, scores_for(loss, rng, shape, dtype), targets, options
+
+
+@given(problems_of_many_rows(), st.sampled_from(["c", "fortran", "strided", "swapped"]), layouts)
+@settings(max_examples=100)
+def test_losses_of_many_rows_equal_the_oracle(problem, layout, layout_of_targets):
+    loss, scores, targets, options = problem
+    given_scores, given_targets = LAYOUTS[layout](scores), LAYOUTS[layout_of_targets](targets)
+    losses = call(tokenloss, loss, given_scores, given_targets, reduction="none", **options)
+    expected = call(reference, loss, scores, targets, reduction="none", **options)
+    assert_near(losses, expected, error_allowed(loss, scores, targets), 1 + scores.shape[-1])
 
 
 @given(problems(), layouts)
