@@ -125,7 +125,7 @@ static int are_plain(const tl_distributions *of, const int *rows, int count) {
 
 static int add_dense(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, double *nll) {
     const int size = tl_itemsize(of->score_dtype);
-    const ptrdiff_t row = of->classes * size;
+    const ptrdiff_t row = (ptrdiff_t)of->classes * size;
     if (of->classes > TL_PART || !are_plain(of, rows, count) || of->mass_class != size || of->score_class != size ||
         of->mass_row != row || of->score_row != row)
         return add_copies(backend, of, rows, count, nll);
@@ -197,7 +197,7 @@ static int add_listed(const tl_backend *backend, const tl_distributions *of, con
 static uint64_t next_nonzeros(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, int i,
                               int64_t *at) {
     char rest[8 * SEARCHED];
-    const ptrdiff_t size = tl_itemsize(of->mass_dtype), left = of->classes - *at;
+    const ptrdiff_t size = tl_itemsize(of->mass_dtype), left = (ptrdiff_t)(of->classes - *at);
     const char *row = of->mass + rows[i] * of->mass_row, *masses = row + *at * size;
     const int64_t after = of->mass_row == of->classes * size ? (rows[count - 1] - rows[i]) * of->classes : 0;
     if (left + after < SEARCHED) {

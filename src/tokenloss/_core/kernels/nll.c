@@ -244,7 +244,7 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
     lanes.target_weight = of_class;
     *masked = 0;
     for (size_t i = 0; lanes.some_masked && i < n; i++)
-        *masked += (uint64_t)lanes.target[i] >> 63;
+        *masked += (size_t)((uint64_t)lanes.target[i] >> 63);
     if (classes <= TL_FEW_CLASSES || row->stride != tl_itemsize(row->dtype)) {
         rows = rows_or_groups(backend, row, start, of->apart, n, groups);
         left = ~backend->lane_losses[dtype](&rows, padded, &lanes);
