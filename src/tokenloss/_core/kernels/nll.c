@@ -33,15 +33,15 @@ static double logit_of(const tl_backend *backend, const tl_row *row, int64_t tar
  * whether it is not far out. */
 static int add_piece(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t target,
                      tl_lane_sums *sums, double logit, double *nll, double *odds) {
-    tl_chunk_buf chunk;
+    struct { uint16_t before[8]; tl_chunk_buf chunk; } copy = {.before = {0}}; /* halves are read from before on */
     int dtype = row->compute_dtype, near = 0, in_place = tl_can_read_in_place(row, dtype, 0);
-    tl_chunk_invalidate(&chunk);
+    tl_chunk_invalidate(&copy.chunk);
     for (int64_t count; start < end; start += count) {
         const char *data = row->data + start * row->stride;
         count = in_place || end - start < TL_CHUNK ? end - start : TL_CHUNK;
         if (!in_place) {
-            tl_load_chunk(backend, row, start, count, -1, 0, dtype, &chunk);
-            data = (const char *)&chunk.at;
+            tl_load_chunk(backend, row, start, count, -1, 0, dtype, &copy.chunk);
+            data = (const char *)&copy.chunk.at;
         }
         near = backend->piece_loss[dtype](data, (size_t)count, target - start, logit, sums, nll, odds);
     }
