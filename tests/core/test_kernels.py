@@ -172,9 +172,9 @@ def test_visual_c_would_find_what_it_needs(target):
 
 @pytest.mark.slow
 def test_threads_share_rows_without_races(tmp_path):
-    """ThreadSanitizer finds none, and results are those of one thread; of the portable backend, only the latter.
+    """ThreadSanitizer finds no races, and several threads give the results of one.
 
-    Its source is that of the others, and takes by far the longest to compile.
+    The portable backend shares its source with the others and takes longest to compile: here, without ThreadSanitizer.
     """
     need("gcc", packages="gcc")
     if not Path(shared_library("libtsan.so")).is_absolute():

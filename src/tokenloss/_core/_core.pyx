@@ -66,9 +66,9 @@ cdef extern from *:
     """
 
 cdef enum:
-    BLOCK_ROWS = 64  # that of the kernels: rows that are worked on at once
-    MAX_PROBABILITY_ROWS = 256  # likewise, of probabilities and of rows of few classes
-    DISTRIBUTION_ROWS = 1024  # that of the kernels
+    BLOCK_ROWS = 64  # TL_BLOCK_ROWS of the kernels: rows that are processed together
+    MAX_PROBABILITY_ROWS = 256  # rows of probabilities or of few classes that are processed together
+    DISTRIBUTION_ROWS = 1024  # TL_DISTRIBUTION_ROWS of the kernels: rows of distributions in a block
     MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them

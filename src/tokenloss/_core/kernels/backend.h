@@ -414,7 +414,7 @@ typedef struct {
     void (*short_ranks[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const double *threshold,
                                          tl_short_ranks *ranks);
     /* Softmax or log_softmax of groups of rows, perhaps in place; `memory` has room for 64 bytes and a group, two if rows
-     * are apart. Returns how many groups come before the first of which softmax_rows would write nothing. */
+     * are apart. Returns the number of groups before the first for which softmax_rows would write nothing. */
     size_t (*lane_softmax[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t groups, int is_log, void *memory,
                                             const tl_few_rows *to);
 

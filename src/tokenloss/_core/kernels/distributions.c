@@ -6,7 +6,7 @@
 #define LIST 1024   /* classes with mass that are listed */
 #define SEARCHED 64 /* elements that are searched for mass at once */
 #define SAMPLED 16  /* elements that tell whether masses are dense */
-#define DENSE_BLOCKS 7 /* after a dense one, of which that is taken for granted */
+#define DENSE_BLOCKS 7 /* blocks after a dense one that are taken to be dense without a look */
 
 _Static_assert(TL_DISTRIBUTION_ROWS % TL_GROUP == 0 && LIST % TL_GROUP == 0, "whole groups");
 
@@ -224,7 +224,7 @@ static int add_sparse(const tl_backend *backend, const tl_distributions *of, con
     for (int i = 0; i < count; i++) {
         int before = list.count;
         for (int64_t k = 0; k < of->classes; k += SEARCHED) {
-            if (list.count > LIST - SEARCHED) { /* those of whole rows are added, if there are some */
+            if (list.count > LIST - SEARCHED) { /* full: the classes of complete rows, if any, are added */
                 if (!is_integer && ((i - first) * of->classes + k) / 2 < list.count)
                     return 2;
                 if (is_integer || before == 0)
@@ -239,7 +239,7 @@ static int add_sparse(const tl_backend *backend, const tl_distributions *of, con
             uint64_t found = next_nonzeros(backend, of, rows, count, i, &k);
             for (; found != 0; found &= found - 1, list.count++) {
                 list.row[list.count] = i;
-                list.class_id[list.count] = k + tl_lowest_bit(found); /* k was moved only if there is none */
+                list.class_id[list.count] = k + tl_lowest_bit(found); /* k has not moved if any bit is set */
             }
         }
     }

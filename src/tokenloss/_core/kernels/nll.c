@@ -33,7 +33,7 @@ static double logit_of(const tl_backend *backend, const tl_row *row, int64_t tar
  * whether it is not far out. */
 static int add_piece(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t target,
                      tl_lane_sums *sums, double logit, double *nll, double *odds) {
-    struct { uint16_t before[8]; tl_chunk_buf chunk; } copy = {.before = {0}}; /* halves are read from before on */
+    struct { uint16_t before[8]; tl_chunk_buf chunk; } copy = {.before = {0}}; /* AVX2 reads there for halves */
     int dtype = row->compute_dtype, near = 0, in_place = tl_can_read_in_place(row, dtype, 0);
     tl_chunk_invalidate(&copy.chunk);
     for (int64_t count; start < end; start += count) {
@@ -149,7 +149,7 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
 /* The bits of the first `n` rows of a block, or of all. */
 static uint64_t first_rows(size_t n) { return n < TL_BLOCK_ROWS ? ~(~(uint64_t)0 << n) : ~(uint64_t)0; }
 
-/* Rows from row `start` on, of which `row` is the first. */
+/* The rows from number `start` on, where `row` is row 0. */
 static tl_few_rows few_rows(const tl_row *row, size_t start, ptrdiff_t apart) {
     tl_few_rows rows = tl_few_rows_at(row, apart);
     rows.data += (ptrdiff_t)start * apart;
@@ -222,9 +222,9 @@ static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, c
     return 1;
 }
 
-/* Finds the losses of rows `start` and so on, `n` of them, and their weights, 0 where masked. Returns a bit for each
- * unmasked row without such a loss, modulo TL_BLOCK_ROWS, where they are 0 as well if there are not more rows; or for all
- * if their gradients cannot be written. */
+/* Finds the losses of `n` rows from row `start` on, and their weights; both are 0 where masked. Returns a bit, modulo
+ * TL_BLOCK_ROWS, for each unmasked row without such a loss, or for all rows if their gradients cannot be written. In a
+ * single block, losses and weights of rows with a bit are 0. */
 static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *of, size_t start, size_t n, char *groups,
                                double *losses, double *weights, size_t *masked) {
     const tl_loss *loss = of->loss;
@@ -268,8 +268,8 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
     return left;
 }
 
-/* Adds losses without options of rows in place by the way of bins; returns of how many, 0 if one of them is far out, has
- * no class, or a loss too small for bins. */
+/* Adds losses without options of rows in place to bins, and these to a sum. Returns how many were added: 0 if one of
+ * them is far out, has no class, or a loss too small for bins. */
 static size_t add_by_bins(const tl_backend *backend, const tl_plain_rows *of, size_t count, tl_superacc *sum) {
     const size_t most = TL_BIN_GROUPS * TL_SUM_GROUP, n = (count < most ? count : most) / TL_GROUP * TL_GROUP;
     const tl_few_rows rows = few_rows(&of->row, 0, of->apart);

@@ -39,8 +39,8 @@ typedef struct {
 #define TL_PLAIN_ROWS 256 /* at a time, unless only the sum is wanted */
 
 /* Adds losses and, if there are any, their weights to sums; counts those that are not masked. Returns how many rows were
- * taken: up to TL_PLAIN_ROWS, or to the first TL_BLOCK_ROWS of which some are left. Sets a bit for each of these: they
- * are far out or have no class, or all have gradients. Those of masked rows may be anything. */
+ * taken; stops after TL_PLAIN_ROWS, or after the first TL_BLOCK_ROWS with rows that it cannot reduce. Sets a bit for
+ * each of these: far out or without a class, or, with gradients, all. Gradients of masked rows may be anything. */
 size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t count, tl_superacc *sum,
                            tl_superacc *weights, int64_t *unmasked, uint64_t *left);
 

@@ -50,7 +50,7 @@ TL_INLINE int tl_are_neighbours(const char *const *data, int start, int count, p
 
 TL_INLINE int tl_is_wanted(const tl_row_block *rows, int i) { return (int)(rows->wanted >> i & 1); }
 
-/* Rows `apart` bytes from each other, the first of which is `row`: they or their classes are neighbours. */
+/* Rows that start `apart` bytes from each other, beginning with `row`; rows or classes are adjacent in memory. */
 TL_INLINE tl_few_rows tl_few_rows_at(const tl_row *row, ptrdiff_t apart) {
     size_t classes = (size_t)row->count, group_bytes = TL_GROUP * (size_t)tl_itemsize(row->dtype);
     if (row->stride == tl_itemsize(row->dtype))

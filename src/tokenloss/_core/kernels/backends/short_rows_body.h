@@ -285,8 +285,8 @@ TL_TARGET static void NAME(short_ranks_)(const void *groups, size_t count, size_
     }
 }
 
-/* The exponentials of a vector of rows, which are kept: those of near rows relative to 1, where the bits of all k are
- * collected; others relative to exponents. */
+/* Computes the exponentials of a vector of rows and keeps them. For near rows they are relative to 1, and the bits of
+ * all k are collected; for others they are relative to the reference exponents. */
 TL_TARGET TL_INLINE void NAME(keep_exps_)(const char *x, ptrdiff_t stride, size_t classes, int is_near, OP(acc) * acc,
                                           REAL *kept) {
     for (size_t k = 0; k < classes; k++) {

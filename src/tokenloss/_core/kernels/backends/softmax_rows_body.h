@@ -103,8 +103,8 @@ TL_TARGET TL_OUTLINE double NAME(exp_far_)(const ELEMENT *x, size_t classes, REA
     return lane[0];
 }
 
-/* The factor of the exponentials of rows or, for log_softmax, their logsumexp: that of a sum in [1, 2), with the other
- * powers of two in the reference exponent, as in elementwise.c. Returns a bit for each sum that is above 0. */
+/* Finds the factor of the exponentials of rows or, for log_softmax, the logsumexp, from a sum scaled to [1, 2); the
+ * other powers of two go into the reference exponent, as in elementwise.c. Returns a bit for each sum above 0. */
 TL_TARGET TL_INLINE uint32_t NAME(end_softmax_)(f64_vec total, f64_vec ref_exp, int is_log, double *operand) {
     const uint32_t good = (uint32_t)f64_mask_ge(total, f64_set(0x1p-1022));
     if (!is_log) {
