@@ -377,8 +377,8 @@ typedef struct {
     int (*add_losses[TL_FLOAT_DTYPES])(const void *scores, const void *masses, int are_wide, size_t count,
                                        size_t classes, const double *weight, const tl_clip *clip, double *sum);
     /* A step of it, of floats: terms of `count` classes, a multiple of 32, from what lies below the lines of -log, which
-     * losses.h explains; or, of pairs, the sums of rows of two classes. */
-    void (*line_terms)(const float *score, const float *mass, const float *below, size_t count, int are_pairs,
+     * losses.h explains; or the sums of two or three that belong `together`, then of a multiple of 96. */
+    void (*line_terms)(const float *score, const float *mass, const float *below, size_t count, size_t together,
                        double *to);
     /* Of groups of rows of up to TL_FEW_CLASSES, as long as each row has a single class with mass: writes that mass and
      * its score. Returns how many groups these were. */

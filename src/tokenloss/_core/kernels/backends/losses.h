@@ -160,10 +160,11 @@ TL_TARGET TL_OUTLINE void sum_rows(const double *term, size_t count, size_t clas
 #endif
 
 TL_TARGET TL_INLINE void line_terms_of(const float *score, const float *mass, const float *below, size_t count,
-                                       int are_pairs, double *to) {
-    for (size_t i = 0; i < count; i += 2 * f64_WIDTH) {
-        double pairs[2 * f64_WIDTH], *term = are_pairs ? pairs : to + i;
-        for (size_t k = 0; k < 2 * f64_WIDTH; k += f32_WIDTH) {
+                                       size_t together, double *to) {
+    const size_t step = 2 * f64_WIDTH * together;
+    for (size_t i = 0; i < count; i += step) {
+        double summands[6 * f64_WIDTH], *term = together > 1 ? summands : to + i;
+        for (size_t k = 0; k < step; k += f32_WIDTH) {
             f64_vec bits[f32_WIDTH / f64_WIDTH], loss[f32_WIDTH / f64_WIDTH], masses[f32_WIDTH / f64_WIDTH];
             f32_load_widened_bits(score + i + k, bits);
             f32_load_widened(below + i + k, loss);
@@ -173,19 +174,21 @@ TL_TARGET TL_INLINE void line_terms_of(const float *score, const float *mass, co
                 f64_store(term + k + j * f64_WIDTH, f64_mul(masses[j], loss[j]));
             }
         }
-        if (are_pairs)
-            f64_store(to + i / 2, f64_sum_pairs(pairs));
+        for (size_t k = 0; together > 1 && k < 2 * f64_WIDTH; k += f64_WIDTH)
+            f64_store(to + i / together + k, sums_of_vector(term + k * together, step, together, 1));
     }
 }
 
 TL_TARGET static void JOIN(line_terms_, BACKEND)(const float *score, const float *mass, const float *below,
-                                                 size_t count, int are_pairs, double *to) {
-    are_pairs ? line_terms_of(score, mass, below, count, 1, to) : line_terms_of(score, mass, below, count, 0, to);
+                                                 size_t count, size_t together, double *to) {
+    together == 3   ? line_terms_of(score, mass, below, count, 3, to)
+    : together == 2 ? line_terms_of(score, mass, below, count, 2, to)
+                    : line_terms_of(score, mass, below, count, 1, to);
 }
 
-/* Writes the terms of whole steps, of rows of two classes their sums; returns of how many classes: 0 if one is not
- * INSIDE. */
-TL_TARGET static size_t add_lines(const void *scores, const void *masses, size_t count, int are_pairs,
+/* Writes the sums of up to three terms that belong `together`, of whole steps; returns of how many classes: 0 if one is
+ * not INSIDE. */
+TL_TARGET static size_t add_lines(const void *scores, const void *masses, size_t count, size_t together,
                                   const tl_clip *clip, double *to) {
     const uint32_t least = f32_bits_up_to(least_inside(clip, f32_LEAST_NORMAL));
     const uint32_t most = BOUND(uint32_t, f32_bits_up_to(most_inside(clip)));
@@ -193,7 +196,7 @@ TL_TARGET static size_t add_lines(const void *scores, const void *masses, size_t
     double memory[TERMS_ROOM];
     float *below = (float *)place_of_terms(memory, score, mass);
     f32_bits odd = f32_set_bits(0);
-    count -= count % 32;
+    count -= count % (together == 3 ? 96 : 32);
     for (size_t i = 0; i < count; i += 2 * f32_WIDTH) {
         UNROLLED for (size_t u = 0; u < 2 * f32_WIDTH; u += f32_WIDTH) {
             f32_vec x = f32_load(score + i + u);
@@ -203,6 +206,6 @@ TL_TARGET static size_t add_lines(const void *scores, const void *masses, size_t
     }
     if (f32_any_negative(odd))
         return 0;
-    LINE_TERMS(score, mass, below, count, are_pairs, to);
+    LINE_TERMS(score, mass, below, count, together, to);
     return count;
 }
