@@ -438,14 +438,15 @@ typedef struct {
 
     /* Of rows, a multiple of TL_GROUP: logarithms of sums of this dtype, as tl_log_of_sum; log-odds and losses;
      * entropies, from these and the moment of the other classes; exp(x) in place; and, for rows of this dtype,
-     * exponents and factors with which exp(x) 2^-exponent factor is `factor` times softmax(x). */
+     * exponents and factors with which exp(x) 2^-exponent factor is `factor` times softmax(x), and a bit for each
+     * logsumexp that is not far out. */
     void (*lse_logs)(const double *sum, const double *ref_exp, size_t count, int dtype, double *log);
     void (*log_odds)(const double *offset, const double *log, const double *logit, size_t count, tl_odds *odds);
     void (*entropies)(const tl_odds *odds, const double *log, const double *sum, const tl_short_moments *moments,
                       size_t count, double *entropy);
     void (*exps)(double *x, size_t count);
     void (*second_moments)(const double *x, size_t count, double logsumexp, tl_moment_lanes *to);
-    void (*softmax_factors)(const double *logsumexp, size_t count, int dtype, double *exponent, double *factor);
+    uint64_t (*softmax_factors)(const double *logsumexp, size_t count, int dtype, double *exponent, double *factor);
     /* Of as many rows: their losses with options, and their weights, if there are any; both are 0 where masked. Returns
      * a bit, as above, for each row whose dot is not finite. */
     uint64_t (*finish_losses)(const tl_loss *loss, const tl_lane_losses *of, size_t classes, size_t count, double *losses,

@@ -46,14 +46,6 @@ static void store_rows(const tl_backend *backend, const tl_row_block *rows, int 
         store_group(group, dtype, &out->row, data);
 }
 
-/* The rows among `some` whose logsumexp is not too far out. */
-static uint64_t near_rows(const tl_row_block *rows, uint64_t some, const double *logsumexp) {
-    uint64_t near = 0;
-    for (int i = 0; i < rows->count; i++)
-        near |= (uint64_t)(tl_abs(logsumexp[i]) <= TL_MAX_EXACT_REDUCTION) << i;
-    return near & some;
-}
-
 static int is_native_row(const tl_row *row) {
     return row->dtype < TL_SWAPPED && row->stride == tl_itemsize(row->dtype);
 }
@@ -68,11 +60,11 @@ uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const 
                      const double *logsumexp, tl_gradient_parts *parts, const tl_out_block *out) {
     size_t padded = tl_padded_rows(rows->count), classes = (size_t)rows->row.count;
     int along_classes = is_along_classes(rows, out), dtype = rows->row.compute_dtype;
-    uint64_t which = near_rows(rows, along_classes ? rows->wanted : lse->grouped, logsumexp);
+    uint64_t which = along_classes ? rows->wanted : lse->grouped;
     assert(!tl_is_transformed(&rows->row)); /* rows that are not wanted might have results by then */
+    which &= backend->softmax_factors(logsumexp, padded, dtype, parts->exponent, parts->factor);
     if (which == 0)
         return 0;
-    backend->softmax_factors(logsumexp, padded, dtype, parts->exponent, parts->factor);
     if (along_classes) {
         char *to[TL_BLOCK_ROWS];
         for (int i = 0; i < rows->count; i++)
@@ -111,11 +103,11 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
     double exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS];
     tl_gradient_parts parts = {.subtrahend = {0}};
     size_t elements = tl_group_elements(rows), classes = (size_t)rows->row.count;
-    uint64_t which = near_rows(rows, lse->grouped & rows->wanted, logsumexp);
+    uint64_t which = lse->grouped & rows->wanted;
     const char *group = tl_groups_of(rows);
     for (size_t i = 0; i < tl_padded_rows(lse->in_groups); i++)
         factor[i] = 1;
-    backend->softmax_factors(logsumexp, tl_padded_rows(lse->in_groups), TL_FLOAT64, exponent, factor);
+    which &= backend->softmax_factors(logsumexp, tl_padded_rows(lse->in_groups), TL_FLOAT64, exponent, factor);
     for (int start = 0; start < rows->count && which >> start != 0; start += TL_GROUP) {
         double *logits = widened(rows, group, lse->group_dtype), *probability = logits + elements;
         int dtype = TL_FLOAT64;

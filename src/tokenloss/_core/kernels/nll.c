@@ -209,12 +209,11 @@ static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, c
         logsumexp[i] = of->logit[i] + of->nll[i];
         smoothed[i] = loss->soft.eps_over_v * (double)rows->classes;
         ones[i] = 1;
-        if (tl_abs(logsumexp[i]) > TL_MAX_EXACT_REDUCTION)
-            return 0;
     }
     backend->gradient_parts(loss, logsumexp, of->odds, smoothed, of->class_weight ? of->target_weight : ones,
                             of_all->grad_scale + start, n, &parts);
-    backend->softmax_factors(logsumexp, n, dtype, parts.exponent, parts.factor);
+    if (~backend->softmax_factors(logsumexp, n, dtype, parts.exponent, parts.factor) & first_rows(n))
+        return 0;
     if (rows->are_apart && to.are_apart && rows->classes >= TL_GROUP)
         write_along_classes(backend, rows, dtype, of->target, n, &parts, &to);
     else
