@@ -359,7 +359,7 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
             require(same(pairs[r].base_margin, pair.base_margin) && same(pairs[r].margin, pair.margin),
                     "margins of a pair", &row);
             require(pairs[r].is_identical == pair.is_identical, "same bits of a pair", &row);
-            require(same(pairs[r].base_logsumexp, pair.base_logsumexp), "logsumexp of a base", &row);
+            require(same(tl_logsumexp(pairs[r].base_lse), tl_logsumexp(pair.base_lse)), "logsumexp of a base", &row);
             require(same(pair.nll, loss_of_row(block->backend, &other_row, &loss, block->cancel)), "loss of a pair",
                     &row);
             if (definitions == TL_LLAMA_CPP)

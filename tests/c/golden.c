@@ -162,8 +162,8 @@ static void take_probs(const tl_backend *backend, const tl_row *row, const tl_ro
                            checked_divergences(Q_divergences_of_probs, backend, &other, &probs, cancel)};
     for (int i = 0; i < 3; i++) {
         take(Q_kl_of_probs, found[i].kl);
-        take(Q_kl_of_probs, found[i].base_logsumexp);
-        take(Q_kl_of_probs, found[i].logsumexp);
+        take(Q_kl_of_probs, tl_logsumexp(found[i].base));
+        take(Q_kl_of_probs, tl_logsumexp(found[i].other));
     }
     tl_token_stats_row(backend, &probs, row->count / 2, &token, NULL, cancel);
     take(Q_token_of_probs, token.nll);

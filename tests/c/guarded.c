@@ -110,7 +110,7 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
     for (tl_definitions definitions = TL_EXACT; definitions <= TL_LLAMA_CPP; definitions++) {
         tl_pair pair = tl_pair_row(backend, row, other, count / 2, row->compute_dtype, definitions, cancel);
         use(pair.nll + pair.base_nll + pair.kl + pair.change + pair.is_same_top);
-        use(tl_pair_base_logsumexp(backend, row, pair.base_logsumexp, 0.1, cancel));
+        use(tl_pair_base_logsumexp(backend, row, tl_logsumexp(pair.base_lse), 0.1, cancel));
     }
 }
 

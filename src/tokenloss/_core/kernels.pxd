@@ -155,10 +155,9 @@ cdef extern from "kernels/kernels.h" nogil:
     void tl_logsumexp_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, double *, tl_cancel *)
     ctypedef struct tl_lse:
         pass
+    double tl_logsumexp(tl_lse)
     ctypedef struct tl_kl:
         double kl
-        double base_logsumexp
-        double logsumexp
         tl_lse base
         tl_lse other
     tl_kl tl_kl_divergence(const tl_backend *, const tl_row *, const tl_row *, tl_cancel *)
@@ -188,8 +187,6 @@ cdef extern from "kernels/kernels.h" nogil:
         double base_nll
         double kl
         double change
-        double base_logsumexp
-        double logsumexp
         tl_lse base_lse
         tl_lse lse
         double base_top_p

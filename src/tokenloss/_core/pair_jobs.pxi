@@ -62,10 +62,10 @@ cdef class PairJob(LogSumExpJob):
     cdef tl_row row_of_other(self) noexcept nogil:
         return self.row_of(self.other)
 
-    cdef void check_kinds(self, int64_t row, double base_logsumexp, double logsumexp, Totals *totals) noexcept nogil:
+    cdef void check_kinds(self, int64_t row, tl_lse base, tl_lse other, Totals *totals) noexcept nogil:
         """Refuse a row if one of its two does not fit the kind of its scores."""
-        self.check_kind(self.scores, row, base_logsumexp, 0, totals)
-        self.check_kind(self.other, row, logsumexp, self.scores.classes, totals)
+        self.check_kind(self.scores, row, tl_logsumexp(base), 0, totals)
+        self.check_kind(self.other, row, tl_logsumexp(other), self.scores.classes, totals)
 
     cdef double write_pair(self, int64_t row, const tl_pair *pair) noexcept nogil:
         """Write the columns of a row, if wanted; return its number."""
@@ -151,7 +151,7 @@ cdef class KLDivergence(PairJob):
 
     cdef inline double checked(self, int64_t row, tl_kl kl, Totals *totals) noexcept nogil:
         """The divergence of a row, which may be refused."""
-        self.check_kinds(row, kl.base_logsumexp, kl.logsumexp, totals)
+        self.check_kinds(row, kl.base, kl.other, totals)
         return kl.kl
 
 
@@ -202,9 +202,9 @@ cdef class PairStats(PairJob):
             row = block.number[i]
             if self.definitions == TL_LLAMA_CPP:
                 self.check_log_probs(row, block.target[i], &pairs[i], totals, cancel)
-                self.check_kind(self.other, row, pairs[i].logsumexp, self.scores.classes, totals)
+                self.check_kind(self.other, row, tl_logsumexp(pairs[i].lse), self.scores.classes, totals)
             else:
-                self.check_kinds(row, pairs[i].base_logsumexp, pairs[i].logsumexp, totals)
+                self.check_kinds(row, pairs[i].base_lse, pairs[i].lse, totals)
             self.write_pair(row, &pairs[i])
 
     cdef double write_pair(self, int64_t row, const tl_pair *pair) noexcept nogil:
@@ -214,15 +214,15 @@ cdef class PairStats(PairJob):
         self.base_margin[row], self.margin[row], self.rounding[row] = pair.base_margin, pair.margin, pair.rounding
         self.is_identical[row] = pair.is_identical
         if self.logsumexp is not None:
-            self.base_logsumexp[row], self.logsumexp[row] = pair.base_logsumexp, pair.logsumexp
+            self.base_logsumexp[row], self.logsumexp[row] = tl_logsumexp(pair.base_lse), tl_logsumexp(pair.lse)
         return PairJob.write_pair(self, row, pair)
 
     cdef void check_log_probs(self, int64_t row, int64_t target, const tl_pair *pair, Totals *totals,
                               tl_cancel *cancel) noexcept nogil:
         """Refuse a row of the base that does not hold log-probabilities, as llama.cpp's definitions want."""
         cdef tl_row base = self.row_at(row)
-        cdef double logsumexp = tl_pair_base_logsumexp(backend, &base, pair.base_logsumexp, self.most_unnormalized,
-                                                       cancel)
+        cdef double logsumexp = tl_pair_base_logsumexp(backend, &base, tl_logsumexp(pair.base_lse),
+                                                       self.most_unnormalized, cancel)
         if logsumexp > self.most_unnormalized or logsumexp < -self.most_unnormalized:  # nan is neither
             self.refuse(C_UNNORMALIZED, row, 0, logsumexp, totals)
         elif tl_is_refused(&self.clip, -pair.base_nll):

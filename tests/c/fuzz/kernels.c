@@ -247,7 +247,7 @@ static void compare_pairs(const tl_row *base, const tl_row *other, int64_t targe
         compare("divergence of a pair", pair.kl);
         compare("tops of a pair", pair.is_same_top);
         compare("change of a pair", pair.change);
-        compare("logsumexp of the base of a pair", pair.base_logsumexp);
+        compare("logsumexp of the base of a pair", tl_logsumexp(pair.base_lse));
     }
 }
 

@@ -78,7 +78,6 @@ typedef struct {
     double sum[16];
     double comp[16]; /* what their roundings lost */
     double shift, other_shift; /* representable in the compute dtype */
-    double floor; /* of a KL divergence: what is not above it, x - offset, counts as -inf */
 } tl_moment;
 
 /* Sums in lanes, and what their roundings lost. */
@@ -237,23 +236,15 @@ enum {
     TL_DIVERGENCE_SUMS
 };
 
-/* A logsumexp less the offset of its row: `log`, and the same as quarters of ln 2 and a rest. */
-typedef struct {
-    double log, quarters, rest;
-} tl_divergence_side;
-
 typedef struct {
     double sum[TL_DIVERGENCE_SUMS][16], comp[TL_DIVERGENCE_SUMS][16];
-    tl_divergence_side base, other;
+    double base, other; /* logsumexps less the offsets of their rows */
     int wanted, clamps; /* whether logits far below the logsumexp were met */
 } tl_divergence_acc;
 
-/* The same of a group of short rows: what is given, and what is found. */
+/* The same of a group of short rows: the logsumexps are given, and the others are found. */
 typedef struct {
-    double log[TL_GROUP], quarters[TL_GROUP], rest[TL_GROUP];
-} tl_divergence_sides;
-typedef struct {
-    tl_divergence_sides base, other;
+    double base[TL_GROUP], other[TL_GROUP];
     double sum[TL_DIVERGENCE_SUMS][TL_GROUP]; /* of all 16 lanes, compensated */
     double alone[TL_GROUP]; /* the largest other logit of a class impossible in the base; -inf without one */
 } tl_short_divergences;
@@ -283,8 +274,8 @@ typedef struct {
     tl_reduce_fn *reduce[TL_REDUCE_KINDS][TL_FLOAT_DTYPES];
 
     /* Reductions of two rows: both sums, the moment of the base with regard to the other row, and the maximum of the
-     * base. `count` is below TL_CHUNK or a multiple of it. Returns 1 if a class of the base that is above the floor
-     * has -inf (or, in double, anything below -TL_MIN_FMA_SAFE) in the other row. */
+     * base. `count` is below TL_CHUNK or a multiple of it. Returns 1 if a possible class of the base has -inf (or, in
+     * double, anything below -TL_MIN_FMA_SAFE) in the other row. */
     int (*kl[TL_FLOAT_DTYPES])(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
                                tl_lse_acc *other_state);
 
@@ -325,7 +316,7 @@ typedef struct {
     void (*softcap)(double *x, size_t count, double scale, double softcap);
     /* For as many: logarithms of probabilities, in place; nan for numbers that are not probabilities. */
     void (*logs)(double *x, size_t count);
-    /* Of a multiple of TL_LANES probabilities of each of two distributions: the sums of both. */
+    /* Of a multiple of TL_GROUP probabilities of each of two distributions: the sums of both. */
     void (*prob_sums)(const double *p, const double *q, size_t count, tl_prob_sums *sums);
 
     /* Adds a multiple of TL_LANES logits of two rows of float32 or float64 to the sums of the wanted divergences, and

@@ -6,21 +6,6 @@
 #include "reduce.h"
 #include "scalar_math.h"
 
-/* What the kernel subtracts from the logits of a row. For float32, exponentials are computed for the float nearest to
- * ln 2, here as there. */
-static tl_divergence_side side_of(double log, int dtype) {
-    tl_divergence_side of = {log, 0, 0};
-    const double rounder = 0x1.8p52;
-    if (dtype == TL_FLOAT64) {
-        of.quarters = (log * (4 * TL_LOG2E) + rounder) - rounder;
-        of.rest = (log - of.quarters * (TL_LN2_HIGH / 4)) - of.quarters * (TL_LN2_LOW / 4);
-    } else {
-        of.quarters = (log * (4 / TL_FLOAT_LN2) + rounder) - rounder;
-        of.rest = log - of.quarters * (TL_FLOAT_LN2 / 4);
-    }
-    return of;
-}
-
 /* Short rows are computed in double: where all of few terms are rounded alike, floats would be wrong by 3e-7. */
 void tl_divergences_begin(tl_lse base, tl_lse other, int64_t count, int dtype, int wanted,
                           tl_divergence_state *state) {
@@ -31,8 +16,8 @@ void tl_divergences_begin(tl_lse base, tl_lse other, int64_t count, int dtype, i
     state->dtype = is_wide ? TL_FLOAT64 : TL_FLOAT32;
     state->has_softmaxes = base.log - base.log == 0 && other.log - other.log == 0;
     state->sums.wanted = wanted;
-    state->sums.base = side_of(base.log, state->dtype);
-    state->sums.other = side_of(other.log, state->dtype);
+    state->sums.base = base.log;
+    state->sums.other = other.log;
 }
 
 void tl_divergences_range(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start,
@@ -56,7 +41,7 @@ void tl_divergences_range(const tl_backend *backend, const tl_row *base, const t
         }
         next = start + count;
         if (TL_UNLIKELY(backend->divergences[dtype](x, y, (size_t)tl_padded(count), &state->sums)))
-            state->is_infinite |= tl_has_infinite_kl(backend, other, base, start, next);
+            state->is_infinite |= tl_has_infinite_kl(backend, other, -(double)INFINITY, base, start, next);
         if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return;
     }
@@ -87,7 +72,7 @@ int tl_divergences_end(const tl_divergence_state *state, tl_divergences *found) 
     double sum[TL_DIVERGENCE_SUMS];
     if (!state->has_softmaxes) {
         *found = (tl_divergences){(double)NAN, (double)NAN, (double)NAN, (double)NAN};
-        if (acc->base.log == -(double)INFINITY && acc->other.log - acc->other.log == 0)
+        if (acc->base == -(double)INFINITY && acc->other - acc->other == 0)
             found->reverse_kl = (double)INFINITY; /* all classes of the base are impossible */
         return 1;
     }
@@ -111,13 +96,6 @@ tl_divergences tl_divergences_of(const tl_backend *backend, const tl_row *base, 
     }
 }
 
-/* Loads a block into groups of doubles, scaled and capped. */
-static const double *wide_groups(const tl_backend *backend, const tl_row_block *rows, int count) {
-    tl_row_block wide = *rows;
-    wide.row.compute_dtype = TL_FLOAT64;
-    return tl_scale_groups(backend, &wide, count, tl_load_raw_groups(backend, &wide, count)).at;
-}
-
 /* Reduces short rows side by side; returns which of the wanted ones were found. */
 static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other,
                            const tl_lse *base_lse, const tl_lse *lse, int wanted, tl_divergences *found) {
@@ -130,19 +108,15 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     }
     if (usable == 0)
         return 0;
-    const double *p = wide_groups(backend, base, count), *q = wide_groups(backend, other, count);
+    const double *p = tl_load_wide_groups(backend, base, count), *q = tl_load_wide_groups(backend, other, count);
     for (int start = 0; start < count; start += TL_GROUP) {
         tl_short_divergences of;
         memset(&of, 0, sizeof of);
-        for (int r = 0; r < TL_GROUP && start + r < count; r++) {
-            if (!(usable >> (start + r) & 1))
-                continue;
-            tl_divergence_side side = side_of(base_lse[start + r].log, TL_FLOAT64);
-            tl_divergence_side other_side = side_of(lse[start + r].log, TL_FLOAT64);
-            of.base.log[r] = side.log, of.base.quarters[r] = side.quarters, of.base.rest[r] = side.rest;
-            of.other.log[r] = other_side.log, of.other.quarters[r] = other_side.quarters;
-            of.other.rest[r] = other_side.rest;
-        }
+        for (int r = 0; r < TL_GROUP && start + r < count; r++)
+            if (usable >> (start + r) & 1) {
+                of.base[r] = base_lse[start + r].log;
+                of.other[r] = lse[start + r].log;
+            }
         size_t at = tl_place_in_groups(base, start, 0);
         backend->short_divergences(p + at, q + at, (size_t)base->row.count, wanted, &of);
         for (int r = 0; r < TL_GROUP && start + r < count; r++) {

@@ -24,51 +24,45 @@ static void drop_below(void *x, int dtype, size_t count, double floor) {
 
 /* Whether the logit of a class is above the floor. */
 TL_INLINE int is_possible(const tl_backend *backend, const tl_row *row, int64_t class, double floor) {
-    double logit = tl_load(row->data + class * row->stride, row->dtype);
-    if (row->of_probs && floor == -(double)INFINITY)
-        return logit > 0;
-    if (TL_UNLIKELY(tl_is_transformed(row)))
-        logit = tl_transformed(backend, row, logit);
-    return logit > floor;
+    return tl_logit_at(backend, row, class) > floor;
 }
 
-static int has_infinite_kl(const tl_backend *backend, const tl_row *base, double floor, const tl_row *other,
-                           int64_t start, int64_t end) {
+int tl_has_infinite_kl(const tl_backend *backend, const tl_row *base, double floor, const tl_row *other, int64_t start,
+                       int64_t end) {
     for (int64_t i = start; i < end; i++)
         if (!is_possible(backend, other, i, -(double)INFINITY) && is_possible(backend, base, i, floor))
             return 1;
     return 0;
 }
 
-int tl_has_infinite_kl(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start, int64_t end) {
-    return has_infinite_kl(backend, base, -(double)INFINITY, other, start, end);
-}
-
-static int can_read_in_place(const tl_kl_side *of) {
-    return tl_can_read_in_place(of->row, of->row->compute_dtype, of->state.offset);
+static int can_read_in_place(const tl_kl_side *of, int dtype) {
+    return of->floor == -(double)INFINITY && tl_can_read_in_place(of->row, dtype, of->state.offset);
 }
 
 /* The elements from `start` on: in place if possible, else from the chunk buffer. */
-static const void *elements(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t count, int in_place) {
-    if (in_place && count % TL_CHUNK == 0)
+static const void *elements(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t count, int dtype) {
+    if (count % TL_CHUNK == 0 && can_read_in_place(of, dtype))
         return of->row->data + start * of->row->stride;
-    tl_load_chunk(backend, of->row, start, count, -1, of->state.offset, of->row->compute_dtype, of->buf);
+    tl_load_chunk(backend, of->row, start, count, -1, of->state.offset, dtype, of->buf);
+    if (of->floor > -(double)INFINITY)
+        drop_below(&of->buf->at, dtype, (size_t)count, of->floor - of->state.offset);
     return &of->buf->at;
 }
 
 /* Accumulates the elements [start, end) of both rows. Returns 1 if a class makes the divergence infinite. */
 static int reduce_both(const tl_backend *backend, tl_kl_side *base, tl_kl_side *other, int64_t start, int64_t end) {
-    int base_in_place = can_read_in_place(base), other_in_place = can_read_in_place(other), found = 0;
-    int is_whole = base_in_place && other_in_place;
-    base->state.moment->floor = base->floor - base->state.offset;
+    int dtype = base->row->compute_dtype, found = 0;
+    if (base->floor > -(double)INFINITY)
+        dtype = tl_single_or_double(dtype);
+    int is_whole = can_read_in_place(base, dtype) && can_read_in_place(other, dtype);
     while (start < end) {
         int64_t count = is_whole ? (end - start) / TL_CHUNK * TL_CHUNK : 0;
         if (count == 0)
             count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
-        const void *p = elements(backend, base, start, count, base_in_place);
-        const void *q = elements(backend, other, start, count, other_in_place);
-        if (TL_UNLIKELY(backend->kl[base->row->compute_dtype](p, q, (size_t)count, &base->state, &other->state)))
-            found |= has_infinite_kl(backend, base->row, base->floor, other->row, start, start + count);
+        const void *p = elements(backend, base, start, count, dtype);
+        const void *q = elements(backend, other, start, count, dtype);
+        if (TL_UNLIKELY(backend->kl[dtype](p, q, (size_t)count, &base->state, &other->state)))
+            found |= tl_has_infinite_kl(backend, base->row, base->floor, other->row, start, start + count);
         start += count;
     }
     return found;
@@ -92,13 +86,12 @@ static double other_shift_of(double logit, int dtype) {
 static int64_t argmax_of(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t end, double maximum) {
     if (maximum - maximum != 0)
         return end;
-    if (!tl_is_transformed(of->row))
-        return tl_find(backend, of->row, start, end, maximum);
     for (int64_t count; start < end; start += count) {
         int32_t found[TL_CHUNK];
+        int dtype = of->row->compute_dtype;
         count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
-        tl_load_chunk(backend, of->row, start, count, -1, 0, TL_FLOAT64, of->buf);
-        if (backend->indices_ge[TL_FLOAT64](&of->buf->at, (size_t)tl_padded(count), maximum, found) > 0)
+        tl_load_chunk(backend, of->row, start, count, -1, 0, dtype, of->buf);
+        if (backend->indices_ge[dtype](&of->buf->at, (size_t)tl_padded(count), maximum, found) > 0)
             return start + found[0];
     }
     return end;
@@ -217,20 +210,17 @@ static void read_rows(const tl_backend *backend, const tl_row *base, const tl_ro
 
 tl_kl tl_kl_finish(const tl_row *base, const tl_row *other, tl_kl_acc *acc) {
     const double nan = (double)NAN;
-    tl_kl found = {nan, nan, nan, {0, nan}, {0, nan}};
+    tl_kl found = {nan, {0, nan}, {0, nan}};
     if (acc->stage != TL_KL_OPEN)
         return found;
-    double base_log = tl_lse_log(&acc->base.state, base), other_log = tl_lse_log(&acc->other.state, other);
-    found.base = (tl_lse){acc->base.state.offset, base_log};
-    found.other = (tl_lse){acc->other.state.offset, other_log};
-    found.base_logsumexp = tl_logsumexp(found.base);
-    found.logsumexp = tl_logsumexp(found.other);
-    if (base_log == -(double)INFINITY)
+    found.base = tl_lse_finish(&acc->base.state, base);
+    found.other = tl_lse_finish(&acc->other.state, other);
+    if (found.base.log == -(double)INFINITY)
         return found;
     double mean = tl_moment_mean(&acc->base.state);
     if (mean - mean != 0 && !acc->is_infinite && base->compute_dtype != TL_FLOAT64)
         acc->stage = TL_KL_TOO_FAR;
-    found.kl = mean - ((base_log - acc->moment.shift) - (other_log - acc->moment.other_shift));
+    found.kl = mean - ((found.base.log - acc->moment.shift) - (found.other.log - acc->moment.other_shift));
     if (acc->is_infinite)
         found.kl = (double)INFINITY;
     else if (found.kl < 0)
@@ -265,16 +255,13 @@ static double prob_dot(const double *p, const double *q, size_t count, int *is_i
     return dot;
 }
 
-/* Adds a chunk at most: what is beyond `count` in both becomes 0. */
-static void add_probs(const tl_backend *backend, double *p, double *q, size_t count, prob_acc *acc) {
+/* Adds a chunk at most, in whole groups. */
+static void add_probs(const tl_backend *backend, const double *p, const double *q, size_t count, prob_acc *acc) {
     tl_prob_sums found;
-    size_t padded = (count + TL_LANES - 1) / TL_LANES * TL_LANES;
-    for (size_t i = count; i < padded; i++)
-        p[i] = q[i] = 0;
-    backend->prob_sums(p, q, padded, &found);
+    backend->prob_sums(p, q, count, &found);
     for (size_t l = 0; l < TL_GROUP; l++)
         if (TL_UNLIKELY(found.most[l] > DBL_MAX))
-            found.dot[l] = prob_dot(p + l, q + l, padded - l, &acc->is_infinite[l]);
+            found.dot[l] = prob_dot(p + l, q + l, count - l, &acc->is_infinite[l]);
     const double *of[] = {found.p, found.q, found.dot};
     for (int k = 0; k < 3; k++)
         for (int l = 0; l < TL_GROUP; l++) { /* two-sums */
@@ -297,42 +284,37 @@ static void end_probs(const tl_backend *backend, const prob_acc *acc, int count,
         double kl = dot / (acc->sum[0][l] + acc->error[0][l]) - (base - other);
         if (acc->is_infinite[l] && base == base && other == other)
             kl = (double)INFINITY;
-        found[l] = (tl_kl){kl < 0 ? 0 : kl, base, other, {0, base}, {0, other}};
+        found[l] = (tl_kl){kl < 0 ? 0 : kl, {0, base}, {0, other}};
     }
 }
 
-static void load_probs(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, tl_chunk_buf *buf) {
-    tl_row raw = tl_raw(row);
-    tl_load_chunk(backend, &raw, start, count, -1, 0, TL_FLOAT64, buf);
+/* Loads some probabilities as doubles, this far apart, among zeros. */
+static void load_probs(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int64_t apart,
+                       double x[TL_CHUNK]) {
+    double values[TL_CHUNK];
+    tl_row part = tl_raw(row);
+    part.data += start * part.stride;
+    part.count = count;
+    if (count * apart < TL_CHUNK || apart > 1)
+        memset(x, 0, TL_CHUNK * sizeof *x);
+    tl_cast_row(backend, &part, TL_FLOAT64, apart > 1 ? values : x);
+    for (int64_t i = 0; apart > 1 && i < count; i++)
+        x[i * apart] = values[i];
 }
 
-/* Spreads a short row so that it has the bits that a group gives it: it is the only one, in the first lane. */
-static void spread(double *x, int64_t count) {
-    for (int64_t i = count; i-- > 0;) {
-        double first = x[i];
-        memset(x + i * TL_GROUP, 0, TL_GROUP * sizeof *x);
-        x[i * TL_GROUP] = first;
-    }
-}
-
-/* Two rows of probabilities: no exponentials, and a single logarithm for each class. */
+/* Two rows of probabilities: no exponentials, and a single logarithm for each class. A short row has the bits that a
+ * group gives it: it is the only one, in the first lane. */
 static tl_kl kl_of_probs(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel) {
     int is_short = base->count <= TL_SHORT_ROW;
-    int64_t step = is_short ? TL_CHUNK / TL_GROUP : TL_CHUNK;
-    tl_chunk_buf p, q;
+    int64_t apart = is_short ? TL_GROUP : 1, step = TL_CHUNK / apart;
+    double p[TL_CHUNK], q[TL_CHUNK];
     prob_acc acc = {0};
     tl_kl found;
-    tl_chunk_invalidate(&p);
-    tl_chunk_invalidate(&q);
     for (int64_t start = 0, count; start < base->count; start += count) {
         count = base->count - start < step ? base->count - start : step;
-        load_probs(backend, base, start, count, &p);
-        load_probs(backend, other, start, count, &q);
-        if (is_short) {
-            spread(p.at.f64, count);
-            spread(q.at.f64, count);
-        }
-        add_probs(backend, p.at.f64, q.at.f64, (size_t)(is_short ? count * TL_GROUP : count), &acc);
+        load_probs(backend, base, start, count, apart, p);
+        load_probs(backend, other, start, count, apart, q);
+        add_probs(backend, p, q, (size_t)((count * apart + TL_GROUP - 1) / TL_GROUP * TL_GROUP), &acc);
         if (start % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             break;
     }
@@ -346,31 +328,28 @@ static tl_kl kl_of_probs(const tl_backend *backend, const tl_row *base, const tl
     return found;
 }
 
-/* Elements of groups as doubles. */
-static void load_from_groups(const tl_backend *backend, tl_groups groups, size_t at, size_t count, double *x) {
-    if (groups.dtype == TL_FLOAT64)
-        memcpy(x, (const double *)groups.at + at, count * sizeof *x);
-    else
-        backend->to_f64[TL_FLOAT32]((const float *)groups.at + at, count, 1, x);
+const double *tl_load_wide_groups(const tl_backend *backend, const tl_row_block *rows, int count) {
+    tl_row_block wide = *rows;
+    wide.row.compute_dtype = TL_FLOAT64;
+    return tl_scale_groups(backend, &wide, count, tl_load_raw_groups(backend, &wide, count)).at;
 }
 
 /* Short rows of probabilities. */
 static uint64_t kl_of_prob_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other,
                                  tl_kl *found_of) {
+    tl_row_block raw = *base, raw_other = *other;
     if (base->row.count > TL_SHORT_ROW || !base->scratch)
         return 0;
-    tl_groups of_p = tl_load_raw_groups(backend, base, base->count),
-              of_q = tl_load_raw_groups(backend, other, other->count);
+    raw.row = tl_raw(&base->row);
+    raw_other.row = tl_raw(&other->row);
+    const double *p = tl_load_wide_groups(backend, &raw, base->count);
+    const double *q = tl_load_wide_groups(backend, &raw_other, base->count);
     size_t elements = tl_group_elements(base);
-    double p[TL_CHUNK], q[TL_CHUNK];
-    for (int first = 0; first < base->count; first += TL_GROUP) {
-        size_t group = (size_t)first / TL_GROUP * elements;
+    for (int first = 0; first < base->count; first += TL_GROUP, p += elements, q += elements) {
         prob_acc acc = {0};
         for (size_t start = 0; start < elements; start += TL_CHUNK) {
             size_t count = elements - start < TL_CHUNK ? elements - start : TL_CHUNK;
-            load_from_groups(backend, of_p, group + start, count, p);
-            load_from_groups(backend, of_q, group + start, count, q);
-            add_probs(backend, p, q, count, &acc);
+            add_probs(backend, p + start, q + start, count, &acc);
         }
         int left = base->count - first;
         end_probs(backend, &acc, left < TL_GROUP ? left : TL_GROUP, found_of + first);
@@ -469,8 +448,6 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
         int infinite = moments.most_above[i] > DBL_MAX;
         double kl = mean - ((base_lse.log[i] - moments.shift[i]) - (other_lse.log[i] - other_shift[i]));
         found_of[i].kl = infinite ? (double)INFINITY : kl < 0 ? 0 : kl;
-        found_of[i].base_logsumexp = base_lse.log[i];
-        found_of[i].logsumexp = other_lse.log[i];
         found_of[i].base = (tl_lse){0, base_lse.log[i]};
         found_of[i].other = (tl_lse){0, other_lse.log[i]};
         found &= ~((uint64_t)!(sum > 0 && other_sum == other_sum && (infinite || mean - mean == 0)) << i);

@@ -6,9 +6,9 @@
 #include "logsumexp.h"
 #include "row_block.h"
 
-/* A divergence, and the logsumexps of both, as a number and as two; nan if a logit is nan or +inf. */
+/* A divergence, and the logsumexps of both; nan if a logit is nan or +inf. */
 typedef struct {
-    double kl, base_logsumexp, logsumexp;
+    double kl;
     tl_lse base, other;
 } tl_kl;
 
@@ -22,8 +22,12 @@ tl_kl tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_r
 uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, double floor,
                         tl_kl *found_of, tl_cancel *cancel);
 
-/* Whether a class of [start, end) is possible in the base and impossible in the other row. */
-int tl_has_infinite_kl(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start, int64_t end);
+/* Loads rows into groups of doubles in the scratch memory, scaled and capped. */
+const double *tl_load_wide_groups(const tl_backend *backend, const tl_row_block *rows, int count);
+
+/* Whether a class of [start, end) is above the floor in the base and impossible in the other row. */
+int tl_has_infinite_kl(const tl_backend *backend, const tl_row *base, double floor, const tl_row *other, int64_t start,
+                       int64_t end);
 
 /* -- for kernels that read both rows block by block ---------------------------------------------------------------- */
 

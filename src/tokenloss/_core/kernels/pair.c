@@ -20,9 +20,8 @@ static double floor_of(tl_definitions definitions) {
 static double divergence_of(tl_kl found, tl_definitions definitions) {
     if (definitions == TL_EXACT)
         return found.kl;
-    if (found.base_logsumexp == -(double)INFINITY)
-        return 0;
-    return tl_exp(found.base_logsumexp) * (found.kl + found.base_logsumexp);
+    double log_sum = tl_logsumexp(found.base);
+    return log_sum == -(double)INFINITY ? 0 : tl_exp(log_sum) * (found.kl + log_sum);
 }
 
 /* The log-probability of the most likely class of the base. */
@@ -179,22 +178,35 @@ static double nll_of_row(const tl_backend *backend, const tl_row *row, const tl_
     return nll_of(backend, row, others, tl_load(row->data + target * row->stride, row->dtype));
 }
 
-/* What is known of a pair once its losses and its divergence are. */
+/* What is known of a pair once its losses and its divergence are, but for find_probabilities. */
 static tl_pair end(const tl_backend *backend, const tl_row *base, const tl_row *row, double base_nll, double nll,
                    tl_definitions definitions, tl_kl found, const tl_pair_acc *acc) {
-    tl_pair pair = {.kl = divergence_of(found, definitions)};
-    pair.base_logsumexp = found.base_logsumexp;
-    pair.logsumexp = found.logsumexp;
+    tl_pair pair = {.kl = divergence_of(found, definitions), .nll = nll, .base_nll = base_nll};
     pair.base_lse = found.base;
     pair.lse = found.other;
-    pair.nll = nll;
-    pair.base_nll = base_nll;
-    pair.change = tl_exp(-pair.nll) - tl_exp(-pair.base_nll);
     pair.is_same_top = acc->first.at == acc->argmax && acc->first.at >= 0;
     double maximum = tl_transformed(backend, base, acc->first.base);
-    pair.base_top_p = tl_exp(top_log_prob(maximum, found.base_logsumexp, definitions));
+    pair.base_top_p = top_log_prob(maximum, tl_logsumexp(found.base), definitions);
     find_margins(backend, base, row, acc, &pair);
     return pair;
+}
+
+/* The probabilities of `count` pairs: their changes, and those of the base's tops in place of their logarithms. */
+static void find_probabilities(const tl_backend *backend, tl_pair *pairs, int count, uint64_t which) {
+    double p[TL_BLOCK_ROWS] = {0}, base_p[TL_BLOCK_ROWS] = {0}, top_p[TL_BLOCK_ROWS] = {0};
+    for (int i = 0; i < count; i++)
+        if (which >> i & 1) {
+            p[i] = -pairs[i].nll;
+            base_p[i] = -pairs[i].base_nll;
+            top_p[i] = pairs[i].base_top_p;
+        }
+    backend->exps(p, tl_padded_rows(count));
+    backend->exps(base_p, tl_padded_rows(count));
+    backend->exps(top_p, tl_padded_rows(count));
+    for (int i = 0; i < count; i++) {
+        pairs[i].change = p[i] - base_p[i];
+        pairs[i].base_top_p = top_p[i];
+    }
 }
 
 int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target,
@@ -203,9 +215,11 @@ int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row
     tl_kl found = tl_kl_finish(&kl_base, &kl_row, &acc->kl);
     if (target < 0)
         *pair = (tl_pair){.kl = found.kl, .base_lse = found.base, .lse = found.other};
-    else
+    else {
         *pair = end(backend, base, row, nll_of(backend, base, &acc->base_others, base_target_raw),
                     nll_of(backend, row, &acc->others, target_raw), TL_EXACT, found, acc);
+        find_probabilities(backend, pair, 1, 1);
+    }
     return acc->kl.stage != TL_KL_TOO_FAR;
 }
 
@@ -218,7 +232,10 @@ tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row 
                                                        : tl_kl_end(backend, &kl_base, &kl_row, &acc.kl, cancel);
     double base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, base, target)
                                                   : nll_of_row(backend, base, &acc.base_others, target);
-    return end(backend, base, row, base_nll, nll_of_row(backend, row, &acc.others, target), definitions, found, &acc);
+    double nll = nll_of_row(backend, row, &acc.others, target);
+    tl_pair pair = end(backend, base, row, base_nll, nll, definitions, found, &acc);
+    find_probabilities(backend, &pair, 1, 1);
+    return pair;
 }
 
 /* The most likely classes of rows in groups. */
@@ -242,24 +259,6 @@ static void find_seconds(const tl_backend *backend, const tl_row_block *rows, in
             ((float *)groups)[at] = -INFINITY;
     }
     find_tops(backend, rows, count, seconds);
-}
-
-/* The probabilities of `count` pairs: their changes, and those of the base's tops in place of their logarithms. */
-static void find_probabilities(const tl_backend *backend, tl_pair *pairs, int count, uint64_t which) {
-    double p[TL_BLOCK_ROWS] = {0}, base_p[TL_BLOCK_ROWS] = {0}, top_p[TL_BLOCK_ROWS] = {0};
-    for (int i = 0; i < count; i++)
-        if (which >> i & 1) {
-            p[i] = -pairs[i].nll;
-            base_p[i] = -pairs[i].base_nll;
-            top_p[i] = pairs[i].base_top_p;
-        }
-    backend->exps(p, tl_padded_rows(count));
-    backend->exps(base_p, tl_padded_rows(count));
-    backend->exps(top_p, tl_padded_rows(count));
-    for (int i = 0; i < count; i++) {
-        pairs[i].change = p[i] - base_p[i];
-        pairs[i].base_top_p = top_p[i];
-    }
 }
 
 /* Pairs of short rows side by side; returns which were found. */
@@ -298,17 +297,10 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         if (base_seconds.argmax[i] != base_tops.argmax[i]) /* not the only class */
             take_class(&base_row, &row, base_seconds.argmax[i], &acc);
         acc.differs = !has_same_bits(backend, &base_row, &row, 0, row.count);
-        find_margins(backend, &base_row, &row, &acc, &pairs[i]);
-        pairs[i].kl = divergence_of(found_of[i], definitions);
-        pairs[i].base_logsumexp = found_of[i].base_logsumexp;
-        pairs[i].logsumexp = found_of[i].logsumexp;
-        pairs[i].base_lse = found_of[i].base;
-        pairs[i].lse = found_of[i].other;
-        pairs[i].nll = lse.relative.nll[i];
-        pairs[i].base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, &base_row, base->excluded[i])
-                                                        : base_lse.relative.nll[i];
-        pairs[i].is_same_top = acc.first.at == tops.argmax[i];
-        pairs[i].base_top_p = top_log_prob(acc.first.base, found_of[i].base_logsumexp, definitions);
+        acc.argmax = tops.argmax[i];
+        double base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, &base_row, base->excluded[i])
+                                                      : base_lse.relative.nll[i];
+        pairs[i] = end(backend, &base_row, &row, base_nll, lse.relative.nll[i], definitions, found_of[i], &acc);
     }
     find_probabilities(backend, pairs, count, found);
     return found;

@@ -10,10 +10,8 @@ typedef enum { TL_EXACT, TL_LLAMA_CPP } tl_definitions;
 
 typedef struct {
     double nll, base_nll, kl;
-    double change;         /* of the class id's probability */
-    double base_logsumexp; /* of the classes that the divergence counts */
-    double logsumexp;
-    tl_lse base_lse, lse; /* both, as two numbers each */
+    double change;        /* of the class id's probability */
+    tl_lse base_lse, lse; /* logsumexps, the base's of the classes that the divergence counts */
     double base_top_p; /* probability of the base's most likely class */
     double base_margin, margin; /* logit of the base's most likely class minus its second's, in both; or nan */
     double rounding; /* 2 units in the last place of the base's two logits, in the coarser of both dtypes */

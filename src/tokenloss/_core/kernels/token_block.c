@@ -75,45 +75,21 @@ static void end_top(const tl_backend *backend, const tl_row_block *rows, int cou
         top[i].count = top[i].most;
 }
 
-/* tl_logsumexp_of these rows, where it may be near zero: the classes but the target were reduced already. */
-static void find_near_zero(const tl_backend *backend, const tl_row_block *rows, int count, uint64_t near_zero,
-                           const tl_block_lse *all, const tl_block_lse *others, double *logsumexp, tl_cancel *cancel) {
-    tl_row_block left = *rows;
-    double found[TL_BLOCK_ROWS];
-    left.count = count;
-    left.has_excluded = 0;
-    left.wanted = near_zero;
-    for (int i = 0; i < count; i++)
-        if ((near_zero >> i & 1) && tl_is_dominant(others->logit[i], logsumexp[i])) {
-            left.wanted &= ~((uint64_t)1 << i);
-            logsumexp[i] = tl_logsumexp(tl_odds_at(rows, others, i).lse);
-        }
-    if (left.wanted == 0)
-        return;
-    tl_logsumexp_of_block(backend, &left, all, found, cancel);
-    for (int i = 0; i < count; i++)
-        if (tl_is_wanted(&left, i))
-            logsumexp[i] = found[i];
-}
-
-/* The logsumexp of all classes of these rows. */
+/* The logsumexp of all classes of these rows in groups, which are overwritten. */
 static void find_logsumexp(const tl_backend *backend, const tl_row_block *rows, int count, uint64_t which,
-                           tl_groups groups, const tl_block_lse *others, double *logsumexp, tl_cancel *cancel) {
+                           tl_groups groups, double *logsumexp, tl_cancel *cancel) {
     const tl_next_rows unknown = {NULL, 0, 0};
-    size_t padded = tl_padded_rows(count);
-    uint64_t near_zero = 0;
+    tl_row_block whole = *rows;
     tl_block_lse all;
-    backend->short_sumexp[groups.dtype](groups.at, padded / TL_GROUP, (size_t)rows->row.count, &unknown, 1, &all.sums);
+    whole.count = count;
+    whole.has_excluded = 0;
+    whole.wanted = which;
     memset(all.offset, 0, sizeof all.offset);
+    backend->short_sumexp[groups.dtype](groups.at, tl_groups_for(count), (size_t)rows->row.count, &unknown, 1, &all.sums);
     all.grouped = which;
     all.group_dtype = groups.dtype;
-    tl_end_lse(backend, &rows->row, padded, 0, &all);
-    for (int i = 0; i < count; i++) {
-        logsumexp[i] = tl_logsumexp(tl_lse_at(&all, i));
-        near_zero |= (uint64_t)tl_may_be_near_zero(logsumexp[i], all.sums.largest_lane[i], all.sums.in_order[i]) << i;
-    }
-    if (near_zero & which)
-        find_near_zero(backend, rows, count, near_zero & which, &all, others, logsumexp, cancel);
+    tl_end_lse(backend, &whole.row, tl_padded_rows(count), 0, &all);
+    tl_logsumexp_of_block(backend, &whole, &all, logsumexp, cancel);
 }
 
 /* Long class-major rows. */
@@ -173,7 +149,7 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     for (int i = 0; i < count; i++)
         tokens->nll[i] = near >> i & 1 ? of.nll[i] : others.odds.nll[i];
     backend->entropies(&others.odds, others.log, others.sums.sum, &moments, padded, tokens->entropy);
-    find_logsumexp(backend, rows, count, found, groups, &others, tokens->logsumexp, cancel);
+    find_logsumexp(backend, rows, count, found, groups, tokens->logsumexp, cancel);
     if (top)
         end_top(backend, rows, count, &others, top);
     return found;

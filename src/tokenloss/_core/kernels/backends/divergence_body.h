@@ -30,12 +30,21 @@ typedef struct {
     OP(vec) base_log, other_log, rest;
 } OP(pair_acc);
 
-TL_TARGET TL_INLINE OP(root_acc) OP(root_init)(const tl_divergence_side *of) {
-    const int64_t first = 8 * (OP(ROOT_SCALE) - OP(LEAST_EXPONENT));
-    const double least = of->quarters - (double)(first + CLAMPED_EIGHTHS);
-    OP(root_acc)
-    acc = {OP(set)(OP(ROUNDER) + (REAL)((double)(GUARD + first) - of->quarters)),
-           OP(set)((REAL)(least * (TL_LN2 / 4))), OP(set)((REAL)of->rest)};
+/* Of the logsumexp of the row in each lane. For float32, exponentials are computed for the float nearest to ln 2, here as
+ * elsewhere. */
+TL_TARGET TL_INLINE OP(root_acc) OP(root_init)(const double *log) {
+    const double first = 8 * (OP(ROOT_SCALE) - OP(LEAST_EXPONENT));
+    const f64_vec rounder = f64_set(0x1.8p52);
+    f64_vec eighths[PARTS], least[PARTS], rest[PARTS];
+    for (size_t i = 0; i < PARTS; i++) {
+        f64_vec x = f64_load(log + i * f64_WIDTH), quarters = f64_mul(x, f64_set(OP(QUARTERS)));
+        quarters = f64_sub(f64_add(quarters, rounder), rounder);
+        eighths[i] = f64_sub(f64_set(GUARD + first), quarters);
+        least[i] = f64_mul(f64_sub(quarters, f64_set(first + CLAMPED_EIGHTHS)), f64_set(TL_LN2 / 4));
+        rest[i] = f64_sub(f64_sub(x, f64_mul(quarters, f64_set(OP(LN2_HIGH) / 4))),
+                          f64_mul(quarters, f64_set(OP(LN2_LOW) / 4)));
+    }
+    OP(root_acc) acc = {OP(add)(OP(set)(OP(ROUNDER)), OP(narrow)(eighths)), OP(narrow)(least), OP(narrow)(rest)};
     return acc;
 }
 
@@ -132,10 +141,15 @@ TL_TARGET TL_INLINE void OP(set_log_terms)(OP(divergence_terms) * of, size_t cou
  * is too small for the dtype; -1, with nothing added, if logits are not clamped and one would have to be. */
 TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t count, tl_divergence_acc *acc,
                                             int wanted, int clamps) {
-    const REAL log_p = (REAL)acc->base.log, log_q = (REAL)acc->other.log;
+    const REAL log_p = (REAL)acc->base, log_q = (REAL)acc->other;
+    double base[OP(WIDTH)], of_other[OP(WIDTH)];
+    for (size_t i = 0; i < OP(WIDTH); i++) {
+        base[i] = acc->base;
+        of_other[i] = acc->other;
+    }
     const OP(pair_acc)
-    of_pair = {OP(root_init)(&acc->base), OP(root_init)(&acc->other), OP(set)(log_p), OP(set)(log_q),
-               OP(set)((REAL)((acc->other.log - (double)log_q) - (acc->base.log - (double)log_p)))};
+    of_pair = {OP(root_init)(base), OP(root_init)(of_other), OP(set)(log_p), OP(set)(log_q),
+               OP(set)((REAL)((acc->other - (double)log_q) - (acc->base - (double)log_p)))};
     const OP(table) powers = OP(load_powers)(OP(POWERS), GUARD);
     OP(vec) least = OP(set)((REAL)INFINITY), least_other = least, alone = OP(sub)(OP(set)(0), least);
     tl_lanes sums[TL_DIVERGENCE_SUMS];

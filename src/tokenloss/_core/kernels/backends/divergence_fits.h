@@ -4,6 +4,12 @@
  * times as large in the kernel, so that probabilities down to 2^-206 are normal floats. */
 #define f32_ROOT_SCALE 40
 #define f64_ROOT_SCALE 0
+#define f32_QUARTERS (4 / TL_FLOAT_LN2) /* of the logarithm of 2, which is subtracted in two parts */
+#define f64_QUARTERS (4 * TL_LOG2E)
+#define f32_LN2_HIGH TL_FLOAT_LN2
+#define f64_LN2_HIGH TL_LN2_HIGH
+#define f32_LN2_LOW 0.0
+#define f64_LN2_LOW TL_LN2_LOW
 #define f32_SIZE_BITS 0x7fffffff
 #define f64_SIZE_BITS 0x7fffffffffffffff
 #define f32_LEAST_NORMAL 0x1p-126f

@@ -13,7 +13,7 @@ typedef struct {
     OP(vec) rounder; /* rounds 8 x / ln 2 to k, and leaves k less that of the least power in the low bits */
     OP(table) powers;
     OP(vec) shift, threshold;
-    OP(vec) maximum[2], alone, floor;
+    OP(vec) maximum[2], alone;
     OP(bits) count_ge[2];
     OP(bits) or_bits[2]; /* of all k */
 } OP(acc);
@@ -29,7 +29,6 @@ TL_TARGET TL_INLINE OP(acc) OP(acc_init)(int64_t exponent, int clamps, double sh
            OP(set)((REAL)shift),
            OP(set)((REAL)threshold),
            {none, none},
-           none,
            none,
            {zero, zero},
            {zero, zero}};

@@ -4,16 +4,6 @@
 
 #define NAME(what) JOIN(JOIN(what, float64), JOIN(_, BACKEND))
 
-/* As f64_root_init, of the rows from `row` on. */
-TL_TARGET TL_INLINE f64_root_acc NAME(root_init_)(const tl_divergence_sides *of, size_t row) {
-    const double first = 8 * (f64_ROOT_SCALE - f64_LEAST_EXPONENT);
-    f64_vec quarters = f64_load(of->quarters + row);
-    f64_vec least = f64_sub(quarters, f64_set(first + CLAMPED_EIGHTHS));
-    f64_root_acc acc = {f64_add(f64_set(f64_ROUNDER), f64_sub(f64_set(GUARD + first), quarters)),
-                        f64_mul(least, f64_set(TL_LN2 / 4)), f64_load(of->rest + row)};
-    return acc;
-}
-
 TL_TARGET TL_INLINE f64_vec NAME(sum_of_)(const f64_vec *x, size_t most) {
     return most == 1 ? x[0] : f64_sum_of_four(x);
 }
@@ -52,8 +42,8 @@ TL_TARGET TL_INLINE void NAME(divergences_of_rows_)(const double *base, const do
     NAME(lane_) lanes[TL_DIVERGENCE_SUMS][16];
     const size_t count = classes < 16 ? classes : 16;
     const f64_table powers = f64_load_powers(f64_POWERS, GUARD);
-    const f64_pair_acc acc = {NAME(root_init_)(&of->base, row), NAME(root_init_)(&of->other, row),
-                              f64_load(of->base.log + row), f64_load(of->other.log + row), f64_set(0)};
+    const f64_pair_acc acc = {f64_root_init(of->base + row), f64_root_init(of->other + row),
+                              f64_load(of->base + row), f64_load(of->other + row), f64_set(0)};
     f64_vec alone = f64_set(-(double)INFINITY);
     for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
         for (size_t l = 0; l < 16; l++)

@@ -19,10 +19,6 @@ TL_INLINE OP(vec) OP(fma)(OP(vec) a, OP(vec) b, OP(vec) c) { return FLOATS(vfmaq
 TL_INLINE OP(vec) OP(min)(OP(vec) a, OP(vec) b) { return FLOATS(vminq)(a, b); }
 TL_INLINE OP(vec) OP(max_keep_nan)(OP(vec) a, OP(vec) b) { return FLOATS(vmaxq)(a, b); }
 TL_INLINE OP(vec) OP(max_skip_nan)(OP(vec) a, OP(vec) b) { return FLOATS(vbslq)(FLOATS(vcgtq)(a, b), a, b); }
-/* a, but -inf where it is not above b; nan stays */
-TL_INLINE OP(vec) OP(above)(OP(vec) a, OP(vec) b) {
-    return FLOATS(vbslq)(FLOATS(vcleq)(a, b), FLOATS(vdupq_n)(-(REAL)INFINITY), a);
-}
 /* a < b ? c : d, and a == b ? c : d; a nan compares as false */
 TL_INLINE OP(vec) OP(if_less)(OP(vec) a, OP(vec) b, OP(vec) c, OP(vec) d) {
     return FLOATS(vbslq)(FLOATS(vcltq)(a, b), c, d);

@@ -29,8 +29,6 @@ TL_INLINE REAL OP(div)(REAL a, REAL b) { return a / b; }
 TL_INLINE REAL OP(min)(REAL a, REAL b) { return a < b ? a : b; }
 TL_INLINE REAL OP(max_keep_nan)(REAL a, REAL b) { return a > b ? a : b; }
 TL_INLINE REAL OP(max_skip_nan)(REAL a, REAL b) { return a > b ? a : b; }
-/* a, but -inf where it is not above b; nan stays */
-TL_INLINE REAL OP(above)(REAL a, REAL b) { return a <= b ? -(REAL)INFINITY : a; }
 /* a < b ? c : d, and a == b ? c : d; a nan compares as false */
 TL_INLINE REAL OP(if_less)(REAL a, REAL b, REAL c, REAL d) { return a < b ? c : d; }
 TL_INLINE REAL OP(if_equal)(REAL a, REAL b, REAL c, REAL d) { return a == b ? c : d; }

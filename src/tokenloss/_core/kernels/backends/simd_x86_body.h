@@ -16,10 +16,6 @@ OPERATION OP(vec) OP(fma)(OP(vec) a, OP(vec) b, OP(vec) c) { return FLOATS(fmadd
 OPERATION OP(vec) OP(min)(OP(vec) a, OP(vec) b) { return FLOATS(min)(a, b); }
 OPERATION OP(vec) OP(max_keep_nan)(OP(vec) a, OP(vec) b) { return FLOATS(max)(a, b); }
 OPERATION OP(vec) OP(max_skip_nan)(OP(vec) a, OP(vec) b) { return FLOATS(max)(a, b); }
-/* a, but -inf where it is not above b; nan stays */
-OPERATION OP(vec) OP(above)(OP(vec) a, OP(vec) b) {
-    return CHOOSE(COMPARE(a, b, _CMP_LE_OQ), FLOATS(set1)(-(REAL)INFINITY), a);
-}
 /* a < b ? c : d, and a == b ? c : d; a nan compares as false */
 OPERATION OP(vec) OP(if_less)(OP(vec) a, OP(vec) b, OP(vec) c, OP(vec) d) {
     return CHOOSE(COMPARE(a, b, _CMP_LT_OQ), c, d);

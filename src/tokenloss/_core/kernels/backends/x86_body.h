@@ -24,8 +24,6 @@ OPERATION VEC OP(fma)(VEC a, VEC b, VEC c) { return FLOATS(fmadd)(a, b, c); }
 OPERATION VEC OP(min)(VEC a, VEC b) { return FLOATS(min)(a, b); }
 OPERATION VEC OP(max_keep_nan)(VEC a, VEC b) { return FLOATS(max)(a, b); }
 OPERATION VEC OP(max_skip_nan)(VEC a, VEC b) { return FLOATS(max)(a, b); }
-/* a, but -inf where it is not above b; nan stays */
-OPERATION VEC OP(above)(VEC a, VEC b) { return CHOOSE(COMPARE(a, b, _CMP_LE_OQ), FLOATS(set1)(-(REAL)INFINITY), a); }
 /* a < b ? c : d, and a == b ? c : d; a nan compares as false */
 OPERATION VEC OP(if_less)(VEC a, VEC b, VEC c, VEC d) { return CHOOSE(COMPARE(a, b, _CMP_LT_OQ), c, d); }
 OPERATION VEC OP(if_equal)(VEC a, VEC b, VEC c, VEC d) { return CHOOSE(COMPARE(a, b, _CMP_EQ_OQ), c, d); }
