@@ -11,8 +11,8 @@ cdef struct GatherBlock:
     int64_t start
     int count
     bint is_whole  # no row is masked
-    int rows[MAX_PROBABILITY_ROWS]
-    int64_t targets[MAX_PROBABILITY_ROWS]
+    int rows[GATHERED_ROWS]
+    int64_t targets[GATHERED_ROWS]
 
 
 cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_bfloat16, void *gathered) noexcept nogil:
@@ -95,7 +95,7 @@ cdef class ClassIdLoss(RowJob):
 
     cdef void add_block(self, const GatherBlock *block, double *nll, Totals *totals) noexcept nogil:
         """Add losses, times their class weights, to the sums; write them if each is wanted."""
-        cdef double weights[MAX_PROBABILITY_ROWS]
+        cdef double weights[GATHERED_ROWS]
         cdef int i
         if self.weighs_class_ids:
             for i in range(block.count):
@@ -105,15 +105,14 @@ cdef class ClassIdLoss(RowJob):
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef GatherBlock block
-        cdef double scores[MAX_PROBABILITY_ROWS]  # or floats
-        cdef double nll[MAX_PROBABILITY_ROWS]
+        cdef double scores[GATHERED_ROWS], nll[GATHERED_ROWS]  # scores may be floats
         while start < stop:
-            self.load_block(start, <int> min(stop - start, MAX_PROBABILITY_ROWS), &block, totals)
+            self.load_block(start, <int> min(stop - start, GATHERED_ROWS), &block, totals)
             self.load_scores(&block, scores)
             if tl_negative_log(backend, &self.clip, scores, block.count, nll):
                 self.check_scores(&block, scores, totals)
             self.add_block(&block, nll, totals)
-            start += MAX_PROBABILITY_ROWS
+            start += GATHERED_ROWS
 
 
 @cython.final
