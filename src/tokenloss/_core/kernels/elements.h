@@ -82,20 +82,32 @@ TL_INLINE void tl_copy_element(const char *from, char *to, int dtype) {
     }
 }
 
+/* An integer. Unsigned ones above the int64 range become negative, and so are no class id. */
+TL_INLINE int64_t tl_load_integer(const char *address, int dtype) {
+    int64_t native;
+    if (dtype == TL_INT64) { /* nearly always */
+        memcpy(&native, address, sizeof native);
+        return native;
+    }
+    switch (dtype & ~TL_SWAPPED) {
+    case TL_INT8: return (int8_t)*address;
+    case TL_INT16: return (int16_t)tl_load16(address, dtype);
+    case TL_INT32: return (int32_t)tl_load32(address, dtype);
+    case TL_UINT8: return (uint8_t)*address;
+    case TL_UINT16: return tl_load16(address, dtype);
+    case TL_UINT32: return tl_load32(address, dtype);
+    default: return (int64_t)tl_load64(address, dtype);
+    }
+}
+
 TL_INLINE double tl_load(const char *address, int dtype) {
     switch (dtype & ~TL_SWAPPED) {
     case TL_FLOAT16: return (double)tl_from_float16(tl_load16(address, dtype));
     case TL_BFLOAT16: return (double)tl_from_bfloat16(tl_load16(address, dtype));
     case TL_FLOAT32: return (double)tl_float_from_bits(tl_load32(address, dtype));
     case TL_FLOAT64: return tl_from_bits(tl_load64(address, dtype));
-    case TL_INT8: return (double)(int8_t)*address;
-    case TL_INT16: return (double)(int16_t)tl_load16(address, dtype);
-    case TL_INT32: return (double)(int32_t)tl_load32(address, dtype);
-    case TL_INT64: return (double)(int64_t)tl_load64(address, dtype);
-    case TL_UINT8: return (double)(uint8_t)*address;
-    case TL_UINT16: return (double)tl_load16(address, dtype);
-    case TL_UINT32: return (double)tl_load32(address, dtype);
-    default: return (double)tl_load64(address, dtype);
+    case TL_UINT64: return (double)tl_load64(address, dtype);
+    default: return (double)tl_load_integer(address, dtype);
     }
 }
 
@@ -128,60 +140,27 @@ TL_INLINE uint16_t tl_to_bfloat16(double value) {
 
 /* Rounds a double to one of the four dtypes of logits, in either byte order. */
 TL_INLINE void tl_store(char *address, int dtype, double value) {
-    float single = (float)value;
+    const int is_bfloat16 = (dtype & ~TL_SWAPPED) == TL_BFLOAT16;
+    const float single = (float)value;
     uint16_t half;
-    uint32_t single_bits;
-    uint64_t bits;
-    switch (dtype & ~TL_SWAPPED) {
-    case TL_FLOAT16:
-    case TL_BFLOAT16:
-        half = (dtype & ~TL_SWAPPED) == TL_FLOAT16 ? tl_to_float16(value) : tl_to_bfloat16(value);
-        half = tl_load16((const char *)&half, dtype);
-        memcpy(address, &half, sizeof half);
+    switch (tl_itemsize(dtype)) {
+    case 2:
+        half = is_bfloat16 ? tl_to_bfloat16(value) : tl_to_float16(value);
+        tl_copy_element((const char *)&half, address, dtype);
         break;
-    case TL_FLOAT32:
-        memcpy(&single_bits, &single, sizeof single_bits);
-        single_bits = tl_load32((const char *)&single_bits, dtype);
-        memcpy(address, &single_bits, sizeof single_bits);
-        break;
-    default: bits = tl_load64((const char *)&value, dtype); memcpy(address, &bits, sizeof bits);
+    case 4: tl_copy_element((const char *)&single, address, dtype); break;
+    default: tl_copy_element((const char *)&value, address, dtype);
     }
 }
 
-/* An integer. Unsigned ones above the int64 range become negative, and so are no class id. */
-TL_INLINE int64_t tl_load_integer(const char *address, int dtype) {
-    int64_t native;
-    if (dtype == TL_INT64) { /* nearly always */
-        memcpy(&native, address, sizeof native);
-        return native;
-    }
-    switch (dtype & ~TL_SWAPPED) {
-    case TL_INT8: return (int8_t)*address;
-    case TL_INT16: return (int16_t)tl_load16(address, dtype);
-    case TL_INT32: return (int32_t)tl_load32(address, dtype);
-    case TL_UINT8: return (uint8_t)*address;
-    case TL_UINT16: return tl_load16(address, dtype);
-    case TL_UINT32: return tl_load32(address, dtype);
-    default: return (int64_t)tl_load64(address, dtype);
-    }
-}
-
-/* The same for `count` integers that are `stride` bytes apart. */
+/* `count` integers that are `stride` bytes apart. */
 TL_INLINE void tl_load_integers(const char *address, ptrdiff_t stride, int dtype, int count, int64_t *loaded) {
     int32_t single;
     if (dtype == TL_INT64 && stride == sizeof *loaded) /* nearly always */
         memcpy(loaded, address, (size_t)count * sizeof *loaded);
-    else if (dtype == TL_INT64)
-        for (int i = 0; i < count; i++)
-            memcpy(&loaded[i], address + i * stride, sizeof *loaded);
     else if (dtype == TL_INT32 && stride == sizeof single)
         for (int i = 0; i < count; i++) { /* vectors of them */
             memcpy(&single, address + i * (ptrdiff_t)sizeof single, sizeof single);
-            loaded[i] = single;
-        }
-    else if (dtype == TL_INT32)
-        for (int i = 0; i < count; i++) {
-            memcpy(&single, address + i * stride, sizeof single);
             loaded[i] = single;
         }
     else

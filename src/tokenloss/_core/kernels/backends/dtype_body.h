@@ -1,22 +1,17 @@
 /* The kernels of one dtype on one instruction set. Included once for each pair, with these defined:
  *
  *   DTYPE       ends the functions' names      ELEMENT   type in memory
- *   LOAD(p)     a vector of elements, converted to REAL
- *   STORE(p, a) the same back, rounded; STREAM(p, a) past the caches
  *   REAL, OP(f) float and f32_f, or double and f64_f: the operations of simd_*.h
  *
  * max_keep_nan(a, b) of a nan b is nan; max_skip_nan(a, b) is a > b ? a : b, so it passes over a nan a.
- *
- * and perhaps, where several vectors are loaded at a time and their elements are not in order:
- *
- *   COLUMNS               how many; LOAD_COLUMNS(p, to) loads them
- *   ORDER_COLUMNS(sums)   puts their sums in order
  *
  * HALF is defined for dtypes that float32 computes for: where arguments are clamped, parts of a row are converted to
  * it.
  */
 
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
+#define LOAD(p) JOIN(OP(load_), DTYPE)(p) /* a vector of elements, converted to REAL; and back, rounded */
+#define STORE(p, a) JOIN(OP(store_), DTYPE)(p, a)
 
 #include "reduce_body.h"
 
@@ -33,6 +28,17 @@ TL_TARGET TL_INLINE OP(vec) NAME(load_first_)(const ELEMENT *x, size_t n, REAL o
     memcpy(first, (const void *)x, n * sizeof *first);
 #endif
     return LOAD(first);
+#endif
+}
+
+/* Writes a vector past the caches. */
+TL_TARGET TL_INLINE void NAME(stream_)(ELEMENT *p, OP(vec) a) {
+#ifdef HALF
+    ELEMENT rounded[OP(WIDTH)];
+    STORE(rounded, a);
+    half_stream(p, rounded);
+#else
+    OP(stream)(p, a);
 #endif
 }
 
@@ -454,12 +460,8 @@ TL_TARGET static void NAME(deinterleave_planes_)(const void *groups, ptrdiff_t c
 
 #undef STRIP
 #undef NAME
-#undef COLUMNS
-#undef ORDER_COLUMNS
-#undef LOAD_COLUMNS
 #undef HALF
 #undef DTYPE
 #undef ELEMENT
 #undef LOAD
 #undef STORE
-#undef STREAM

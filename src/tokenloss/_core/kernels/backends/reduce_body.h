@@ -5,43 +5,35 @@
  * in the 16 double lanes; rests in two chains of 4 and moments in one of 8, then 64 -> 16 lanes, then in double. The
  * result does not depend on the width of a vector. */
 
-#ifndef COLUMNS
-#define COLUMNS 1
-#define ORDER_COLUMNS(sums) (void)(sums)
-#endif
-
-/* The sums of some columns of a chunk, vectors of lanes of 8 elements each; the sums of pairs and fours at first. */
+/* The sums of a column of a chunk, a vector of lanes of 8 elements each; the sums of pairs and fours at first. */
 typedef struct {
-    OP(vec) powers[4][COLUMNS], rests[2][COLUMNS], moments[COLUMNS];
-} NAME(columns_);
+    OP(vec) powers[4], rests[2], moments;
+} NAME(column_);
 
 /* Adds element i of each lane, and returns its power and k. */
 TL_TARGET TL_INLINE void NAME(add_elements_)(const ELEMENT *x, const ELEMENT *other, size_t i, enum tl_mode mode,
-                                             int clamps, OP(acc) * acc, NAME(columns_) * to, OP(vec) k[COLUMNS],
-                                             OP(vec) power[COLUMNS]) {
-    OP(vec) value[COLUMNS], y[COLUMNS];
-    LOAD_COLUMNS(x, value);
+                                             int clamps, OP(acc) * acc, NAME(column_) * to, OP(vec) * k,
+                                             OP(vec) * power) {
+    OP(vec) value = LOAD(x), y = value;
     if (mode == KL)
-        LOAD_COLUMNS(other, y);
-    for (size_t c = 0; c < COLUMNS; c++) {
-        OP(vec) bounded = clamps ? OP(max_keep_nan)(acc->min_arg, value[c]) : value[c], *rest = &to->rests[i / 4][c];
-        const OP(exp_parts) exp = OP(exp_of)(bounded, acc, clamps);
-        k[c] = exp.k;
-        power[c] = exp.power;
-        *rest = i % 4 == 0 ? OP(mul)(exp.q, exp.r_power) : OP(fma)(exp.q, exp.r_power, *rest);
-        if (mode == SUMEXP)
-            continue;
-        OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(add_rest)(&exp, exp.power);
-        acc->maximum[i % 2] = OP(max_skip_nan)(value[c], acc->maximum[i % 2]);
-        if (mode == KL && clamps) {
-            OP(vec) alone = OP(if_less)(y[c], OP(set)(-OP(OTHER_LIMIT)), value[c], acc->alone);
-            acc->alone = OP(max_skip_nan)(alone, acc->alone);
-            y[c] = OP(max_keep_nan)(OP(set)(-OP(OTHER_LIMIT)), y[c]);
-        }
-        if (mode == KL)
-            factor = OP(sub)(factor, OP(sub)(y[c], acc->threshold));
-        to->moments[c] = i == 0 ? OP(mul)(term, factor) : OP(fma)(term, factor, to->moments[c]);
+        y = LOAD(other);
+    OP(vec) bounded = clamps ? OP(max_keep_nan)(acc->min_arg, value) : value, *rest = &to->rests[i / 4];
+    const OP(exp_parts) exp = OP(exp_of)(bounded, acc, clamps);
+    *k = exp.k;
+    *power = exp.power;
+    *rest = i % 4 == 0 ? OP(mul)(exp.q, exp.r_power) : OP(fma)(exp.q, exp.r_power, *rest);
+    if (mode == SUMEXP)
+        return;
+    OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(add_rest)(&exp, exp.power);
+    acc->maximum[i % 2] = OP(max_skip_nan)(value, acc->maximum[i % 2]);
+    if (mode == KL && clamps) {
+        OP(vec) alone = OP(if_less)(y, OP(set)(-OP(OTHER_LIMIT)), value, acc->alone);
+        acc->alone = OP(max_skip_nan)(alone, acc->alone);
+        y = OP(max_keep_nan)(OP(set)(-OP(OTHER_LIMIT)), y);
     }
+    if (mode == KL)
+        factor = OP(sub)(factor, OP(sub)(y, acc->threshold));
+    to->moments = i == 0 ? OP(mul)(term, factor) : OP(fma)(term, factor, to->moments);
 }
 
 /* Asks for the cache lines of later chunks in the order of addresses, which memory serves best, although a chunk is
@@ -53,60 +45,48 @@ TL_TARGET TL_INLINE void NAME(add_elements_)(const ELEMENT *x, const ELEMENT *ot
 #define ASK_AHEAD(line) tl_prefetch_stream(line)
 #endif
 TL_TARGET TL_INLINE void NAME(prefetch_share_)(const ELEMENT *x, size_t j, size_t i) {
-    const size_t share = 2 * OP(WIDTH) * COLUMNS * sizeof *x, start = (4 * j / COLUMNS + i) * share;
+    const size_t share = 2 * OP(WIDTH) * sizeof *x, start = (4 * j + i) * share;
     for (size_t line = start; line < start + share; line += 64)
         if (line % 64 == 0)
             ASK_AHEAD((const char *)(const void *)x + line);
 }
 
-/* Adds elements 2 i and 2 i + 1 of each lane of columns j, j + 1, ...; those from `count` on are -inf. */
+/* Adds elements 2 i and 2 i + 1 of each lane of column j; those from `count` on are -inf. */
 TL_TARGET TL_INLINE void NAME(add_pair_)(const ELEMENT *x, const ELEMENT *other, size_t count, size_t j, size_t i,
-                                         enum tl_mode mode, int clamps, OP(acc) * acc, NAME(columns_) * to) {
-    OP(vec) k[2][COLUMNS], power[2][COLUMNS];
+                                         enum tl_mode mode, int clamps, OP(acc) * acc, NAME(column_) * to) {
+    OP(vec) k[2], power[2];
     const size_t at = 2 * TL_LANES * i + OP(WIDTH) * j;
     if (count == TL_CHUNK)
         NAME(prefetch_share_)(x, j, i);
     if (at >= count) {
-        for (size_t c = 0; c < COLUMNS; c++) {
-            to->powers[i][c] = OP(set)(0);
-            if (i % 2 == 0)
-                to->rests[i / 2][c] = OP(set)(0);
-            if (i == 0)
-                to->moments[c] = OP(set)(0);
-        }
+        to->powers[i] = OP(set)(0);
+        if (i % 2 == 0)
+            to->rests[i / 2] = OP(set)(0);
+        if (i == 0)
+            to->moments = OP(set)(0);
         return;
     }
-    NAME(add_elements_)(x + at, other + at, 2 * i, mode, clamps, acc, to, k[0], power[0]);
-    NAME(add_elements_)(x + at + TL_LANES, other + at + TL_LANES, 2 * i + 1, mode, clamps, acc, to, k[1], power[1]);
-    for (size_t c = 0; c < COLUMNS; c++) {
-        acc->or_bits[i % 2] = OP(or_bits)(acc->or_bits[i % 2], k[0][c], k[1][c]);
-        to->powers[i][c] = OP(add)(power[0][c], power[1][c]);
-        COMPUTE_NOW(to->powers[i][c], acc->or_bits[i % 2]);
-    }
+    NAME(add_elements_)(x + at, other + at, 2 * i, mode, clamps, acc, to, &k[0], &power[0]);
+    NAME(add_elements_)(x + at + TL_LANES, other + at + TL_LANES, 2 * i + 1, mode, clamps, acc, to, &k[1], &power[1]);
+    acc->or_bits[i % 2] = OP(or_bits)(acc->or_bits[i % 2], k[0], k[1]);
+    to->powers[i] = OP(add)(power[0], power[1]);
+    COMPUTE_NOW(to->powers[i], acc->or_bits[i % 2]);
 }
 
-/* The sums of columns j, j + 1, ... of a chunk. */
-TL_TARGET TL_INLINE NAME(columns_) NAME(reduce_columns_)(const ELEMENT *x, size_t count, size_t j, OP(acc) * acc,
-                                                         enum tl_mode mode, int clamps, const ELEMENT *other) {
-    NAME(columns_) of;
+/* The sums of column j of a chunk. */
+TL_TARGET TL_INLINE NAME(column_) NAME(reduce_column_)(const ELEMENT *x, size_t count, size_t j, OP(acc) * acc,
+                                                       enum tl_mode mode, int clamps, const ELEMENT *other) {
+    NAME(column_) of;
     /* no loop: compilers would not unroll every one */
     NAME(add_pair_)(x, other, count, j, 0, mode, clamps, acc, &of);
     NAME(add_pair_)(x, other, count, j, 1, mode, clamps, acc, &of);
     NAME(add_pair_)(x, other, count, j, 2, mode, clamps, acc, &of);
     NAME(add_pair_)(x, other, count, j, 3, mode, clamps, acc, &of);
-    for (size_t c = 0; c < COLUMNS; c++) {
-        of.rests[0][c] = OP(add)(of.rests[0][c], of.rests[1][c]);
-        of.powers[0][c] = OP(add)(of.powers[0][c], of.powers[1][c]);
-        of.powers[1][c] = OP(add)(of.powers[2][c], of.powers[3][c]);
-        if (OP(SUMS) == 1)
-            of.powers[0][c] = OP(add)(of.powers[0][c], of.powers[1][c]);
-    }
-    ORDER_COLUMNS(of.rests[0]);
-    ORDER_COLUMNS(of.powers[0]);
-    if (OP(SUMS) == 2)
-        ORDER_COLUMNS(of.powers[1]);
-    if (mode != SUMEXP)
-        ORDER_COLUMNS(of.moments);
+    of.rests[0] = OP(add)(of.rests[0], of.rests[1]);
+    of.powers[0] = OP(add)(of.powers[0], of.powers[1]);
+    of.powers[1] = OP(add)(of.powers[2], of.powers[3]);
+    if (OP(SUMS) == 1)
+        of.powers[0] = OP(add)(of.powers[0], of.powers[1]);
     return of;
 }
 
@@ -128,19 +108,16 @@ TL_TARGET TL_INLINE void NAME(reduce_chunk_)(const ELEMENT *x, size_t count, OP(
         maximum[i] = acc->maximum[i];
         acc->maximum[i] = OP(set)(-(REAL)INFINITY);
     }
-    for (size_t j = 0; j < TL_LANES / OP(WIDTH); j += COLUMNS) {
-        NAME(columns_) of = NAME(reduce_columns_)(x, count, j, acc, mode, clamps, other);
-        for (size_t c = 0; c < COLUMNS; c++) {
-            const size_t lane = OP(WIDTH) * (j + c);
-            for (size_t s = 0; s < OP(SUMS); s++) {
-                OP(accumulate)(sum, lane % 16, of.powers[s][c]);
-                if (mode == MOMENT)
-                    OP(accumulate)(all_sum, lane % 16, of.powers[s][c]);
-            }
-            rests[j + c] = of.rests[0][c];
-            if (mode != SUMEXP)
-                moments[j + c] = of.moments[c];
+    for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++) {
+        NAME(column_) of = NAME(reduce_column_)(x, count, j, acc, mode, clamps, other);
+        for (size_t s = 0; s < OP(SUMS); s++) {
+            OP(accumulate)(sum, OP(WIDTH) * j % 16, of.powers[s]);
+            if (mode == MOMENT)
+                OP(accumulate)(all_sum, OP(WIDTH) * j % 16, of.powers[s]);
         }
+        rests[j] = of.rests[0];
+        if (mode != SUMEXP)
+            moments[j] = of.moments;
     }
     if (mode == MOMENT)
         NAME(count_chunk_)(x, count, acc);

@@ -50,21 +50,11 @@ OPERATION void half_load_first(const uint16_t *p, size_t n, uint16_t other, uint
 OPERATION __m256 f32_load_float16(const uint16_t *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
-OPERATION __m256 f32_load_bfloat16(const uint16_t *p) {
-    __m128i bits = _mm_loadu_si128((const __m128i *)(const void *)p);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
-/* two columns of bfloat16 in one load: the even elements, and the odd ones; and their sums in the elements' order */
-#define bfloat16_COLUMNS 2
-OPERATION void bfloat16_load_columns(const uint16_t *p, __m256 *to) {
-    __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)p);
-    to[0] = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
-    to[1] = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32((int)0xffff0000u)));
-}
-OPERATION void bfloat16_order_columns(__m256 *sums) {
-    __m256 low = _mm256_unpacklo_ps(sums[0], sums[1]), high = _mm256_unpackhi_ps(sums[0], sums[1]);
-    sums[0] = _mm256_permute2f128_ps(low, high, 0x20);
-    sums[1] = _mm256_permute2f128_ps(low, high, 0x31);
+OPERATION __m256 f32_load_bfloat16(const uint16_t *p) { /* one permutation puts words into upper halves */
+    const __m256i place = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 8, 9, -1, -1,
+                                           10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
+    __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm256_castsi256_ps(_mm256_shuffle_epi8(both, place));
 }
 OPERATION void f32_store_float16(uint16_t *p, __m256 a) {
     _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

@@ -48,19 +48,6 @@ OPERATION __m512 f32_load_bfloat16(const uint16_t *p) { /* one permutation puts 
     __m512i bits = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)p));
     return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, place, bits));
 }
-/* two columns of bfloat16 in one load: the even elements, and the odd ones; and their sums in the elements' order */
-#define bfloat16_COLUMNS 2
-OPERATION void bfloat16_load_columns(const uint16_t *p, __m512 *to) {
-    __m512i bits = _mm512_loadu_si512(p);
-    to[0] = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
-    to[1] = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32((int)0xffff0000u)));
-}
-OPERATION void bfloat16_order_columns(__m512 *sums) {
-    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    __m512 even = sums[0], odd = sums[1];
-    sums[0] = _mm512_permutex2var_ps(even, low, odd);
-    sums[1] = _mm512_permutex2var_ps(even, _mm512_add_epi32(low, _mm512_set1_epi32(8)), odd);
-}
 OPERATION void f32_store_float16(uint16_t *p, __m512 a) {
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }

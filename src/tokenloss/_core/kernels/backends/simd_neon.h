@@ -38,9 +38,6 @@ TL_INLINE float32x4_t f32_load_float16(const uint16_t *p) { return vcvt_f32_f16(
 TL_INLINE float32x4_t f32_load_bfloat16(const uint16_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
 }
-#define bfloat16_COLUMNS 1
-TL_INLINE void bfloat16_load_columns(const uint16_t *p, float32x4_t *to) { *to = f32_load_bfloat16(p); }
-TL_INLINE void bfloat16_order_columns(float32x4_t *sums) { (void)sums; }
 TL_INLINE void f32_store_float16(uint16_t *p, float32x4_t a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
 /* rounded to nearest even; no nan comes here. For a sum of 0x7fff and a bit, gcc 14 emits raddhn: halves go up */
 TL_INLINE void f32_store_bfloat16(uint16_t *p, float32x4_t a) {
@@ -48,10 +45,6 @@ TL_INLINE void f32_store_bfloat16(uint16_t *p, float32x4_t a) {
     vst1_u16(p, vaddhn_u32(bits, vsubq_u32(vdupq_n_u32(0x7fff), is_odd)));
 }
 TL_INLINE void half_stream(uint16_t *p, const uint16_t *halves) { memcpy(p, halves, 8); }
-TL_INLINE uint32_t f32_mask_ge(float32x4_t a, float32x4_t b) {
-    static const uint32_t lane[4] = {1, 2, 4, 8};
-    return vaddvq_u32(vandq_u32(vcgeq_f32(a, b), vld1q_u32(lane)));
-}
 /* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
 typedef uint8x16x2_t f32_table;
 TL_INLINE uint8x16x2_t f32_load_powers(const uint32_t *powers, int guard) {
@@ -69,16 +62,8 @@ TL_INLINE float32x4_t f32_power(float32x4_t k, uint8x16x2_t table) {
 TL_INLINE float32x4_t f32_zero_if_negative(float32x4_t a) {
     return vreinterpretq_f32_s32(vmaxq_s32(vreinterpretq_s32_f32(a), vdupq_n_s32(0)));
 }
-TL_INLINE int f32_any_negative(uint32x4_t bits) { return vmaxvq_u32(bits) >> 31 != 0; }
 
-/* 128 bits of a row, `offset` bytes into it */
-#define f32_PIECE 4
-TL_INLINE float32x4_t f32_load_pieces(const char *const *rows, size_t offset) {
-    return vld1q_f32((const float *)(const void *)(rows[0] + offset));
-}
-TL_INLINE void f32_store_pieces(char *const *rows, size_t offset, float32x4_t piece) {
-    vst1q_f32((float *)(void *)(rows[0] + offset), piece);
-}
+#define f32_PIECE 4 /* elements of a piece of a row, of 128 bits */
 TL_INLINE void f32_transpose_pieces(float32x4_t *v) {
     float64x2_t ab_low = vreinterpretq_f64_f32(vzip1q_f32(v[0], v[1])),
                 ab_high = vreinterpretq_f64_f32(vzip2q_f32(v[0], v[1])),
@@ -122,10 +107,6 @@ TL_INLINE void f32_widen_bits(float32x4_t a, float64x2_t *wide) {
 }
 TL_INLINE float32x4_t f32_narrow(const float64x2_t *wide) { return vcvt_high_f32_f64(vcvt_f32_f64(wide[0]), wide[1]); }
 
-TL_INLINE uint32_t f64_mask_ge(float64x2_t a, float64x2_t b) {
-    uint64x2_t reached = vcgeq_f64(a, b);
-    return (uint32_t)((vgetq_lane_u64(reached, 0) & 1) | (vgetq_lane_u64(reached, 1) & 2));
-}
 typedef uint8x16x4_t f64_table;
 TL_INLINE uint8x16x4_t f64_load_powers(const uint64_t *powers, int guard) {
     const uint64x2_t drop = vdupq_n_u64((uint64_t)guard << 49);
@@ -147,22 +128,8 @@ TL_INLINE float64x2_t f64_zero_if_negative(float64x2_t a) {
 }
 /* integers plus the bits of numbers */
 TL_INLINE uint64x2_t f64_add_bits(uint64x2_t a, float64x2_t b) { return vaddq_u64(a, vreinterpretq_u64_f64(b)); }
-/* whether a bit of a mask is set in any element */
-TL_INLINE int f32_any_of_bits(uint32x4_t a, uint32_t mask) { return vmaxvq_u32(vandq_u32(a, vdupq_n_u32(mask))) != 0; }
-TL_INLINE int f64_any_of_bits(uint64x2_t a, uint64_t mask) {
-    return ((vgetq_lane_u64(a, 0) | vgetq_lane_u64(a, 1)) & mask) != 0;
-}
-TL_INLINE int f64_any_negative(uint64x2_t bits) {
-    return (vgetq_lane_u64(bits, 0) | vgetq_lane_u64(bits, 1)) >> 63 != 0;
-}
 
 #define f64_PIECE 2
-TL_INLINE float64x2_t f64_load_pieces(const char *const *rows, size_t offset) {
-    return vld1q_f64((const double *)(const void *)(rows[0] + offset));
-}
-TL_INLINE void f64_store_pieces(char *const *rows, size_t offset, float64x2_t piece) {
-    vst1q_f64((double *)(void *)(rows[0] + offset), piece);
-}
 TL_INLINE void f64_transpose_pieces(float64x2_t *v) {
     float64x2_t low = vzip1q_f64(v[0], v[1]);
     v[1] = vzip2q_f64(v[0], v[1]);
@@ -186,11 +153,3 @@ TL_INLINE float64x2_t f64_sum_triples(const double *p) {
 TL_INLINE float64x2_t f64_sum_each(const float64x2_t *v) { return vpaddq_f64(v[0], v[1]); }
 
 TL_INLINE float64x2_t f64_trunc(float64x2_t a) { return vrndq_f64(a); }
-TL_INLINE uint32_t f32_mask_nonzero(float32x4_t a) {
-    static const uint32_t lane[4] = {1, 2, 4, 8};
-    return vaddvq_u32(vbicq_u32(vld1q_u32(lane), vceqzq_f32(a)));
-}
-TL_INLINE uint32_t f64_mask_nonzero(float64x2_t a) {
-    uint64x2_t zero = vceqzq_f64(a);
-    return (uint32_t)((~vgetq_lane_u64(zero, 0) & 1) | (~vgetq_lane_u64(zero, 1) & 2));
-}

@@ -26,6 +26,13 @@ TL_INLINE OP(vec) OP(if_less)(OP(vec) a, OP(vec) b, OP(vec) c, OP(vec) d) {
 TL_INLINE OP(vec) OP(if_equal)(OP(vec) a, OP(vec) b, OP(vec) c, OP(vec) d) {
     return FLOATS(vbslq)(FLOATS(vceqq)(a, b), c, d);
 }
+/* a bit of each element that is set */
+TL_INLINE uint32_t OP(mask)(OP(bits) is_set) {
+    static const UINT lane[] = {1, 2, 4, 8};
+    return (uint32_t)INTS(vaddvq)(INTS(vandq)(is_set, INTS(vld1q)(lane)));
+}
+TL_INLINE uint32_t OP(mask_ge)(OP(vec) a, OP(vec) b) { return OP(mask)(FLOATS(vcgeq)(a, b)); }
+TL_INLINE uint32_t OP(mask_nonzero)(OP(vec) a) { return OP(mask)(FLOATS(vceqzq)(a)) ^ ((1u << OP(WIDTH)) - 1); }
 TL_INLINE OP(bits) OP(count_ge)(OP(bits) n, OP(vec) a, OP(vec) b) { return INTS(vsubq)(n, FLOATS(vcgeq)(a, b)); }
 
 /* the bits of a as an integer: plus, and, or a constant; the exponent field of a positive number as an integer; 2^n of
@@ -43,6 +50,16 @@ TL_INLINE OP(vec) OP(exponent_field)(OP(vec) a) { return FROM_BITS(INTS(vshrq_n)
 TL_INLINE OP(vec) OP(pow2)(OP(vec) shifted) { return FROM_BITS(INTS(vshlq_n)(TO_BITS(shifted), MANTISSA)); }
 TL_INLINE OP(bits) OP(or_bits)(OP(bits) a, OP(vec) b, OP(vec) c) {
     return INTS(vorrq)(a, INTS(vorrq)(TO_BITS(b), TO_BITS(c)));
+}
+/* whether any element has a bit of a mask */
+TL_INLINE int OP(any_of_bits)(OP(bits) a, UINT mask) { return OP(mask)(INTS(vtstq)(a, INTS(vdupq_n)(mask))) != 0; }
+
+/* a piece of a row, a whole vector, `offset` bytes into it */
+TL_INLINE OP(vec) OP(load_pieces)(const char *const *rows, size_t offset) {
+    return FLOATS(vld1q)((const REAL *)(const void *)(rows[0] + offset));
+}
+TL_INLINE void OP(store_pieces)(char *const *rows, size_t offset, OP(vec) piece) {
+    FLOATS(vst1q)((REAL *)(void *)(rows[0] + offset), piece);
 }
 
 #undef REAL

@@ -63,10 +63,6 @@ TL_INLINE float f32_fma(float a, float b, float c) {
 }
 #endif
 
-#define bfloat16_COLUMNS 1
-TL_INLINE void bfloat16_load_columns(const uint16_t *p, float *to) { *to = f32_load_bfloat16(p); }
-TL_INLINE void bfloat16_order_columns(float *sums) { (void)sums; }
-
 #define f32_PIECE 1
 #define f32_split_pairs(p, to) (void)((to)[0] = f32_load(p), (to)[TL_GROUP] = f32_load((p) + 1))
 #define f32_split_triples(p, to) (f32_split_pairs(p, to), (void)((to)[2 * TL_GROUP] = f32_load((p) + 2)))

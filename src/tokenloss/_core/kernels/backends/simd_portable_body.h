@@ -44,10 +44,9 @@ TL_INLINE REAL OP(with_bits)(REAL a, UINT bits) { return OP(from_bits)(OP(to_bit
 TL_INLINE REAL OP(exponent_field)(REAL a) { return OP(from_bits)(OP(to_bits)(a) >> MANTISSA); }
 TL_INLINE REAL OP(pow2)(REAL shifted) { return OP(from_bits)(OP(to_bits)(shifted) << MANTISSA); }
 TL_INLINE UINT OP(or_bits)(UINT a, REAL b, REAL c) { return a | OP(to_bits)(b) | OP(to_bits)(c); }
-/* whether any element has a bit of a mask, or is negative */
+/* whether any element has a bit of a mask */
 TL_INLINE int OP(any_of_bits)(UINT a, UINT mask) { return (a & mask) != 0; }
-TL_INLINE int OP(any_negative)(UINT bits) { return bits >> (8 * sizeof bits - 1) != 0; }
-TL_INLINE REAL OP(zero_if_negative)(REAL a) { return OP(any_negative)(OP(to_bits)(a)) ? 0 : a; }
+TL_INLINE REAL OP(zero_if_negative)(REAL a) { return OP(to_bits)(a) >> (8 * sizeof a - 1) != 0 ? 0 : a; }
 
 /* 2^(k / 8), of k in the low bits of a number of ulp 1: see f32_POWERS and f64_POWERS in template.h */
 typedef struct {

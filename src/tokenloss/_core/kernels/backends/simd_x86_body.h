@@ -37,9 +37,8 @@ OPERATION OP(vec) OP(pow2)(OP(vec) shifted) { return FROM_BITS(INTS(slli)(TO_BIT
 OPERATION OP(bits) OP(or_bits)(OP(bits) a, OP(vec) b, OP(vec) c) {
     return WHOLE(or)(a, WHOLE(or)(TO_BITS(b), TO_BITS(c)));
 }
-/* whether any element has a bit of a mask, or is negative */
+/* whether any element has a bit of a mask */
 OPERATION int OP(any_of_bits)(OP(bits) a, UINT mask) { return ANY(a, SET_INTS(mask)); }
-OPERATION int OP(any_negative)(OP(bits) bits) { return ANY(bits, SET_INTS((UINT)1 << (8 * sizeof(REAL) - 1))); }
 
 #undef REAL
 #undef UINT

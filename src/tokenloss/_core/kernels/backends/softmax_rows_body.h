@@ -143,7 +143,7 @@ TL_TARGET TL_INLINE void NAME(map_row_)(enum tl_row_map map, const void *from, s
             STORE(to + k, NAME(mapped_at_)(map, from, k, a, b, acc));
         for (k = until_line; k + line <= classes; k += line)
             for (size_t i = k; i < k + line; i += OP(WIDTH))
-                STREAM(to + i, NAME(mapped_at_)(map, from, i, a, b, acc));
+                NAME(stream_)(to + i, NAME(mapped_at_)(map, from, i, a, b, acc));
     }
     for (; k < last; k += OP(WIDTH))
         STORE(to + k, NAME(mapped_at_)(map, from, k, a, b, acc));

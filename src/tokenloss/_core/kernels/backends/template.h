@@ -81,6 +81,7 @@ static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5
 #define f64_HEADROOM 0
 #define f32_SCALE 0x1p80
 #define f32_UNSCALE 0x1p-80
+#define f64_SCALE 1
 #define f64_UNSCALE 1
 
 /* Where arguments are clamped, the least one is this many eighths of an octave below the least power: the bits of its
@@ -137,62 +138,6 @@ TL_TARGET TL_INLINE tl_lanes zero_lanes(void) {
     return lanes;
 }
 
-TL_TARGET TL_INLINE tl_lanes f64_load_lanes(const double *sum, const double *comp) {
-    tl_lanes lanes;
-    for (size_t i = 0; i < LANE_VECTORS; i++) {
-        lanes.sum[i] = f64_load(sum + i * f64_WIDTH);
-        lanes.comp[i] = f64_load(comp + i * f64_WIDTH);
-    }
-    return lanes;
-}
-
-TL_TARGET TL_INLINE void f64_store_lanes(const tl_lanes *lanes, double *sum, double *comp) {
-    for (size_t i = 0; i < LANE_VECTORS; i++) {
-        f64_store(sum + i * f64_WIDTH, lanes->sum[i]);
-        f64_store(comp + i * f64_WIDTH, lanes->comp[i]);
-    }
-}
-
-/* The sums of terms in float have no compensation. */
-TL_TARGET TL_INLINE tl_lanes f32_load_lanes(const double *sum, const double *comp) {
-    tl_lanes lanes;
-    (void)comp;
-    for (size_t i = 0; i < LANE_VECTORS; i++) {
-        lanes.sum[i] = f64_mul(f64_load(sum + i * f64_WIDTH), f64_set(f32_SCALE));
-        lanes.comp[i] = f64_set(0);
-    }
-    return lanes;
-}
-
-/* The sum of 16 lanes, without what was lost. */
-TL_TARGET TL_INLINE double sum_of_lanes(tl_lanes lanes) {
-    double sum[f64_WIDTH];
-    for (size_t half = LANE_VECTORS / 2; half > 0; half /= 2)
-        for (size_t i = 0; i < half; i++)
-            lanes.sum[i] = f64_add(lanes.sum[i], lanes.sum[i + half]);
-    f64_store(sum, lanes.sum[0]);
-    for (size_t half = f64_WIDTH / 2; half > 0; half /= 2)
-        for (size_t i = 0; i < half; i++)
-            sum[i] += sum[i + half];
-    return sum[0];
-}
-
-TL_TARGET TL_INLINE int is_finite_sum(tl_lanes lanes) { return tl_abs(sum_of_lanes(lanes)) < (double)INFINITY; }
-
-TL_TARGET TL_INLINE void f32_store_lanes(const tl_lanes *lanes, double *sum, double *comp) {
-    (void)comp;
-    for (size_t i = 0; i < LANE_VECTORS; i++)
-        f64_store(sum + i * f64_WIDTH, f64_mul(lanes->sum[i], f64_set(f32_UNSCALE)));
-}
-
-/* Lanes with what their roundings lost, which sums of floats do not keep. */
-TL_TARGET TL_INLINE tl_lanes f32_whole_lanes(tl_lanes lanes) { return lanes; }
-TL_TARGET TL_INLINE tl_lanes f64_whole_lanes(tl_lanes lanes) {
-    for (size_t i = 0; i < LANE_VECTORS; i++)
-        lanes.sum[i] = f64_add(lanes.sum[i], lanes.comp[i]);
-    return lanes;
-}
-
 /* Adds 16 lanes by halves until they are a vector, 8 at most. */
 TL_TARGET TL_INLINE void store_eight(tl_lanes lanes, double *eight) {
     for (size_t half = LANE_VECTORS / 2; half > 0; half /= 2)
@@ -201,55 +146,23 @@ TL_TARGET TL_INLINE void store_eight(tl_lanes lanes, double *eight) {
     f64_store(eight, lanes.sum[0]);
 }
 
-/* Adds terms to the lanes from `lane` on; and LEADING times the terms, a product that is exact of floats. */
-TL_TARGET TL_INLINE void f32_accumulate_times(tl_lanes *lanes, size_t lane, f32_vec term, double factor) {
-    f64_vec wide[f32_WIDTH / f64_WIDTH];
-    f32_widen(term, wide);
-    for (size_t i = 0; i < f32_WIDTH / f64_WIDTH; i++) {
-        f64_vec *sum = &lanes->sum[lane / f64_WIDTH + i];
-        *sum = f64_add(*sum, factor == 1 ? wide[i] : f64_mul(wide[i], f64_set(factor)));
-    }
+/* The sum of 16 lanes, without what was lost. */
+TL_TARGET TL_INLINE double sum_of_lanes(tl_lanes lanes) {
+    double sum[f64_WIDTH];
+    store_eight(lanes, sum);
+    for (size_t half = f64_WIDTH / 2; half > 0; half /= 2)
+        for (size_t i = 0; i < half; i++)
+            sum[i] += sum[i + half];
+    return sum[0];
 }
 
-TL_TARGET TL_INLINE void f32_accumulate(tl_lanes *lanes, size_t lane, f32_vec term) {
-    f32_accumulate_times(lanes, lane, term, 1);
-}
-
-TL_TARGET TL_INLINE void f32_accumulate_rest(tl_lanes *lanes, size_t lane, f32_vec term) {
-    f32_accumulate_times(lanes, lane, term, (double)f32_LEADING);
-}
-
-TL_TARGET TL_INLINE void f64_accumulate(tl_lanes *lanes, size_t lane, f64_vec term) {
-    const size_t i = lane / f64_WIDTH;
-    lanes->comp[i] = f64_add(lanes->comp[i], f64_add_with_error(&lanes->sum[i], term));
-}
-
-TL_TARGET TL_INLINE void f64_accumulate_rest(tl_lanes *lanes, size_t lane, f64_vec term) {
-    f64_accumulate(lanes, lane, f64_mul(term, f64_set(f64_LEADING)));
-}
+TL_TARGET TL_INLINE int is_finite_sum(tl_lanes lanes) { return tl_abs(sum_of_lanes(lanes)) < (double)INFINITY; }
 
 TL_TARGET TL_INLINE f64_bits f64_load_ids(const int64_t *p) { return f64_load_bits((const uint64_t *)p); }
 TL_TARGET TL_INLINE void f64_widen(f64_vec a, f64_vec *wide) { *wide = a; }
 TL_TARGET TL_INLINE f64_vec f64_narrow(const f64_vec *wide) { return *wide; }
 TL_TARGET TL_INLINE void f64_load_widened(const double *x, f64_vec *wide) { *wide = f64_load(x); }
 #define PARTS (OP(WIDTH) / f64_WIDTH) /* vectors of double that hold a vector of REAL */
-
-TL_TARGET TL_INLINE void f64_store_f64(double *p, f64_vec a) { f64_store(p, a); }
-TL_TARGET TL_INLINE void f32_store_f64(double *p, f32_vec a) {
-    f64_vec wide[f32_WIDTH / f64_WIDTH];
-    f32_widen(a, wide);
-    for (size_t i = 0; i < f32_WIDTH / f64_WIDTH; i++)
-        f64_store(p + i * f64_WIDTH, wide[i]);
-}
-
-/* Numbers of double, rounded to the vector's dtype. */
-TL_TARGET TL_INLINE f64_vec f64_load_narrowed(const double *x) { return f64_load(x); }
-TL_TARGET TL_INLINE f32_vec f32_load_narrowed(const double *x) {
-    f64_vec wide[f32_WIDTH / f64_WIDTH];
-    for (size_t i = 0; i < f32_WIDTH / f64_WIDTH; i++)
-        wide[i] = f64_load(x + i * f64_WIDTH);
-    return f32_narrow(wide);
-}
 
 /* a b + c; of doubles rounded twice, for an emulated fused operation is not exact where products overflow. */
 TL_TARGET TL_INLINE f32_vec f32_mul_add(f32_vec a, f32_vec b, f32_vec c) { return f32_fma(a, b, c); }
@@ -281,19 +194,22 @@ TL_TARGET TL_INLINE void f32_log1p(f32_vec u, f32_vec v, f32_vec lost, f32_vec l
 #include "losses.h"
 
 #define REAL double
+#define UINT uint64_t
 #define OP(f) f64_##f
 #include "interleave_body.h"
+#include "lanes_body.h"
+#include "exp_body.h"
+#include "losses_body.h"
+#include "nll_body.h"
+#include "divergence_body.h"
 #undef REAL
+#undef UINT
 #undef OP
-#define REAL float
-#define OP(f) f32_##f
-#include "interleave_body.h"
-#undef REAL
-#undef OP
-
 #define REAL float
 #define UINT uint32_t
 #define OP(f) f32_##f
+#include "interleave_body.h"
+#include "lanes_body.h"
 #include "exp_body.h"
 #include "losses_body.h"
 #include "nll_body.h"
@@ -301,55 +217,6 @@ TL_TARGET TL_INLINE void f32_log1p(f32_vec u, f32_vec v, f32_vec lost, f32_vec l
 #undef REAL
 #undef UINT
 #undef OP
-#define REAL double
-#define UINT uint64_t
-#define OP(f) f64_##f
-#include "exp_body.h"
-#include "losses_body.h"
-#include "nll_body.h"
-#include "divergence_body.h"
-#undef REAL
-#undef UINT
-#undef OP
-
-TL_TARGET TL_INLINE int64_t f32_sum_counts(f32_bits counts) {
-    uint32_t count[f32_WIDTH];
-    int64_t total = 0;
-    memcpy(count, &counts, sizeof count);
-    for (size_t j = 0; j < f32_WIDTH; j++)
-        total += count[j];
-    return total;
-}
-
-TL_TARGET TL_INLINE int64_t f64_sum_counts(f64_bits counts) {
-    uint64_t count[f64_WIDTH];
-    int64_t total = 0;
-    memcpy(count, &counts, sizeof count);
-    for (size_t j = 0; j < f64_WIDTH; j++)
-        total += (int64_t)count[j];
-    return total;
-}
-
-TL_TARGET TL_INLINE void f32_store_counts(f32_bits counts, int64_t *to) {
-    uint32_t count[f32_WIDTH];
-    memcpy(count, &counts, sizeof count);
-    for (size_t j = 0; j < f32_WIDTH; j++)
-        to[j] = (int64_t)count[j];
-}
-
-TL_TARGET TL_INLINE void f64_store_counts(f64_bits counts, int64_t *to) { memcpy(to, &counts, sizeof counts); }
-
-TL_TARGET TL_INLINE void f32_stream_bfloat16(uint16_t *p, f32_vec a) {
-    uint16_t rounded[f32_WIDTH];
-    f32_store_bfloat16(rounded, a);
-    half_stream(p, rounded);
-}
-
-TL_TARGET TL_INLINE void f32_stream_float16(uint16_t *p, f32_vec a) {
-    uint16_t rounded[f32_WIDTH];
-    f32_store_float16(rounded, a);
-    half_stream(p, rounded);
-}
 
 TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_t start, ptrdiff_t end) {
     const ptrdiff_t width = (ptrdiff_t)sizeof(f64_vec), run = 512;
@@ -391,32 +258,23 @@ TL_TARGET TL_INLINE void add_lanes_of_rows(double (*eight)[8], size_t count, dou
 
 enum { OF_float16 = TL_FLOAT16, OF_bfloat16 = TL_BFLOAT16, OF_float32 = TL_FLOAT32, OF_float64 = TL_FLOAT64 };
 
+#define f32_load_float32 f32_load
+#define f32_store_float32 f32_store
+#define f64_load_float64 f64_load
+#define f64_store_float64 f64_store
+
 #define DTYPE float32
 #define ELEMENT float
-#define LOAD(p) f32_load(p)
-#define LOAD_COLUMNS(p, to) (to)[0] = f32_load(p)
-#define STORE(p, a) f32_store(p, a)
-#define STREAM(p, a) f32_stream(p, a)
 #include "dtype_body.h"
 
 #define DTYPE float16
 #define ELEMENT uint16_t
 #define HALF
-#define LOAD(p) f32_load_float16(p)
-#define LOAD_COLUMNS(p, to) (to)[0] = f32_load_float16(p)
-#define STORE(p, a) f32_store_float16(p, a)
-#define STREAM(p, a) f32_stream_float16(p, a)
 #include "dtype_body.h"
 
 #define DTYPE bfloat16
 #define ELEMENT uint16_t
 #define HALF
-#define COLUMNS bfloat16_COLUMNS
-#define LOAD(p) f32_load_bfloat16(p)
-#define LOAD_COLUMNS(p, to) bfloat16_load_columns(p, to)
-#define ORDER_COLUMNS(sums) bfloat16_order_columns(sums)
-#define STORE(p, a) f32_store_bfloat16(p, a)
-#define STREAM(p, a) f32_stream_bfloat16(p, a)
 #include "dtype_body.h"
 
 #define DTYPE float32
@@ -429,10 +287,6 @@ enum { OF_float16 = TL_FLOAT16, OF_bfloat16 = TL_BFLOAT16, OF_float32 = TL_FLOAT
 
 #define DTYPE float64
 #define ELEMENT double
-#define LOAD(p) f64_load(p)
-#define LOAD_COLUMNS(p, to) (to)[0] = f64_load(p)
-#define STORE(p, a) f64_store(p, a)
-#define STREAM(p, a) f64_stream(p, a)
 #include "dtype_body.h"
 
 #define DTYPE float64

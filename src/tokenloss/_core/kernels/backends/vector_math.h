@@ -1,6 +1,9 @@
 /* The functions of ../scalar_math.h for vectors of doubles: the same operations in the same order, so the same bits.
  * Branches are selections here: both sides are computed, and none may be slow. f64_minus_log is for vectors only. */
 
+TL_TARGET TL_INLINE int f32_any_negative(f32_bits bits) { return f32_any_of_bits(bits, (uint32_t)1 << 31); }
+TL_TARGET TL_INLINE int f64_any_negative(f64_bits bits) { return f64_any_of_bits(bits, (uint64_t)1 << 63); }
+
 /* Splits a positive normal x = 2^-exponent m, with m in [sqrt(1/2), sqrt(2)), and returns 1 - m. */
 TL_TARGET TL_INLINE f32_vec f32_split_near_one(f32_vec x, f32_vec *exponent) {
     f32_vec above = f32_plus_bits(x, 0x004afb0d); /* 1 - sqrt(1/2) in bits: carries from sqrt(2) on */

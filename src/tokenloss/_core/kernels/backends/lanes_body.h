@@ -1,0 +1,83 @@
+/* What a reduction adds up: sums in 16 lanes of double, and counts. Included twice, with REAL, UINT (of its size) and OP
+ * defined as in dtype_body.h. Lanes of doubles keep what their roundings lost. Those of floats do not, and are SCALE
+ * times as large as they are stored. */
+
+#define KEEPS_LOST (sizeof(REAL) == sizeof(double))
+
+TL_TARGET TL_INLINE tl_lanes OP(load_lanes)(const double *sum, const double *comp) {
+    tl_lanes lanes;
+    for (size_t i = 0; i < LANE_VECTORS; i++) {
+        lanes.sum[i] = f64_mul(f64_load(sum + i * f64_WIDTH), f64_set(OP(SCALE)));
+        lanes.comp[i] = KEEPS_LOST ? f64_load(comp + i * f64_WIDTH) : f64_set(0);
+    }
+    return lanes;
+}
+
+TL_TARGET TL_INLINE void OP(store_lanes)(const tl_lanes *lanes, double *sum, double *comp) {
+    for (size_t i = 0; i < LANE_VECTORS; i++) {
+        f64_store(sum + i * f64_WIDTH, f64_mul(lanes->sum[i], f64_set(OP(UNSCALE))));
+        if (KEEPS_LOST)
+            f64_store(comp + i * f64_WIDTH, lanes->comp[i]);
+    }
+}
+
+/* Lanes with what their roundings lost. */
+TL_TARGET TL_INLINE tl_lanes OP(whole_lanes)(tl_lanes lanes) {
+    for (size_t i = 0; KEEPS_LOST && i < LANE_VECTORS; i++)
+        lanes.sum[i] = f64_add(lanes.sum[i], lanes.comp[i]);
+    return lanes;
+}
+
+/* Adds terms, times a factor, to the lanes from `lane` on. */
+TL_TARGET TL_INLINE void OP(accumulate_times)(tl_lanes *lanes, size_t lane, OP(vec) term, double factor) {
+    f64_vec wide[PARTS], *sum = &lanes->sum[lane / f64_WIDTH], *comp = &lanes->comp[lane / f64_WIDTH];
+    OP(widen)(term, wide);
+    for (size_t i = 0; i < PARTS; i++) {
+        f64_vec product = factor == 1 ? wide[i] : f64_mul(wide[i], f64_set(factor));
+        if (KEEPS_LOST)
+            comp[i] = f64_add(comp[i], f64_add_with_error(&sum[i], product));
+        else
+            sum[i] = f64_add(sum[i], product);
+    }
+}
+
+TL_TARGET TL_INLINE void OP(accumulate)(tl_lanes *lanes, size_t lane, OP(vec) term) {
+    OP(accumulate_times)(lanes, lane, term, 1);
+}
+
+/* Adds LEADING times the terms, a product that is exact of floats. */
+TL_TARGET TL_INLINE void OP(accumulate_rest)(tl_lanes *lanes, size_t lane, OP(vec) term) {
+    OP(accumulate_times)(lanes, lane, term, (double)OP(LEADING));
+}
+
+TL_TARGET TL_INLINE void OP(store_f64)(double *p, OP(vec) a) {
+    f64_vec wide[PARTS];
+    OP(widen)(a, wide);
+    for (size_t i = 0; i < PARTS; i++)
+        f64_store(p + i * f64_WIDTH, wide[i]);
+}
+
+/* Numbers of double, rounded to REAL. */
+TL_TARGET TL_INLINE OP(vec) OP(load_narrowed)(const double *x) {
+    f64_vec wide[PARTS];
+    for (size_t i = 0; i < PARTS; i++)
+        wide[i] = f64_load(x + i * f64_WIDTH);
+    return OP(narrow)(wide);
+}
+
+TL_TARGET TL_INLINE void OP(store_counts)(OP(bits) counts, int64_t *to) {
+    UINT count[OP(WIDTH)];
+    memcpy(count, &counts, sizeof count);
+    for (size_t i = 0; i < OP(WIDTH); i++)
+        to[i] = (int64_t)count[i];
+}
+
+TL_TARGET TL_INLINE int64_t OP(sum_counts)(OP(bits) counts) {
+    int64_t count[OP(WIDTH)], total = 0;
+    OP(store_counts)(counts, count);
+    for (size_t i = 0; i < OP(WIDTH); i++)
+        total += count[i];
+    return total;
+}
+
+#undef KEEPS_LOST
