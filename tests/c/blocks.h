@@ -166,9 +166,9 @@ static void reduce_block(tested_block *block, int without_class, int wants_lanes
     memset(&block->lse, 0xff, sizeof block->lse);
     block->rows.has_excluded = without_class;
     for (int r = 0; r < block->of->count; r++) {
-        int64_t nonzero, excluded = block->losses[r].target;
+        int64_t excluded = block->losses[r].target;
         if (without_class && excluded < 0 && is_expected(block, r))
-            excluded = tl_soft_target_argmax(block->backend, &block->losses[r].soft, block->of->classes, &nonzero,
+            excluded = tl_soft_target_argmax(block->backend, &block->losses[r].soft, block->of->classes,
                                              block->cancel);
         block->rows.excluded[r] = without_class && is_expected(block, r) ? excluded : -1;
     }

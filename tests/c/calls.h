@@ -82,9 +82,8 @@ TL_INLINE tl_kl take_divergences(quantity of, const tl_backend *backend, const t
 /* Sums over a target distribution. */
 TL_INLINE void take_masses(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft,
                            tl_cancel *cancel) {
-    int64_t found;
     double total = 0;
-    take_bits(Q_soft_target_argmax, (uint64_t)tl_soft_target_argmax(backend, soft, row->count, &found, cancel));
+    take_bits(Q_soft_target_argmax, (uint64_t)tl_soft_target_argmax(backend, soft, row->count, cancel));
     take(Q_soft_target_loss, tl_target_dot(backend, row, soft, 1.5, &total, cancel));
     take(Q_soft_target_loss, total);
 }
@@ -100,23 +99,30 @@ TL_INLINE void take_softmaxes(const tl_backend *backend, const tl_row *row, cons
     }
 }
 
-/* The loss of scores for a distribution, and what was seen of its masses and of the scores. */
+/* The loss of scores for a distribution, how many classes have mass, the last of these, and the score that is refused. */
 TL_INLINE void take_nll(quantity of, const tl_backend *backend, const tl_row *scores, const tl_soft_target *soft,
                         const tl_clip *clip, tl_cancel *cancel) {
-    tl_seen seen;
-    take(of, tl_nll_of_distribution(backend, scores, soft, clip, &seen, cancel));
-    take_bits(of, (uint64_t)seen.nonzero);
-    take_bits(of, (uint64_t)seen.last);
-    take_bits(of, (uint64_t)seen.refused);
-    take(of, seen.refused_score);
+    int64_t nonzero = 0, last = -1;
+    tl_soft_target masses = *soft;
+    tl_refused refused;
+    masses.weight = NULL;
+    for (int64_t k = 0; k < scores->count; k++)
+        if (tl_soft_target_at(&masses, k) != 0) {
+            nonzero++;
+            last = k;
+        }
+    take(of, tl_nll_of_distribution(backend, scores, soft, clip, &refused, cancel));
+    take_bits(of, (uint64_t)nonzero);
+    take_bits(of, (uint64_t)last);
+    take_bits(of, (uint64_t)refused.class_id);
+    take(of, refused.score);
 }
 
 /* The loss of a row that arrives in ranges of this many classes. */
 TL_INLINE double loss_by_ranges(const tl_backend *backend, const tl_row *row, const tl_loss *loss, int64_t length,
                                 tl_cancel *cancel) {
     tl_loss_acc acc;
-    int64_t nonzero;
-    tl_loss_begin(backend, loss, row->count, &acc, &nonzero, cancel);
+    tl_loss_begin(backend, loss, row->count, &acc, cancel);
     if (acc.excluded >= 0)
         tl_loss_set_target_logit(backend, row, loss, tl_load(row->data + acc.excluded * row->stride, row->dtype), &acc);
     for (int64_t start = 0, end; start < row->count; start = end) {

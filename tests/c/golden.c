@@ -194,10 +194,9 @@ static void take_nlls(const tl_backend *backend, const tl_row *row, const tl_los
             take(Q_negative_log, found[k]);
     }
     for (int i = 0; i < LOSS_CASES; i++) {
-        int64_t nonzero, argmax = tl_soft_target_argmax(backend, &losses[i].soft, row->count, &nonzero, cancel);
         if (losses[i].target >= 0)
             continue;
-        int is_one_hot = tl_is_one_hot(backend, &losses[i].soft, row->count, argmax, nonzero, cancel);
+        int is_one_hot = tl_one_hot_class(backend, &losses[i].soft, row->count, cancel) >= 0;
         require(is_one_hot == (loss_cases[i].kind == ONE_HOT), "a one-hot distribution", row);
         take_bits(Q_is_one_hot, (uint64_t)is_one_hot);
     }

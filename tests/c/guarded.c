@@ -164,7 +164,7 @@ static tl_loss place_loss(const loss_case *of, int64_t count, int64_t target, in
 /* Losses of the row with their gradients, and its losses as probabilities and log-probabilities. */
 static void use_losses(const tl_backend *backend, const tl_row *row, int layout, int first, int step,
                        tl_cancel *cancel) {
-    int64_t count = row->count, nonzero;
+    int64_t count = row->count;
     tl_row grad = row_of(OUT, count, row->dtype & ~TL_SWAPPED, layout);
     for (int i = first; i < LOSS_CASES; i += step) {
         tl_loss loss = place_loss(&loss_cases[i], count, count / 2, layout % 2 == 0);
@@ -174,8 +174,7 @@ static void use_losses(const tl_backend *backend, const tl_row *row, int layout,
         take_row(Q_gradient, &grad);
         if (loss.target >= 0)
             continue;
-        int64_t argmax = tl_soft_target_argmax(backend, &loss.soft, count, &nonzero, cancel);
-        use(tl_is_one_hot(backend, &loss.soft, count, argmax, nonzero, cancel));
+        use((double)tl_one_hot_class(backend, &loss.soft, count, cancel));
         const tl_clip clips[] = {clip_of(0, row->dtype), clip_of(1, row->dtype)};
         take_nll(Q_nll_of_log_probabilities, backend, row, &loss.soft, &clips[1], cancel);
         take_nll(Q_nll_of_probabilities, backend, row, &loss.soft, &clips[0], cancel);
@@ -208,11 +207,11 @@ static void read_ranges(const tl_backend *backend, int64_t count, int dtype, int
     tl_token_stats token;
     tl_loss_acc acc;
     double values[3], target_raw = 1;
-    int64_t ids[3], target = count / 2, nonzero;
+    int64_t ids[3], target = count / 2;
     tl_topk best = {count < 3 ? count : 3, 0, values, ids, 0};
     tl_row row = {NULL, count, tl_itemsize(dtype), dtype, dtype, 1, 0, 0, 0};
     tl_loss loss = place_loss(of, count, target, at_end);
-    tl_loss_begin(backend, &loss, count, &acc, &nonzero, cancel);
+    tl_loss_begin(backend, &loss, count, &acc, cancel);
     tl_loss_set_target_logit(backend, &row, &loss, target_raw, &acc);
     for (int64_t start = 0, end; start < count; start = end) {
         end = count - start < PART ? count : start + PART;

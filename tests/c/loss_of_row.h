@@ -41,7 +41,7 @@ TL_INLINE tl_class_odds odds_of_row(const tl_backend *backend, const tl_row *log
 /* The loss for a distribution. */
 TL_INLINE double loss_of_distribution(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,
                                       tl_cancel *cancel) {
-    int64_t nonzero, argmax = tl_soft_target_argmax(backend, &loss->soft, logits->count, &nonzero, cancel);
+    int64_t argmax = tl_soft_target_argmax(backend, &loss->soft, logits->count, cancel);
     tl_class_odds odds = odds_of_row(backend, logits, argmax, cancel);
     double softmax_factor, value = tl_loss_of_masses(backend, logits, loss, argmax, &odds, &softmax_factor, cancel);
     if (loss->grad)

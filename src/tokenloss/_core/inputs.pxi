@@ -307,12 +307,9 @@ cdef class Positions:
             soft.weight_stride = self.weight_view.buffer.strides[0]
         return soft
 
-    cdef bint is_one_hot(self, int64_t row, tl_cancel *cancel) noexcept nogil:
+    cdef int64_t one_hot_class(self, int64_t row, tl_cancel *cancel) noexcept nogil:
         cdef tl_soft_target soft = self.soft_target(row, 0)
-        cdef int64_t nonzero, argmax
-        soft.weight = NULL
-        argmax = tl_soft_target_argmax(backend, &soft, self.classes, &nonzero, cancel)
-        return tl_is_one_hot(backend, &soft, self.classes, argmax, nonzero, cancel)
+        return tl_one_hot_class(backend, &soft, self.classes, cancel)
 
     def find_bad_target(self):
         """The first unmasked row whose class id is out of range, or -1; counts the unmasked rows on the way."""

@@ -114,7 +114,7 @@ cdef class DistributionCheck(Job):
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef int64_t row
         for row in range(start, stop):
-            if self.positions.is_unmasked(row, -1) and not self.positions.is_one_hot(row, cancel):
+            if self.positions.is_unmasked(row, -1) and self.positions.one_hot_class(row, cancel) < 0:
                 self.bad_row = row
                 tl_flag_set(&self.stop_flag)
             if tl_cancelled(cancel):
@@ -262,15 +262,12 @@ cdef class RowJob(Job):
         self.refuse(C_BAD_TARGET, row, target, 0, totals)
         return False
 
-    cdef bint accepts_distribution(self, int64_t row, const tl_soft_target *soft, int64_t argmax, int64_t nonzero,
-                                   Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """Whether the targets of a row are floats or one-hot integers; else the row is refused."""
-        if not self.positions.is_integer or tl_flag_get(&self.stop_flag):
-            return True
-        if tl_is_one_hot(backend, soft, self.scores.classes, argmax, nonzero, cancel) or tl_flag_get(&self.stop_flag):
-            return True
-        self.refuse(C_BAD_DISTRIBUTION, row, -1, 0, totals)
-        return False
+    cdef int64_t one_hot_class(self, int64_t row, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        """The class of integer targets that are one-hot; else -1, and the row is refused."""
+        cdef int64_t class_id = self.positions.one_hot_class(row, cancel)
+        if class_id < 0 and not tl_flag_get(&self.stop_flag):
+            self.refuse(C_BAD_DISTRIBUTION, row, -1, 0, totals)
+        return class_id
 
     cdef inline void add(self, int64_t row, int64_t target, double number, Totals *totals) noexcept nogil:
         """Add the number of an unmasked row, times its weight, to the sums; write it if each is wanted."""

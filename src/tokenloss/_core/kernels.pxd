@@ -89,7 +89,8 @@ cdef extern from "kernels/kernels.h" nogil:
     double tl_weighed(double, double)
     double tl_soft_target_at(const tl_soft_target *, int64_t)
     double tl_target_dot(const tl_backend *, const tl_row *, const tl_soft_target *, double, double *, tl_cancel *)
-    int64_t tl_soft_target_argmax(const tl_backend *, const tl_soft_target *, int64_t, int64_t *, tl_cancel *)
+    int64_t tl_soft_target_argmax(const tl_backend *, const tl_soft_target *, int64_t, tl_cancel *)
+    int64_t tl_one_hot_class(const tl_backend *, const tl_soft_target *, int64_t, tl_cancel *)
     void tl_cast_row(const tl_backend *, const tl_row *, int, void *)
     ctypedef struct tl_vectors:
         char *data
@@ -114,7 +115,6 @@ cdef extern from "kernels/kernels.h" nogil:
         const tl_row *grad
         double grad_scale
         int nontemporal_stores
-    bint tl_is_one_hot(const tl_backend *, const tl_soft_target *, int64_t, int64_t, int64_t, tl_cancel *)
     int TL_ROWS_PER_CACHE_LINE(int)
     ctypedef struct tl_row_block:
         tl_row row
@@ -236,7 +236,7 @@ cdef extern from "kernels/kernels.h" nogil:
     double tl_probability_of(const tl_backend *, const tl_row *, int64_t, double)
     ctypedef struct tl_loss_acc:
         int64_t excluded
-    void tl_loss_begin(const tl_backend *, const tl_loss *, int64_t, tl_loss_acc *, int64_t *, tl_cancel *)
+    void tl_loss_begin(const tl_backend *, const tl_loss *, int64_t, tl_loss_acc *, tl_cancel *)
     void tl_loss_set_target_logit(const tl_backend *, const tl_row *, const tl_loss *, double, tl_loss_acc *)
     void tl_loss_range(const tl_backend *, const tl_row *, const tl_loss *, int64_t, int64_t, int64_t, tl_loss_acc *,
                        tl_cancel *)
@@ -260,12 +260,11 @@ cdef extern from "kernels/kernels.h" nogil:
         int64_t classes
         const tl_clip *clip
     bint tl_nll_of_distributions(const tl_backend *, tl_distributions *, const int *, int, double *)
-    ctypedef struct tl_seen:
-        int64_t nonzero, last
-        int64_t refused
-        double refused_score
+    ctypedef struct tl_refused:
+        int64_t class_id
+        double score
     double tl_nll_of_distribution(const tl_backend *, const tl_row *, const tl_soft_target *, const tl_clip *,
-                                  tl_seen *, tl_cancel *)
+                                  tl_refused *, tl_cancel *)
 
 cdef extern from "kernels/superacc.h" nogil:
     int TL_SUM_LIMBS, TL_SQUARES_LIMBS

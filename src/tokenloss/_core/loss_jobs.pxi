@@ -107,12 +107,14 @@ cdef class CrossEntropy(LogSumExpJob):
 
     cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_loss loss
-        cdef int64_t argmax, nonzero
         if target >= 0:
             return target
-        loss = self.loss_at(row, target)
-        argmax = tl_soft_target_argmax(backend, &loss.soft, self.scores.classes, &nonzero, cancel)
-        return argmax if self.accepts_distribution(row, &loss.soft, argmax, nonzero, totals, cancel) else MASKED
+        if self.positions.is_integer:
+            target = self.one_hot_class(row, totals, cancel)
+            if target < 0 or self.label_smoothing == 0:
+                return target if target >= 0 else MASKED
+        loss = self.loss_at(row, -1)
+        return tl_soft_target_argmax(backend, &loss.soft, self.scores.classes, cancel)
 
     cdef size_t scratch_bytes(self) noexcept nogil:
         cdef size_t count = LogSumExpJob.scratch_bytes(self)

@@ -198,9 +198,10 @@ cdef class SoftTargetLoss(RowJob):
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row scores = self.row_at(row)
         cdef tl_soft_target soft = self.positions.soft_target(row, 0)
-        cdef tl_seen seen
-        cdef double nll = tl_nll_of_distribution(backend, &scores, &soft, &self.clip, &seen, cancel)
-        if seen.refused >= 0:
-            self.refuse(C_BAD_SCORE, row, seen.refused, seen.refused_score, totals)
-        self.accepts_distribution(row, &soft, seen.last, seen.nonzero, totals, cancel)
+        cdef tl_refused refused
+        cdef double nll = tl_nll_of_distribution(backend, &scores, &soft, &self.clip, &refused, cancel)
+        if refused.class_id >= 0:
+            self.refuse(C_BAD_SCORE, row, refused.class_id, refused.score, totals)
+        if self.positions.is_integer:
+            self.one_hot_class(row, totals, cancel)
         return nll

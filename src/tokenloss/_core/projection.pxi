@@ -71,7 +71,6 @@ cdef class Tiles(Job):
 
     cdef void begin_row(self, int64_t row, int64_t target, TiledRow *tiled, tl_cancel *cancel) noexcept nogil:
         cdef tl_loss loss
-        cdef int64_t nonzero
         tiled.row, tiled.target, tiled.excluded, tiled.is_open = row, target, target, True
         if self.pair_job is not None:
             tiled.compute_dtype, tiled.has_pair = self.pair_job.compute_dtype, False
@@ -80,10 +79,10 @@ cdef class Tiles(Job):
             tiled.top = self.token_job.top_of(row)
             return
         loss = self.loss_job.loss_at(row, target)
-        tl_loss_begin(backend, &loss, self.job.scores.classes, &tiled.state.loss, &nonzero, cancel)
+        tl_loss_begin(backend, &loss, self.job.scores.classes, &tiled.state.loss, cancel)
         tiled.excluded = tiled.state.loss.excluded
-        if target < 0:
-            self.job.accepts_distribution(row, &loss.soft, tiled.excluded, nonzero, &self.totals, cancel)
+        if target < 0 and self.job.positions.is_integer:
+            self.job.one_hot_class(row, &self.totals, cancel)
 
     def begin_rows(self):
         """Begin the next unmasked rows; returns their number, 0 at the end."""

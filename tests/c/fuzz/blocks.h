@@ -168,7 +168,7 @@ static void compare_in_block(const question *all, asked_block *block, const int6
 
 static void compare_blocks(const question *all, const tl_soft_target *soft, int is_plain) {
     static asked_block block;
-    int64_t excluded[TL_BLOCK_ROWS], nonzero;
+    int64_t excluded[TL_BLOCK_ROWS];
     int in_planes = all->rows_in_planes && !is_plain, in_place = all->in_place && !is_plain;
     make_rows(all, is_plain ? plain(all->row.dtype) : all->row_layout, in_planes, &block.logits);
     fill_rows(all, &block.logits);
@@ -189,7 +189,7 @@ static void compare_blocks(const question *all, const tl_soft_target *soft, int 
         block.losses[r].grad = all->has_grad ? &block.results.row[r] : NULL;
         excluded[r] = block.losses[r].target;
         if (excluded[r] < 0)
-            excluded[r] = tl_soft_target_argmax(backend, &block.losses[r].soft, all->count, &nonzero, &cancel);
+            excluded[r] = tl_soft_target_argmax(backend, &block.losses[r].soft, all->count, &cancel);
     }
     if (excluded[0] >= 0 || all->z_loss != 0) { /* rows without mass come into no block */
         if (is_plain)

@@ -215,9 +215,9 @@ static void compare_parts(const question *all, const tl_row *whole, const tl_sof
     tl_token_stats token;
     tl_loss loss = loss_of_question(all, soft, all->target);
     tl_loss_acc acc;
-    int64_t length = is_plain && !(all->by_class && all->smoothing != 0) ? all->count : all->part, nonzero;
+    int64_t length = is_plain && !(all->by_class && all->smoothing != 0) ? all->count : all->part;
     double target_raw = tl_load(whole->data + all->target * whole->stride, whole->dtype);
-    tl_loss_begin(backend, &loss, all->count, &acc, &nonzero, &cancel);
+    tl_loss_begin(backend, &loss, all->count, &acc, &cancel);
     if (acc.excluded >= 0)
         tl_loss_set_target_logit(backend, whole, &loss,
                                  tl_load(whole->data + acc.excluded * whole->stride, whole->dtype), &acc);
@@ -272,22 +272,20 @@ static void compare_divergences(const tl_row *row, const tl_row *other_row, int6
     compare_pairs(&base, &other, target);
 }
 
-/* The sum of masses times -log of scores, and what was seen of both. */
+/* The sum of masses times -log of scores, and the first of these that is refused. */
 static void compare_nll(const question *all, const tl_row *scores, const tl_soft_target *soft, int is_log) {
     const tl_clip clip = tl_new_clip(!is_log, all->lowest, scores->dtype);
-    int64_t nonzero = 0, last = -1, refused = -1;
+    int64_t refused = -1;
     long double oracle = 0, scale = 0;
     tl_soft_target masses = *soft; /* their product with weights would be rounded, roughly if it is subnormal */
     masses.weight = NULL;
-    tl_seen seen;
-    double nll = tl_nll_of_distribution(backend, scores, soft, &clip, &seen, &cancel);
+    tl_refused first;
+    double nll = tl_nll_of_distribution(backend, scores, soft, &clip, &first, &cancel);
     for (int64_t k = 0; k < all->count; k++) {
         double mass = tl_soft_target_at(&masses, k), score = tl_load(scores->data + k * scores->stride, scores->dtype);
         if (!tl_contributes(tl_soft_target_at(soft, k)))
             continue;
         long double weight = soft->weight ? tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype) : 1;
-        nonzero++;
-        last = k;
         if (refused < 0 && (score < clip.least || score > clip.greatest))
             refused = k;
         long double clipped = (long double)(score < clip.lowest    ? clip.lowest
@@ -298,23 +296,22 @@ static void compare_nll(const question *all, const tl_row *scores, const tl_soft
         scale += fabsl(term);
     }
     compare("nll of a distribution", nll);
-    if (seen.nonzero != nonzero || seen.last != last || seen.refused != refused) {
-        fprintf(stderr, "what is seen of a distribution on %s differs\n", backend->name);
+    if (first.class_id != refused) {
+        fprintf(stderr, "the refused score of a distribution on %s differs\n", backend->name);
         abort();
     }
-    compare("refused score", seen.refused_score);
+    compare("refused score", first.score);
     compare_with_oracle("nll of a distribution", nll, oracle, (clip.is_single ? 1e-7L : 1e-15L) * scale + 1e-300L);
 }
 
 static void compare_one_hot(const question *all, const tl_soft_target *soft) {
-    int64_t others = 0, ones = 0, nonzero;
+    int64_t others = 0, ones = 0;
     for (int64_t k = 0; k < all->count; k++) {
         double mass = tl_load(soft->mass + k * soft->mass_stride, soft->mass_dtype);
         ones += mass == 1;
         others += mass != 0 && mass != 1;
     }
-    int64_t argmax = tl_soft_target_argmax(backend, soft, all->count, &nonzero, &cancel);
-    if (tl_is_one_hot(backend, soft, all->count, argmax, nonzero, &cancel) != (ones == 1 && others == 0)) {
+    if ((tl_one_hot_class(backend, soft, all->count, &cancel) >= 0) != (ones == 1 && others == 0)) {
         fprintf(stderr, "a one-hot distribution on %s is not told from others\n", backend->name);
         abort();
     }
@@ -329,9 +326,7 @@ static void compare_soft_targets(const question *all, const tl_row *row, const t
     compare_nll(all, row, soft, 0);
     compare_nll(all, row, soft, 1);
     compare_one_hot(all, soft);
-    int64_t found;
-    compare_bits("argmax class", (uint64_t)tl_soft_target_argmax(backend, soft, all->count, &found, &cancel));
-    compare_bits("classes with a mass", (uint64_t)found);
+    compare_bits("argmax class", (uint64_t)tl_soft_target_argmax(backend, soft, all->count, &cancel));
     for (int64_t start = 0, some; (some = tl_soft_target_next(backend, soft, all->count, &start, mass, &cancel));
          start += some)
         for (int64_t i = 0; i < some; i++)

@@ -334,18 +334,12 @@ typedef struct {
      * others are wrong. */
     uint64_t (*row_dots[TL_FLOAT_DTYPES])(const char *const *masses, const char *const *rows, size_t count,
                                           size_t classes, const double *shift, double *dot, double *total);
-    /* The first of the largest of at most TL_CHUNK masses, and how many are above 0; -1 if one is negative or nan. */
-    int64_t (*largest_mass[TL_FLOAT_DTYPES])(const void *mass, size_t count, double *largest, int64_t *positive);
-    /* Of groups of masses: the first of the largest of each row. Returns a bit for each row that has a mass above 0 and
-     * none that is negative or nan. */
-    uint64_t (*find_masses[TL_FLOAT_DTYPES])(const void *groups, size_t rows, size_t classes, int64_t *argmax);
-    /* Writes groups of (scale mass + add) times the weight of the class, perhaps in place. */
-    void (*widen_masses[TL_FLOAT_DTYPES])(const void *groups, size_t rows, size_t classes, double scale, double add,
-                                          const double *weight, double *mass);
-    /* Of groups of logits of this dtype, and of masses of the same or, if they are wide, of doubles: what target_dot
-     * adds up for each row, of float64 compensated; but nan where an infinite mass has the shift as its logit. */
-    void (*short_dots[TL_FLOAT_DTYPES])(const void *groups, const void *masses, int is_wide, size_t rows,
-                                        size_t classes, const double *shift, double *dot, double *total);
+    /* The first of the largest of at most TL_CHUNK masses; any if none is above 0. */
+    int64_t (*largest_mass[TL_FLOAT_DTYPES])(const void *mass, size_t count, double *largest);
+    /* Of groups of logits of this dtype, and of masses: what target_dot adds up for each row, of float64 compensated; but
+     * nan where an infinite mass has the shift as its logit. */
+    void (*short_dots[TL_FLOAT_DTYPES])(const void *groups, const double *masses, size_t rows, size_t classes,
+                                        const double *shift, double *dot, double *total);
 
     /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the bins of an exact sum, as far as all numbers of a
      * group fit. Returns how many groups were added. */

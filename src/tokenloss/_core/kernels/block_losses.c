@@ -86,39 +86,45 @@ size_t tl_masses_bytes(int64_t classes, int class_major) {
     return capacity > 0 ? TL_GROUP_ALIGNMENT + capacity * (sizeof(double) + sizeof(float)) : 0;
 }
 
-/* Loads the masses into groups and finds each row's class of the largest; returns what `usable` is. */
-static uint64_t group_masses(const tl_backend *backend, const tl_row_block *rows, const tl_loss *losses, char *memory,
-                             tl_masses *masses, int64_t *argmax) {
+/* Loads the effective masses into groups, and counts those above 0; finds each row's class of the largest. */
+static void group_masses(const tl_backend *backend, const tl_row_block *rows, const tl_loss *losses, double *mass,
+                         tl_short_ranks *ranks) {
+    double least[TL_BLOCK_ROWS];
     const tl_soft_target *soft = &losses->soft;
-    size_t classes = (size_t)rows->row.count, padded = tl_padded_rows(rows->count);
-    int dtype = tl_single_or_double(soft->mass_dtype);
-    int is_plain = !soft->weight && soft->eps_over_v == 0 && soft->one_minus_eps == 1;
-    double weight[TL_SHORT_ROW], *wide = (double *)(void *)(memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1)));
-    void *raw = dtype == TL_FLOAT64 ? wide : wide + capacity_of_masses(rows->row.count, rows->class_major);
+    const int dtype = tl_single_or_double(soft->mass_dtype);
+    const size_t groups = tl_groups_for(rows->count), elements = groups * tl_group_elements(rows);
+    void *raw = dtype == TL_FLOAT64 ? mass : mass + capacity_of_masses(rows->row.count, rows->class_major);
     tl_row_block of = {.row = {.count = rows->row.count, .stride = soft->mass_stride, .dtype = soft->mass_dtype}};
     for (int i = 0; i < rows->count; i++)
         of.data[i] = losses[i].soft.mass;
+    for (int i = 0; i < TL_BLOCK_ROWS; i++)
+        least[i] = 0x1p-1074;
     tl_load_groups(backend, &of, rows->count, dtype, (char *)raw);
-    masses->is_wide = !is_plain || (dtype == TL_FLOAT64) != (rows->row.compute_dtype == TL_FLOAT64);
-    masses->groups = masses->is_wide ? wide : raw;
-    if (!masses->is_wide)
-        return backend->find_masses[dtype](raw, padded, classes, argmax);
-    for (size_t k = 0; k < classes; k++)
-        weight[k] = soft->weight ? tl_load(soft->weight + (int64_t)k * soft->weight_stride, soft->weight_dtype) : 1;
-    backend->widen_masses[dtype](raw, padded, classes, soft->one_minus_eps, soft->eps_over_v, weight, wide);
-    return backend->find_masses[TL_FLOAT64](wide, padded, classes, argmax);
+    if (dtype != TL_FLOAT64 || soft->one_minus_eps != 1)
+        backend->to_f64[dtype](raw, elements, soft->one_minus_eps, mass);
+    for (size_t i = 0; (soft->weight || soft->eps_over_v != 0) && i < elements; i += TL_GROUP) {
+        const int64_t k = (int64_t)(i / TL_GROUP) % rows->row.count;
+        const double weight = soft->weight ? tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype) : 1;
+        for (size_t r = i; r < i + TL_GROUP; r++)
+            mass[r] = (soft->eps_over_v + mass[r]) * weight;
+    }
+    backend->short_ranks[TL_FLOAT64](mass, groups, (size_t)rows->row.count, least, ranks);
 }
 
 void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const tl_loss *losses, char *memory,
                           tl_masses *masses, tl_cancel *cancel) {
-    int64_t argmax[TL_BLOCK_ROWS], nonzero;
+    tl_short_ranks ranks;
     masses->usable = 0;
-    if (memory && tl_masses_bytes(rows->row.count, rows->class_major) > 0)
-        masses->usable = rows->wanted & group_masses(backend, rows, losses, memory, masses, argmax);
+    if (memory && tl_masses_bytes(rows->row.count, rows->class_major) > 0) {
+        masses->groups = (double *)(void *)(memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1)));
+        group_masses(backend, rows, losses, masses->groups, &ranks);
+        for (int i = 0; i < rows->count; i++)
+            masses->usable |= rows->wanted & (uint64_t)(ranks.count_ge[i] > 0) << i;
+    }
     for (int i = 0; i < rows->count; i++) {
-        rows->excluded[i] = masses->usable >> i & 1 ? argmax[i] : -1;
+        rows->excluded[i] = masses->usable >> i & 1 ? ranks.argmax[i] : -1;
         if ((rows->wanted & ~masses->usable) >> i & 1)
-            rows->excluded[i] = tl_soft_target_argmax(backend, &losses[i].soft, rows->row.count, &nonzero, cancel);
+            rows->excluded[i] = tl_soft_target_argmax(backend, &losses[i].soft, rows->row.count, cancel);
     }
 }
 
@@ -134,7 +140,7 @@ static uint64_t find_dots(const tl_backend *backend, const tl_row_block *rows, c
     for (int i = 0; i < rows->count; i++)
         shift[i] = lse->near >> i & 1 ? lse->relative.logit[i] : lse->logit[i];
     if (which != 0)
-        backend->short_dots[lse->group_dtype](tl_groups_of(rows), masses->groups, masses->is_wide,
+        backend->short_dots[lse->group_dtype](tl_groups_of(rows), masses->groups,
                                               tl_padded_rows(lse->in_groups), classes, shift, dot, mass);
     if (which != 0 || classes > TL_CHUNK || !tl_can_read_masses(&losses->soft) || rows->wanted != lse->near ||
         !tl_can_read_in_place(&rows->row, dtype, 0))

@@ -65,25 +65,12 @@ double tl_loss_of_dot(const tl_loss *loss, const tl_class_odds *odds, double tar
     return loss_of(loss, 0, target_dot, mass, odds->nll, odds->lse);
 }
 
-int tl_is_one_hot(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t argmax, int64_t nonzero,
-                  tl_cancel *cancel) {
-    if (soft->eps_over_v != 0) { /* `nonzero` counts all classes then */
-        tl_soft_target plain = *soft;
-        plain.weight = NULL;
-        plain.one_minus_eps = 1;
-        plain.eps_over_v = 0;
-        argmax = tl_soft_target_argmax(backend, &plain, count, &nonzero, cancel);
-    }
-    return nonzero == 1 && tl_load(soft->mass + argmax * soft->mass_stride, soft->mass_dtype) == 1;
-}
-
-void tl_loss_begin(const tl_backend *backend, const tl_loss *loss, int64_t classes, tl_loss_acc *acc, int64_t *nonzero,
+void tl_loss_begin(const tl_backend *backend, const tl_loss *loss, int64_t classes, tl_loss_acc *acc,
                    tl_cancel *cancel) {
     acc->excluded = loss->target;
     acc->needs_target_dot = loss->soft.eps_over_v != 0;
-    *nonzero = 1;
     if (loss->target < 0) {
-        acc->excluded = tl_soft_target_argmax(backend, &loss->soft, classes, nonzero, cancel);
+        acc->excluded = tl_soft_target_argmax(backend, &loss->soft, classes, cancel);
         acc->needs_target_dot = acc->excluded >= 0;
     }
     acc->target_raw = acc->shift = 0;
@@ -157,15 +144,13 @@ int tl_negative_log(const tl_backend *backend, const tl_clip *clip, void *scores
 }
 
 double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, const tl_soft_target *soft,
-                              const tl_clip *clip, tl_seen *seen, tl_cancel *cancel) {
+                              const tl_clip *clip, tl_refused *refused, tl_cancel *cancel) {
     double mass[TL_SOFT_TARGET_RUN], scores_of_run[TL_SOFT_TARGET_RUN], nll[TL_SOFT_TARGET_RUN];
     tl_term_sums sums = {0};
     tl_soft_target masses = *soft;
     int64_t start = 0;
     masses.weight = NULL;
-    seen->nonzero = 0;
-    seen->last = seen->refused = -1;
-    seen->refused_score = 0;
+    *refused = (tl_refused){-1, 0};
     for (int count; (count = tl_soft_target_next(backend, &masses, scores->count, &start, mass, cancel)) > 0;
          start += count) {
         for (int i = 0; i < count; i++) {
@@ -173,18 +158,14 @@ double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, c
             if (mass[i] != 0)
                 score = tl_load(scores->data + (start + i) * scores->stride, scores->dtype);
             tl_set_score(clip, scores_of_run, (size_t)i, score);
-            if (mass[i] != 0 && tl_is_refused(clip, score) && seen->refused < 0) {
-                seen->refused = start + i;
-                seen->refused_score = score;
-            }
+            if (mass[i] != 0 && tl_is_refused(clip, score) && refused->class_id < 0)
+                *refused = (tl_refused){start + i, score};
         }
         tl_negative_log(backend, clip, scores_of_run, (size_t)count, nll);
         for (int i = 0; i < count; i++) {
+            int64_t k = start + i;
             if (mass[i] == 0)
                 continue;
-            seen->nonzero++;
-            seen->last = start + i;
-            int64_t k = start + i;
             double term = tl_weighed(mass[i], nll[i]);
             if (soft->weight)
                 term = tl_weighed(tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype), term);

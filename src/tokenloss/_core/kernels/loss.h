@@ -78,11 +78,6 @@ double tl_loss_of_dot(const tl_loss *loss, const tl_class_odds *odds, double tar
 int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
                       double softmax_factor, tl_cancel *cancel);
 
-/* Whether the integer masses of a row are one-hot: a single 1, all others 0. `argmax` and `nonzero` are what
- * tl_soft_target_argmax found, with smoothing and class weights or without. */
-int tl_is_one_hot(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t argmax, int64_t nonzero,
-                  tl_cancel *cancel);
-
 /* The same loss, without a gradient, of logits that arrive a range of classes at a time. */
 typedef struct {
     int64_t excluded; /* the class that `others` leaves out: the class id, or the argmax of the distribution; or -1 */
@@ -93,8 +88,8 @@ typedef struct {
     tl_dot_acc target_dot;
 } tl_loss_acc;
 
-/* Begins a row. `nonzero` is the number of classes with mass: 1 for a class id. */
-void tl_loss_begin(const tl_backend *backend, const tl_loss *loss, int64_t classes, tl_loss_acc *acc, int64_t *nonzero,
+/* Begins a row. */
+void tl_loss_begin(const tl_backend *backend, const tl_loss *loss, int64_t classes, tl_loss_acc *acc,
                    tl_cancel *cancel);
 /* Gives the raw logit of the excluded class, before the first range. Of `logits`, no element is read. */
 void tl_loss_set_target_logit(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, double target_raw,
@@ -163,15 +158,14 @@ TL_INLINE double tl_sum_of_parts(const tl_term_sums *sums) {
     return sums->lost - sums->lost == 0 ? sums->sum + sums->lost : sums->sum;
 }
 
-/* What a sum over a distribution found on its way. */
+/* The first class with mass whose score is refused, -1 if there is none. */
 typedef struct {
-    int64_t nonzero, last; /* how many classes have mass, and the last of them, -1 if there is none */
-    int64_t refused; /* the first of them whose score is refused, -1 if there is none */
-    double refused_score;
-} tl_seen;
+    int64_t class_id;
+    double score;
+} tl_refused;
 
 /* sum of q[k] nll[k] over the classes with mass: only their scores are read. */
 double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, const tl_soft_target *soft,
-                              const tl_clip *clip, tl_seen *seen, tl_cancel *cancel);
+                              const tl_clip *clip, tl_refused *refused, tl_cancel *cancel);
 
 #endif

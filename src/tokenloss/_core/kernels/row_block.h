@@ -164,11 +164,9 @@ void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *row
                               const tl_loss *loss, const double *target_weight, const double *grad_scale,
                               const tl_out_block *grads, double *values, tl_cancel *cancel);
 
-/* Masses of rows in groups: as the distributions have them, in the dtype of the groups of logits, or wide: effective
- * masses, as doubles. `usable` has a bit for each wanted row with a mass above 0, and none that is negative or nan. */
+/* Effective masses of rows in groups. `usable` has a bit for each wanted row with a mass above 0. */
 typedef struct {
-    const void *groups;
-    int is_wide;
+    double *groups;
     uint64_t usable;
 } tl_masses;
 

@@ -90,29 +90,30 @@ int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, i
     return length;
 }
 
-int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t *found,
-                              tl_cancel *cancel) {
-    int64_t argmax = -1, n = 0;
-    int in_place = tl_can_read_masses(soft), dense = (in_place && count <= TL_CHUNK) || starts_dense(soft, 0, count);
-    double largest = 0, mass[TL_CHUNK];
-    for (int64_t k = 0, end; k < count; k = end) {
-        double most;
-        int64_t positive, first = -1;
-        end = next_run(backend, soft, count, dense, &k, cancel);
-        if (in_place)
-            first = backend->largest_mass[soft->mass_dtype](soft->mass + k * soft->mass_stride, (size_t)(end - k),
-                                                            &most, &positive);
-        if (first >= 0) {
-            int is_larger = positive > 0 && (argmax < 0 || most > largest);
-            argmax = is_larger ? k + first : argmax;
-            largest = is_larger ? most : largest;
-            n += positive;
-            dense = end > k && positive == end - k;
-            continue;
+/* The class of the largest mass of those that backends can read; -1 if none is above 0. */
+static int64_t argmax_in_place(const tl_backend *backend, const tl_soft_target *soft, int64_t count,
+                               tl_cancel *cancel) {
+    double most, largest = 0;
+    int64_t argmax = -1;
+    for (int64_t k = 0, end, first; k < count; k = end) {
+        end = next_run(backend, soft, count, count <= TL_CHUNK || starts_dense(soft, k, count), &k, cancel);
+        first = backend->largest_mass[soft->mass_dtype](soft->mass + k * soft->mass_stride, (size_t)(end - k), &most);
+        if (most > largest) {
+            largest = most;
+            argmax = k + first;
         }
+    }
+    return argmax;
+}
+
+int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count,
+                              tl_cancel *cancel) {
+    int64_t argmax = tl_can_read_masses(soft) ? argmax_in_place(backend, soft, count, cancel) : -1;
+    int dense = starts_dense(soft, 0, count);
+    double largest = 0, mass[TL_CHUNK];
+    for (int64_t k = argmax < 0 ? 0 : count, end; k < count; k = end) {
+        end = next_run(backend, soft, count, dense, &k, cancel);
         dense = masses_of(soft, k, end - k, mass) || always_dense(soft);
-        for (int64_t i = 0; i < end - k; i++)
-            n += tl_contributes(mass[i]);
         for (int64_t i = 0; i < end - k; i++)
             if (!(mass[i] <= largest) || argmax < 0) { /* seldom */
                 int is_larger = tl_contributes(mass[i]) && (argmax < 0 || mass[i] > largest);
@@ -120,8 +121,23 @@ int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *s
                 largest = is_larger ? mass[i] : largest;
             }
     }
-    *found = n;
     return argmax;
+}
+
+int64_t tl_one_hot_class(const tl_backend *backend, const tl_soft_target *soft, int64_t count, tl_cancel *cancel) {
+    tl_soft_target plain = *soft;
+    double mass[TL_SOFT_TARGET_RUN];
+    int64_t start = 0, class_id = -1;
+    plain.weight = NULL;
+    plain.one_minus_eps = 1;
+    plain.eps_over_v = 0;
+    for (int n; (n = tl_soft_target_next(backend, &plain, count, &start, mass, cancel)) > 0; start += n)
+        for (int i = 0; i < n; i++) {
+            if (mass[i] != 0 && (mass[i] != 1 || class_id >= 0))
+                return -1;
+            class_id = mass[i] != 0 ? start + i : class_id;
+        }
+    return class_id;
 }
 
 /* tl_target_dot where all masses are equal. */

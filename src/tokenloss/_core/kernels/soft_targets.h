@@ -38,9 +38,11 @@ TL_INLINE double tl_soft_target_at(const tl_soft_target *soft, int64_t k) {
     return mass == 0 ? -0.0 : mass;
 }
 
-/* The class of the largest mass, of those that contribute; -1 if there is none. `found` is their number. */
-int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t *found,
-                              tl_cancel *cancel);
+/* The class of the largest mass, of those that contribute; -1 if there is none. */
+int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count, tl_cancel *cancel);
+
+/* The class of masses that are one-hot without smoothing and class weights: a single 1, all others 0; or -1. */
+int64_t tl_one_hot_class(const tl_backend *backend, const tl_soft_target *soft, int64_t count, tl_cancel *cancel);
 
 /* Whether backends can read the masses where they are, as they are. */
 int tl_can_read_masses(const tl_soft_target *soft);

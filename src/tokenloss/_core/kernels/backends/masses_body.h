@@ -1,5 +1,5 @@
-/* Masses of target distributions: the largest, and sums over classes weighted by them. Included at the end of
- * short_rows_body.h, for float and double. */
+/* Sums over classes weighted by the masses of target distributions. Included at the end of short_rows_body.h, for float
+ * and double. */
 
 /* Adds a term to a sum, and its rounding error to another if that is wanted. */
 TL_TARGET TL_INLINE void NAME(add_wide_)(f64_vec *sum, f64_vec *comp, f64_vec term, int compensates) {
@@ -109,23 +109,14 @@ TL_TARGET static uint64_t NAME(row_dots_)(const char *const *masses, const char 
     return finite;
 }
 
-/* The least positive number. */
-#define LEAST ((REAL)(sizeof(REAL) == sizeof(double) ? 0x1p-1074 : 0x1p-149))
-
-TL_TARGET static int64_t NAME(largest_mass_)(const void *start, size_t count, double *largest, int64_t *positive) {
+TL_TARGET static int64_t NAME(largest_mass_)(const void *start, size_t count, double *largest) {
     const REAL *mass = (const REAL *)start;
-    const OP(vec) zero = OP(set)(0), least = OP(set)(LEAST);
     const size_t whole = count / OP(WIDTH) * OP(WIDTH);
-    const uint32_t all = OP(mask_ge)(zero, zero);
     REAL last[OP(WIDTH)] = {0}, lane[OP(WIDTH)], at[OP(WIDTH)];
-    OP(bits) counts = OP(set_bits)(0);
-    OP(vec) most = zero, place = zero;
-    uint32_t good = all;
+    OP(vec) most = OP(set)(0), place = most;
     memcpy(last, (const void *)(mass + whole), (count - whole) * sizeof *mass);
     for (size_t i = 0; i < count; i += OP(WIDTH)) {
-        OP(vec) value = OP(load)(i < whole ? mass + i : last), more = OP(max_skip_nan)(value, most);
-        good &= OP(mask_ge)(value, zero);
-        counts = OP(count_ge)(counts, value, least);
+        OP(vec) more = OP(max_skip_nan)(OP(load)(i < whole ? mass + i : last), most);
         place = OP(if_equal)(more, most, place, OP(set)((REAL)i));
         most = more;
     }
@@ -141,45 +132,7 @@ TL_TARGET static int64_t NAME(largest_mass_)(const void *start, size_t count, do
             at[j] = is_first ? other : at[j];
         }
     *largest = (double)lane[0];
-    *positive = OP(sum_counts)(counts);
-    return good == all ? (int64_t)at[0] : -1;
-}
-
-/* Rows side by side, in groups. */
-TL_TARGET static uint64_t NAME(find_masses_)(const void *groups, size_t rows, size_t classes, int64_t *argmax) {
-    uint64_t good = 0;
-    for (size_t r = 0; r < rows; r += OP(WIDTH)) {
-        const REAL *mass = (const REAL *)groups + r / TL_GROUP * TL_GROUP * classes + r % TL_GROUP;
-        OP(vec) most = OP(set)(0), place = most;
-        uint32_t is_mass = ~(uint32_t)0;
-        REAL places[OP(WIDTH)];
-        for (size_t k = 0; k < classes; k++) {
-            OP(vec) value = OP(load)(mass + TL_GROUP * k), more = OP(max_skip_nan)(value, most);
-            place = OP(if_equal)(more, most, place, OP(set)((REAL)k));
-            most = more;
-            is_mass &= OP(mask_ge)(value, OP(set)(0));
-        }
-        good |= (uint64_t)(is_mass & OP(mask_ge)(most, OP(set)(LEAST))) << r;
-        OP(store)(places, place);
-        for (size_t j = 0; j < OP(WIDTH); j++)
-            argmax[r + j] = (int64_t)places[j];
-    }
-    return good;
-}
-
-TL_TARGET static void NAME(widen_masses_)(const void *groups, size_t rows, size_t classes, double scale, double add,
-                                          const double *weight, double *mass) {
-    const REAL *from = (const REAL *)groups;
-    for (size_t r = 0; r < rows; r += TL_GROUP)
-        for (size_t k = 0; k < classes; k++)
-            for (size_t j = 0; j < TL_GROUP; j += OP(WIDTH), from += OP(WIDTH)) {
-                f64_vec wide[PARTS];
-                OP(widen)(OP(load)(from), wide);
-                for (size_t i = 0; i < PARTS; i++, mass += f64_WIDTH) {
-                    f64_vec value = f64_add(f64_set(add), f64_mul(f64_set(scale), wide[i]));
-                    f64_store(mass, f64_mul(value, f64_set(weight[k])));
-                }
-            }
+    return (int64_t)at[0];
 }
 
 /* The sums of the first `count` lanes, as target_dot's are added at last. */
@@ -196,17 +149,9 @@ TL_TARGET TL_INLINE void NAME(end_dots_)(NAME(lane_) * lanes, size_t count, doub
     }
 }
 
-/* The masses of a vector of rows for a class, as doubles. */
-TL_TARGET TL_INLINE void NAME(load_mass_)(const void *masses, size_t at, int is_wide, f64_vec *wide) {
-    if (is_wide)
-        for (size_t i = 0; i < PARTS; i++)
-            wide[i] = f64_load((const double *)masses + at + i * f64_WIDTH);
-    else
-        OP(widen)(OP(load)((const REAL *)masses + at), wide);
-}
-
-TL_TARGET TL_INLINE void NAME(short_dots_of_)(const REAL *x, const void *masses, int is_wide, size_t rows,
-                                              size_t classes, const double *shift, double *dot, double *total) {
+TL_TARGET static void NAME(short_dots_)(const void *groups, const double *masses, size_t rows, size_t classes,
+                                        const double *shift, double *dot, double *total) {
+    const REAL *x = (const REAL *)groups;
     const size_t count = classes < 16 ? classes : 16;
     const int compensates = sizeof(REAL) == sizeof(double);
     for (size_t r = 0; r < rows; r += OP(WIDTH)) {
@@ -218,13 +163,13 @@ TL_TARGET TL_INLINE void NAME(short_dots_of_)(const REAL *x, const void *masses,
             for (size_t i = 0; i < PARTS; i++)
                 of_dot.sum[i] = of_dot.comp[i] = of_mass.sum[i] = of_mass.comp[i] = f64_set(0);
             for (size_t k = l; k < classes; k += 16) {
-                f64_vec wide[PARTS], mass[PARTS];
+                f64_vec wide[PARTS];
                 OP(widen)(OP(load)(x + at + TL_GROUP * k), wide);
-                NAME(load_mass_)(masses, at + TL_GROUP * k, is_wide, mass);
                 for (size_t i = 0; i < PARTS; i++) {
-                    f64_vec term = NAME(mass_term_)(mass[i], wide[i], f64_load(shift + r + i * f64_WIDTH));
+                    f64_vec mass = f64_load(masses + at + TL_GROUP * k + i * f64_WIDTH);
+                    f64_vec term = NAME(mass_term_)(mass, wide[i], f64_load(shift + r + i * f64_WIDTH));
                     NAME(add_wide_)(&of_dot.sum[i], &of_dot.comp[i], term, compensates);
-                    NAME(add_wide_)(&of_mass.sum[i], &of_mass.comp[i], mass[i], compensates);
+                    NAME(add_wide_)(&of_mass.sum[i], &of_mass.comp[i], mass, compensates);
                 }
             }
             dots[l] = of_dot;
@@ -234,13 +179,3 @@ TL_TARGET TL_INLINE void NAME(short_dots_of_)(const REAL *x, const void *masses,
         NAME(end_dots_)(totals, count, total + r);
     }
 }
-
-TL_TARGET static void NAME(short_dots_)(const void *groups, const void *masses, int is_wide, size_t rows,
-                                        size_t classes, const double *shift, double *dot, double *total) {
-    if (is_wide)
-        NAME(short_dots_of_)((const REAL *)groups, masses, 1, rows, classes, shift, dot, total);
-    else
-        NAME(short_dots_of_)((const REAL *)groups, masses, 0, rows, classes, shift, dot, total);
-}
-
-#undef LEAST
