@@ -96,7 +96,7 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
         tl_lse_row(backend, row, targets[t], &state, cancel);
         use(tl_logsumexp(tl_lse_finish(&state, row)));
         if (t == 0)
-            use(tl_logsumexp_of(backend, row, &state, -1, NULL, cancel));
+            use(tl_logsumexp_of(backend, row, &state, cancel));
     }
     int64_t most = count < 7 ? count : 7;
     tl_topk best = {most, 0, (double *)(void *)place(MASSES, 8 * most, at_end),

@@ -314,6 +314,16 @@ def test_what_a_sketch_cannot_tell_is_refused(name, tmp_path):
         compare_files(base, {"other": other}, **options)
 
 
+@pytest.mark.filterwarnings("ignore:.* identical to base")
+@pytest.mark.parametrize("has_targets", [False, True])
+def test_identical_rows_are_found_whatever_the_targets_are(has_targets, tmp_path):
+    rng = np.random.default_rng(5)
+    x, targets = teacher(rng, 300, 400, 1.2), rng.integers(0, 400, 300)
+    write_sketch(tmp_path / "base.sketch", [(x, targets if has_targets else None)])
+    np.savez(tmp_path / "same.npz", logits=x, targets=targets)
+    assert compare_files(tmp_path / "base.sketch", {"same": tmp_path / "same.npz"})["same"].parity == "same bits"
+
+
 def test_a_changed_file_is_noticed(tmp_path):
     x = teacher(np.random.default_rng(0), 6, 400, 1.2)
     np.save(tmp_path / "x.npy", x)

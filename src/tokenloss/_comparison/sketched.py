@@ -16,6 +16,7 @@ from tokenloss._comparison.columns import VARIANCE, new_columns
 from tokenloss._core.arguments import FURTHER_DIVERGENCES
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import as_scores
+from tokenloss._scores.softmax import logsumexp
 from tokenloss._scores.tails import tails_of
 from tokenloss._scores.token_scores import TokenScores
 from tokenloss.formats.sketch_file import logits_at
@@ -197,11 +198,10 @@ def student_of(
     workers: int | None,
 ) -> Student:  # fmt: skip
     """The data that a comparison needs from rows of logits, whose scores are known."""
-    top, lse = rows["ids"][:, : facts.top], scores.logsumexp
+    top, lse = rows["ids"][:, : facts.top], logsumexp(logits, workers=workers)
     at = logits_at(logits, rows["ids"])
     maxima = logits_at(logits, scores.argmax[:, None])[:, 0]
-    none = np.empty((len(rows), 0))
-    tails = tails_of(as_scores("logits", logits, -1), top, maxima, none, 0.0, kept, workers)
+    tails = tails_of(as_scores("logits", logits, -1), top, maxima, np.empty((len(rows), 0)), 0.0, kept, workers)
     n_possible = (np.isfinite(at[:, : facts.top]) & (top >= 0)).sum(1) + tails.supports
     shared = None if facts.masked is None else np.zeros(len(rows), np.int64)
     if facts.masked is not None and len(facts.masked):

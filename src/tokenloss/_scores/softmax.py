@@ -158,7 +158,7 @@ def logsumexp(
     -----
     The result is within 2e-7 nats of the exact value (float64: 4e-15, relative to the larger of 1 and the result). Near
     0, where one class outweighs the others, the relative error is below 1e-6 (float64: 2e-14): `[0, -40]` gives
-    4.25e-18. `TokenScores.logsumexp` is bitwise identical.
+    4.25e-18. `TokenScores.logsumexp` may differ in its last digits, within these errors.
 
     Examples
     --------

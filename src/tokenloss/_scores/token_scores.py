@@ -188,11 +188,11 @@ def token_scores(
     Returns
     -------
     TokenScores
-        With arrays of the batch's shape. `nll` is bitwise identical to ``cross_entropy(..., reduction="none")``, and
-        `logsumexp` to the function `logsumexp`, unless logits are scaled or capped. `rank`, `argmax` and the order of
-        `top_ids` are exact: they compare the logits as given, before `logit_scale` and `softcap`. For probabilities,
-        `nll` is bitwise identical to ``cross_entropy_loss(..., reduction="none")``; for log-probabilities, to
-        `nll_loss`.
+        With arrays of the batch's shape. `nll` is bitwise identical to ``cross_entropy(..., reduction="none")``.
+        `logsumexp` is as accurate as the function `logsumexp`, but found from the target and the other classes: its
+        last digits may depend on the target. `rank`, `argmax` and the order of `top_ids` are exact: they compare the
+        logits as given, before `logit_scale` and `softcap`. For probabilities, `nll` is bitwise identical to
+        ``cross_entropy_loss(..., reduction="none")``; for log-probabilities, to `nll_loss`.
 
     Raises
     ------

@@ -20,6 +20,7 @@ from tokenloss._core.files import replacing, write_errors
 from tokenloss._core.signature import IdsHash, signature_of
 from tokenloss._core.validation import as_positions, as_scores, most_unnormalized
 from tokenloss._scores.losses import cross_entropy_loss
+from tokenloss._scores.softmax import logsumexp
 from tokenloss._scores.tails import tails_of, uniforms_of
 from tokenloss._scores.token_scores import token_job
 from tokenloss.formats import safetensors
@@ -268,9 +269,11 @@ class SketchWriter:
             raise_error("option", name="a logit", got=float(exact[lost][0]), fits=fits)
         is_known = kept & ~np.isnan(columns["logsumexp"])
         self._note_masks(rows, is_known, excluded, exact, tails.supports)
-        records["log_normalizers"], records["entropies"] = columns["logsumexp"], columns["entropy"]
+        # not that of the token's columns, whose last bits depend on the target: identical rows have identical records
+        log_sums = np.where(kept, logsumexp(rows, workers=self._workers), np.nan)
+        records["log_normalizers"], records["entropies"] = log_sums, columns["entropy"]
         with np.errstate(invalid="ignore"):
-            records["log_tails"] = np.where(kept, tails.log_masses - columns["logsumexp"], np.nan)
+            records["log_tails"] = np.where(kept, tails.log_masses - log_sums, np.nan)
         records["supports"] = np.where(kept, np.where(is_known, tails.supports, 0), -1)
         records["ids"][~is_known], records["logits"][~is_known] = -1, -np.inf
         if "targets" in (fields.names or ()):

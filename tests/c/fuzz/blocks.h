@@ -100,7 +100,7 @@ static void compare_single_rows(const question *all, asked_block *block) {
     for (int r = 0; r < all->rows; r++)
         if (is_wanted(all, r)) {
             tl_lse_row(backend, &block->logits.row[r], -1, &state, &cancel);
-            compare("logsumexp in a block", tl_logsumexp_of(backend, &block->logits.row[r], &state, -1, NULL, &cancel));
+            compare("logsumexp in a block", tl_logsumexp_of(backend, &block->logits.row[r], &state, &cancel));
         }
     for (int is_log = 0; is_log < 2 && !tl_is_transformed(block->logits.row); is_log++) {
         for (int r = 0; r < all->rows; r++) {

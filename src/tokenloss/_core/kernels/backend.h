@@ -85,13 +85,6 @@ typedef struct {
     double sum[16], comp[16];
 } tl_lane_sums;
 
-/* The sum over all classes while the main sum excludes one, as long as both have the same reference exponent. */
-typedef struct {
-    tl_lane_sums of;
-    enum { TL_AHEAD, TL_SHARED, TL_APART } stage; /* the class is yet to come; was added; the references may differ */
-    double logit; /* of the excluded class, scaled and capped */
-} tl_all_classes;
-
 /* Running logsumexp: sum of exp(x - offset) 2^-ref_exp, in 16 lanes of double with their rounding errors. */
 typedef struct {
     double sum[16];
@@ -105,7 +98,6 @@ typedef struct {
     int is_padded; /* what is added next is less than a chunk, or holds -inf in place of the excluded class */
     int clamps; /* logits far below the reference were met: kernels raise all arguments to the least they can take */
     tl_moment *moment;
-    tl_all_classes *all; /* with a moment, or NULL if the sum of all classes is not wanted */
 } tl_lse_acc;
 
 /* A sum in lanes, the sum of its rounding errors, and the sum of the absolute rounding errors of the latter. Where
@@ -130,7 +122,7 @@ typedef struct {
 
 typedef enum {
     TL_REDUCE_SUMEXP,
-    TL_REDUCE_MOMENT, /* sum, moment, maximum and count; at stage TL_SHARED, also the sum of all classes */
+    TL_REDUCE_MOMENT, /* sum, moment, maximum and count */
     TL_REDUCE_MAX,
     TL_REDUCE_MAX_COUNT,
     TL_REDUCE_KINDS

@@ -76,32 +76,21 @@ static int is_out_of_range(double total, const tl_lse_acc *state) {
 
 int tl_sum_out_of_range(const tl_lse_acc *state) { return is_out_of_range(tl_lanes_sum_fast(state->sum), state); }
 
-tl_lse_acc tl_with_all(const tl_lse_acc *state) {
-    tl_lse_acc all = *state;
-    memcpy(all.sum, state->all->of.sum, sizeof all.sum);
-    memcpy(all.comp, state->all->of.comp, sizeof all.comp);
-    return all;
-}
-
 /* What a block changes, to undo it before the block is accumulated again. */
 typedef struct {
     tl_lse_acc state;
     tl_moment moment;
-    tl_lane_sums all;
 } snapshot;
 
 static void restore(const snapshot *before, tl_lse_acc *state) {
     *state = before->state;
     if (state->moment)
         *state->moment = before->moment;
-    if (state->all)
-        state->all->of = before->all;
 }
 
 int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t excluded,
                  tl_lse_acc *state, tl_chunk_buf *buf) {
     tl_reduce_kind kind = TL_REDUCE_SUMEXP;
-    tl_all_classes *all = state->all;
     snapshot before;
     if (state->moment) {
         kind = TL_REDUCE_MOMENT;
@@ -109,17 +98,10 @@ int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, in
         state->count_ge = 0;
         before.moment = *state->moment;
     }
-    if (all)
-        before.all = all->of;
     before.state = *state;
     tl_reduce_range(backend, kind, row, start, end, excluded, state, buf);
     double sum = tl_lanes_sum_fast(state->sum);
-    int out_of_range = is_out_of_range(sum, state);
-    /* if one of the sums is rebased, the other may not be, or to another exponent: keep away from both bounds */
-    if (all && all->stage == TL_SHARED &&
-        (out_of_range || sum < SUM_UNDERFLOW * (1 + 0x1p-40) || !(tl_lanes_sum_fast(all->of.sum) < SUM_OVERFLOW / 2)))
-        all->stage = TL_APART;
-    if (TL_UNLIKELY(out_of_range)) {
+    if (TL_UNLIKELY(is_out_of_range(sum, state))) {
         restore(&before, state);
         if (!tl_lse_rebase(tl_maximum_between(backend, row, start, end, excluded, buf), row->compute_dtype, state))
             return 0;
@@ -288,27 +270,22 @@ int tl_may_be_near_zero(double logsumexp, double largest_lane, double sum) {
     return tl_abs(logsumexp) < NEAR_ZERO && !(largest_lane < DOMINANT_FRACTION * sum);
 }
 
-double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, int64_t excluded,
-                              const tl_lse_acc *others, tl_cancel *cancel) {
-    tl_lse_acc recomputed;
-    if (excluded < 0 || !tl_is_dominant(tl_logit_at(backend, row, excluded), logsumexp)) {
-        excluded = find_dominant(backend, row, logsumexp);
-        if (excluded == row->count)
-            return logsumexp;
-        tl_lse_row(backend, row, excluded, &recomputed, cancel);
-        others = &recomputed;
-    }
-    double logit = tl_logit_at(backend, row, excluded);
-    tl_lse lse = tl_lse_finish(others, row);
+double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, tl_cancel *cancel) {
+    tl_lse_acc others;
+    int64_t dominant = tl_abs(logsumexp) < NEAR_ZERO ? find_dominant(backend, row, logsumexp) : row->count;
+    if (dominant == row->count)
+        return logsumexp;
+    tl_lse_row(backend, row, dominant, &others, cancel);
+    double logit = tl_logit_at(backend, row, dominant);
+    tl_lse lse = tl_lse_finish(&others, row);
     return tl_logsumexp(tl_lse_add_class(lse, logit, tl_log_odds_against_lse(lse, logit)));
 }
 
-double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, int64_t excluded,
-                       const tl_lse_acc *others, tl_cancel *cancel) {
+double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, tl_cancel *cancel) {
     double logsumexp = tl_logsumexp(tl_lse_finish(state, row)), most = 0;
     for (int i = 0; i < 16; i++)
         most = state->sum[i] > most ? state->sum[i] : most;
     if (!tl_may_be_near_zero(logsumexp, most, tl_lanes_sum_in_order(state->sum)))
         return logsumexp;
-    return tl_logsumexp_near_zero(backend, row, logsumexp, excluded, others, cancel);
+    return tl_logsumexp_near_zero(backend, row, logsumexp, cancel);
 }

@@ -54,16 +54,14 @@ tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds);
 
 /* The logsumexp of a row from the accumulator of all its classes, with relative accuracy near 0 too: there, if one
  * class outweighs all others, it is that logit plus log1p of the odds of the others, for which the row is accumulated
- * once more without that class. `others` may spare that: the accumulator without the class `excluded` (-1 if none). */
-double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, int64_t excluded,
-                       const tl_lse_acc *others, tl_cancel *cancel);
+ * once more without that class. */
+double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, tl_cancel *cancel);
 
-/* Whether one of 16 lanes of a sum, the largest, may hold most of it while the logsumexp is near 0; and tl_logsumexp_of
- * then, from the plain logsumexp. */
+/* Whether one of 16 lanes of a sum, the largest, may hold most of it while the logsumexp is near 0; whether this is the
+ * logit of a class that does; and the logsumexp then, from the plain one. */
 int tl_may_be_near_zero(double logsumexp, double largest_lane, double sum);
-int tl_is_dominant(double logit, double logsumexp); /* whether this is the logit of that class */
-double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, int64_t excluded,
-                              const tl_lse_acc *others, tl_cancel *cancel);
+int tl_is_dominant(double logit, double logsumexp);
+double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, tl_cancel *cancel);
 
 /* -- for kernels that accumulate block by block themselves --------------------------------------------------------- */
 
@@ -90,9 +88,6 @@ void tl_moment_reshift(double maximum, int dtype, tl_lse_acc *state);
  * sum is nan, for a nan or +inf was met. */
 int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t excluded,
                  tl_lse_acc *state, tl_chunk_buf *buf);
-
-/* The accumulator of all classes from one that excludes a class, at stage TL_SHARED. */
-tl_lse_acc tl_with_all(const tl_lse_acc *state);
 
 /* The logsumexp for a sum of exponentials in this dtype; and for an accumulator, minus the offset. */
 TL_INLINE double tl_log_of_sum(double sum, double ref_exp, int dtype) {

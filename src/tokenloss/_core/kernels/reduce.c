@@ -5,30 +5,11 @@
 
 #include "scalar_math.h"
 
-/* Starts the sum of all classes with the chunk that holds the excluded one. */
-static void start_all(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int dtype,
-                      const tl_lse_acc *state) {
-    tl_all_classes *all = state->all;
-    tl_lse_acc whole = *state;
-    tl_chunk_buf buf;
-    if (!(all->logit - state->offset < ((double)state->ref_exp + 40) * TL_LN2)) /* it might overflow; or it is nan */
-        all->stage = TL_APART;
-    if (all->stage == TL_APART)
-        return;
-    tl_chunk_invalidate(&buf);
-    tl_load_chunk(backend, row, start, count, -1, state->offset, dtype, &buf);
-    backend->reduce[TL_REDUCE_SUMEXP][dtype](&buf.at, (size_t)count, &whole);
-    memcpy(all->of.sum, whole.sum, sizeof whole.sum);
-    memcpy(all->of.comp, whole.comp, sizeof whole.comp);
-    all->stage = TL_SHARED;
-}
-
 void tl_reduce_range(const tl_backend *backend, tl_reduce_kind kind, const tl_row *row, int64_t start, int64_t end,
                      int64_t excluded, tl_lse_acc *state, tl_chunk_buf *buf) {
     assert(start >= 0 && start <= end && end <= row->count);
     int dtype = tl_offset_dtype(row->compute_dtype, state->offset);
     int in_place = tl_can_read_in_place(row, dtype, state->offset);
-    tl_all_classes *all = kind == TL_REDUCE_MOMENT ? state->all : NULL;
     while (start < end) {
         int64_t until = excluded >= start && excluded < end ? excluded : end;
         int64_t count = in_place ? (until - start) / TL_CHUNK * TL_CHUNK : 0;
@@ -39,14 +20,8 @@ void tl_reduce_range(const tl_backend *backend, tl_reduce_kind kind, const tl_ro
             tl_load_chunk(backend, row, start, count, excluded, state->offset, dtype, buf);
             x = &buf->at;
             state->is_padded = count < TL_CHUNK || until < start + count;
-            if (all && until < start + count) {
-                start_all(backend, row, start, count, dtype, state);
-                state->all = NULL; /* to which this chunk was added */
-            }
         }
         backend->reduce[kind][dtype](x, (size_t)count, state);
-        if (all)
-            state->all = all;
         start += count;
     }
 }

@@ -287,7 +287,7 @@ void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, 
             continue;
         if (!(lse->grouped >> i & 1)) {
             tl_row row = tl_row_of_block(rows, i);
-            logsumexp[i] = tl_logsumexp_near_zero(backend, &row, logsumexp[i], -1, NULL, cancel);
+            logsumexp[i] = tl_logsumexp_near_zero(backend, &row, logsumexp[i], cancel);
         } else if (tl_is_dominant(lse->sums.maximum[i], logsumexp[i])) {
             number[again.count] = i;
             again.data[again.count] = rows->data[i];

@@ -56,8 +56,7 @@ static uint64_t find_top(const tl_backend *backend, const tl_row_block *rows, in
 }
 
 /* Makes log-probabilities of the largest raw logits. */
-static void end_top(const tl_backend *backend, const tl_row_block *rows, int count, const tl_block_lse *others,
-                    tl_topk *top) {
+static void end_top(const tl_backend *backend, const tl_row_block *rows, int count, const tl_lse *lse, tl_topk *top) {
     for (int64_t k = 0; k < top->most; k++) {
         double value[TL_BLOCK_ROWS] = {0};
         for (int i = 0; i < count; i++)
@@ -66,30 +65,11 @@ static void end_top(const tl_backend *backend, const tl_row_block *rows, int cou
         if (tl_is_transformed(&rows->row))
             tl_transform(backend, &rows->row, value, tl_padded_rows(count));
         for (int i = 0; i < count; i++)
-            if (tl_is_wanted(rows, i)) {
-                tl_lse lse = tl_odds_at(rows, others, i).lse;
-                top[i].value[k] = (value[i] - lse.offset) - lse.log;
-            }
+            if (tl_is_wanted(rows, i))
+                top[i].value[k] = (value[i] - lse[i].offset) - lse[i].log;
     }
     for (int i = 0; i < count; i++)
         top[i].count = top[i].most;
-}
-
-/* The logsumexp of all classes of these rows in groups, which are overwritten. */
-static void find_logsumexp(const tl_backend *backend, const tl_row_block *rows, int count, uint64_t which,
-                           tl_groups groups, double *logsumexp, tl_cancel *cancel) {
-    const tl_next_rows unknown = {NULL, 0, 0};
-    tl_row_block whole = *rows;
-    tl_block_lse all;
-    whole.count = count;
-    whole.has_excluded = 0;
-    whole.wanted = which;
-    memset(all.offset, 0, sizeof all.offset);
-    backend->short_sumexp[groups.dtype](groups.at, tl_groups_for(count), (size_t)rows->row.count, &unknown, 1, &all.sums);
-    all.grouped = which;
-    all.group_dtype = groups.dtype;
-    tl_end_lse(backend, &whole.row, tl_padded_rows(count), 0, &all);
-    tl_logsumexp_of_block(backend, &whole, &all, logsumexp, cancel);
 }
 
 /* Long class-major rows. */
@@ -123,6 +103,7 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     int count = tl_grouped_rows(rows);
     size_t padded = tl_padded_rows(count);
     tl_block_lse others;
+    tl_lse lse[TL_BLOCK_ROWS];
     tl_short_moments moments;
     tl_block_nll of;
     assert(rows->keeps_logits);
@@ -146,11 +127,17 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     found &= others.grouped;
     for (int i = 0; i < count; i++)
         found &= ~((uint64_t)(others.odds.log_odds[i] != others.odds.log_odds[i]) << i);
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < count; i++) {
+        tl_row row = tl_row_of_block(rows, i);
+        lse[i] = tl_odds_at(rows, &others, i).lse;
         tokens->nll[i] = near >> i & 1 ? of.nll[i] : others.odds.nll[i];
+        tokens->logsumexp[i] = tl_logsumexp(lse[i]);
+        if (found >> i & 1)
+            tokens->logsumexp[i] = tl_token_logsumexp(backend, &row, tokens->logsumexp[i], others.logit[i],
+                                                      others.sums.maximum[i], cancel);
+    }
     backend->entropies(&others.odds, others.log, others.sums.sum, &moments, padded, tokens->entropy);
-    find_logsumexp(backend, rows, count, found, groups, tokens->logsumexp, cancel);
     if (top)
-        end_top(backend, rows, count, &others, top);
+        end_top(backend, rows, count, lse, top);
     return found;
 }

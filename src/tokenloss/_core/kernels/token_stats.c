@@ -52,7 +52,7 @@ static void reduce_and_count_ge(const tl_backend *backend, const tl_row *row, co
 
 /* Initialises the statistics of a token. The first block gives the shift of the moment. */
 static void begin(const tl_backend *backend, const tl_row *row, int64_t block, int64_t target, double target_raw,
-                  tl_all_classes *all, tl_token_stats *token, tl_chunk_buf *buf) {
+                  tl_token_stats *token, tl_chunk_buf *buf) {
     tl_lse_acc *state = &token->state;
     token->rank = target_raw == target_raw; /* counts the target itself */
     token->argmax = -1;
@@ -62,16 +62,6 @@ static void begin(const tl_backend *backend, const tl_row *row, int64_t block, i
     double maximum = tl_maximum_between(backend, row, 0, first, target, buf);
     int valid = tl_lse_begin(maximum, row->compute_dtype, &token->moment, state);
     state->threshold = target_raw;
-    if (all) {
-        tl_lse_acc with_target;
-        *all = (tl_all_classes){.stage = TL_AHEAD, .logit = tl_transformed(backend, row, target_raw)};
-        if (target < first && all->logit > maximum) {
-            tl_lse_begin(all->logit, row->compute_dtype, NULL, &with_target);
-            if (with_target.offset != state->offset || with_target.ref_exp != state->ref_exp)
-                all->stage = TL_APART;
-        }
-        state->all = all;
-    }
     if (valid && first < block) {
         double others = tl_maximum_between(backend, row, first, block, target, buf);
         maximum = others > maximum ? others : maximum;
@@ -81,10 +71,8 @@ static void begin(const tl_backend *backend, const tl_row *row, int64_t block, i
         tl_moment_reshift(max_other, tl_offset_dtype(row->compute_dtype, state->offset), state);
 }
 
-/* tl_token_stats_range; also the sum of all classes, if `all` is not NULL. */
-static void add_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
-                      int64_t target, double target_raw, tl_all_classes *all, tl_token_stats *token, tl_topk *topk,
-                      tl_cancel *cancel) {
+void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
+                          int64_t target, double target_raw, tl_token_stats *token, tl_topk *topk, tl_cancel *cancel) {
     tl_chunk_buf buf;
     tl_lse_acc raw_acc;
     int64_t best = -1, best_end = -1; /* the block of the maximum, where it is looked for once, at the end */
@@ -94,7 +82,7 @@ static void add_range(const tl_backend *backend, const tl_row *row, int64_t star
     raw_acc.offset = 0;
     raw_acc.threshold = target_raw;
     if (start == 0)
-        begin(backend, row, block, target, target_raw, all, token, &buf);
+        begin(backend, row, block, target, target_raw, token, &buf);
     for (int64_t next; start < end; start = next) {
         next = end - start < block ? end : start + block;
         reduce_and_count_ge(backend, row, &raw, start, next, target, &token->state, &buf, &raw_acc);
@@ -118,63 +106,50 @@ static void add_range(const tl_backend *backend, const tl_row *row, int64_t star
         token->argmax = tl_find(backend, &raw, best, best_end, token->maximum);
 }
 
-void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
-                          int64_t target, double target_raw, tl_token_stats *token, tl_topk *topk, tl_cancel *cancel) {
-    add_range(backend, row, start, end, block, target, target_raw, NULL, token, topk, cancel);
-}
-
-/* The nll, the entropy, and the top k in order. */
-static void end(const tl_backend *backend, const tl_row *row, double logit, tl_lse others, tl_token_stats *token,
-                tl_topk *topk) {
-    double log_odds = tl_log_odds_against_lse(others, logit),
+void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double target_raw, tl_token_stats *token,
+                        tl_topk *topk) {
+    tl_lse others = tl_lse_finish(&token->state, row);
+    double logit = tl_transformed(backend, row, target_raw), log_odds = tl_log_odds_against_lse(others, logit),
            likelier = tl_log1p(tl_exp(-tl_abs(log_odds))); /* the loss of the likelier of the two */
+    tl_lse lse = tl_lse_add_class(others, logit, log_odds);
+    token->logsumexp = tl_logsumexp(lse);
     token->nll = log_odds > 0 ? log_odds + likelier : likelier;
     double others_nll = log_odds < 0 ? likelier - log_odds : likelier;
     token->entropy =
         log_odds == log_odds ? entropy_of(token->nll, others_nll, log_odds, &token->state, others.log) : log_odds;
-    if (!topk)
-        return;
-    tl_lse lse = tl_lse_add_class(others, logit, log_odds);
-    tl_topk_sort(topk);
-    for (int64_t i = 0; i < topk->count; i++)
+    if (topk)
+        tl_topk_sort(topk);
+    for (int64_t i = 0; topk && i < topk->count; i++)
         topk->value[i] = (tl_transformed(backend, row, topk->value[i]) - lse.offset) - lse.log;
 }
 
-void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double target_raw, tl_token_stats *token,
-                        tl_topk *topk) {
-    tl_lse others = tl_lse_finish(&token->state, row);
-    double logit = tl_transformed(backend, row, target_raw);
-    end(backend, row, logit, others, token, topk);
-    token->logsumexp = tl_logsumexp(tl_lse_add_class(others, logit, tl_log_odds_against_lse(others, logit)));
+double tl_token_logsumexp(const tl_backend *backend, const tl_row *row, double logsumexp, double logit, double largest,
+                          tl_cancel *cancel) {
+    if (tl_is_dominant(largest, logsumexp) && !tl_is_dominant(logit, logsumexp))
+        return tl_logsumexp_near_zero(backend, row, logsumexp, cancel);
+    return logsumexp;
 }
 
 /* Finishes a row after all its ranges were added. */
-static void end_row(const tl_backend *backend, const tl_row *row, int64_t target, const tl_all_classes *all,
+static void end_row(const tl_backend *backend, const tl_row *row, int64_t target, double target_raw,
                     tl_token_stats *token, tl_topk *topk, tl_cancel *cancel) {
-    tl_lse_acc with_target;
-    end(backend, row, all->logit, tl_lse_finish(&token->state, row), token, topk);
+    double logit = tl_transformed(backend, row, target_raw), largest = tl_transformed(backend, row, token->maximum);
+    tl_token_stats_end(backend, row, target_raw, token, topk);
     tl_nll_of_row(backend, row, target, &token->nll); /* the same bits as cross_entropy */
-    if (all->stage == TL_SHARED)
-        with_target = tl_with_all(&token->state);
-    else
-        tl_lse_row(backend, row, -1, &with_target, cancel);
-    token->logsumexp = tl_logsumexp_of(backend, row, &with_target, target, &token->state, cancel);
-    token->state.all = NULL;
+    token->logsumexp = tl_token_logsumexp(backend, row, token->logsumexp, logit, largest, cancel);
 }
 
 void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token_stats *token,
                         tl_topk *topk, tl_cancel *cancel) {
     double target_raw = tl_load(row->data + target * row->stride, row->dtype);
-    tl_all_classes all;
     if (topk)
         topk->count = topk->candidates = 0;
-    add_range(backend, row, 0, row->count, TL_BLOCK, target, target_raw, &all, token, topk, cancel);
-    end_row(backend, row, target, &all, token, topk, cancel);
+    tl_token_stats_range(backend, row, 0, row->count, TL_BLOCK, target, target_raw, token, topk, cancel);
+    end_row(backend, row, target, target_raw, token, topk, cancel);
 }
 
 void tl_token_stats_class_major(const tl_backend *backend, const tl_row *rows, const int64_t *targets, int count,
                                 void *transposed, tl_token_stats *tokens, tl_topk *topk, tl_cancel *cancel) {
-    tl_all_classes all[TL_MAX_CLASS_MAJOR_ROWS];
     for (int r = 0; topk && r < count; r++)
         topk[r].count = topk[r].candidates = 0;
     for (int64_t start = 0, end; start < rows->count; start = end) {
@@ -186,9 +161,9 @@ void tl_token_stats_class_major(const tl_backend *backend, const tl_row *rows, c
             if (targets[r] < 0)
                 continue;
             double target_raw = tl_load(rows[r].data + targets[r] * rows[r].stride, rows[r].dtype);
-            add_range(backend, &part, start, end, TL_BLOCK, targets[r], target_raw, &all[r], &tokens[r], top, cancel);
+            tl_token_stats_range(backend, &part, start, end, TL_BLOCK, targets[r], target_raw, &tokens[r], top, cancel);
             if (end == rows->count) /* of a single block, all classes are there */
-                end_row(backend, start == 0 ? &part : &rows[r], targets[r], &all[r], &tokens[r], top, cancel);
+                end_row(backend, start == 0 ? &part : &rows[r], targets[r], target_raw, &tokens[r], top, cancel);
         }
         if (tl_cancelled(cancel))
             return;

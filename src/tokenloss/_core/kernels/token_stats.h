@@ -5,6 +5,8 @@
 #include "logsumexp.h"
 #include "topk.h"
 
+/* The logsumexp is found from the target's logit and the other classes, as the loss is: its last bits depend on which
+ * class is the target. */
 typedef struct {
     double nll, logsumexp, entropy;
     int64_t rank, argmax; /* rank 1 is the best; ties count against the target */
@@ -13,7 +15,7 @@ typedef struct {
     tl_moment moment;
 } tl_token_stats;
 
-/* The statistics of a whole row; its logsumexp is from tl_logsumexp_of. `topk` may be NULL. */
+/* The statistics of a whole row. `topk` may be NULL. */
 void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token_stats *token,
                         tl_topk *topk, tl_cancel *cancel);
 
@@ -22,12 +24,15 @@ void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t ta
 void tl_token_stats_class_major(const tl_backend *backend, const tl_row *rows, const int64_t *targets, int count,
                                 void *transposed, tl_token_stats *tokens, tl_topk *topk, tl_cancel *cancel);
 
-/* The same range by range, as tl_lse_range, and its end; `target_raw` is the target's raw logit. The logsumexp is then
- * found from the target's logit and the other classes, as the loss is: its last bits depend on which class is the
- * target. */
+/* The same range by range, as tl_lse_range, and its end; `target_raw` is the target's raw logit. */
 void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
                           int64_t target, double target_raw, tl_token_stats *token, tl_topk *topk, tl_cancel *cancel);
 void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double target_raw, tl_token_stats *token,
                         tl_topk *topk);
+
+/* That logsumexp with relative accuracy near 0, too, if a class other than the target outweighs all others there; given
+ * the logits of the target and of the likeliest class. */
+double tl_token_logsumexp(const tl_backend *backend, const tl_row *row, double logsumexp, double logit, double largest,
+                          tl_cancel *cancel);
 
 #endif

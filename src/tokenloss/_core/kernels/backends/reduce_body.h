@@ -101,7 +101,7 @@ TL_TARGET TL_INLINE void NAME(count_chunk_)(const ELEMENT *x, size_t count, OP(a
 
 /* Adds a chunk, whose elements from `count` on are -inf. */
 TL_TARGET TL_INLINE void NAME(reduce_chunk_)(const ELEMENT *x, size_t count, OP(acc) * acc, tl_lanes *sum,
-                                             tl_lanes *moment_sum, tl_lanes *all_sum, enum tl_mode mode, int clamps,
+                                             tl_lanes *moment_sum, enum tl_mode mode, int clamps,
                                              const ELEMENT *other) {
     OP(vec) rests[TL_LANES / OP(WIDTH)], moments[TL_LANES / OP(WIDTH)], maximum[2];
     for (size_t i = 0; i < 2; i++) {
@@ -110,11 +110,8 @@ TL_TARGET TL_INLINE void NAME(reduce_chunk_)(const ELEMENT *x, size_t count, OP(
     }
     for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++) {
         NAME(column_) of = NAME(reduce_column_)(x, count, j, acc, mode, clamps, other);
-        for (size_t s = 0; s < OP(SUMS); s++) {
+        for (size_t s = 0; s < OP(SUMS); s++)
             OP(accumulate)(sum, OP(WIDTH) * j % 16, of.powers[s]);
-            if (mode == MOMENT)
-                OP(accumulate)(all_sum, OP(WIDTH) * j % 16, of.powers[s]);
-        }
         rests[j] = of.rests[0];
         if (mode != SUMEXP)
             moments[j] = of.moments;
@@ -133,8 +130,6 @@ TL_TARGET TL_INLINE void NAME(reduce_chunk_)(const ELEMENT *x, size_t count, OP(
         OP(accumulate_rest)(sum, OP(WIDTH) * j, rests[j]);
         if (mode != SUMEXP)
             OP(accumulate)(moment_sum, OP(WIDTH) * j, moments[j]);
-        if (mode == MOMENT)
-            OP(accumulate_rest)(all_sum, OP(WIDTH) * j, rests[j]);
     }
 }
 
@@ -159,13 +154,11 @@ TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse
                                           int clamps) {
     OP(acc) acc = OP(acc_init)(state->ref_exp, clamps, mode == SUMEXP ? 0 : state->moment->shift, state->threshold);
     tl_lanes sum = OP(load_lanes)(state->sum, state->comp), moment;
-    tl_lane_sums *of_all = mode == MOMENT && state->all && state->all->stage == TL_SHARED ? &state->all->of : NULL;
-    tl_lanes all = of_all ? OP(load_lanes)(of_all->sum, of_all->comp) : zero_lanes();
     if (mode != SUMEXP)
         moment = OP(load_lanes)(state->moment->sum, state->moment->comp);
     for (size_t done = 0; done < count; done += TL_CHUNK, x += TL_CHUNK) {
         const size_t n = !clamps || count - done > TL_CHUNK ? TL_CHUNK : count - done;
-        NAME(reduce_chunk_)(x, n, &acc, &sum, &moment, &all, mode, clamps, x);
+        NAME(reduce_chunk_)(x, n, &acc, &sum, &moment, mode, clamps, x);
     }
     int out_of_range = OP(is_out_of_range)(&acc);
     if (!clamps && (out_of_range || !is_finite_sum(sum)))
@@ -176,8 +169,6 @@ TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse
         state->maximum = NAME(max_of_)(acc.maximum, 2, state->maximum);
         state->count_ge += OP(sum_counts)(acc.count_ge[0]) + OP(sum_counts)(acc.count_ge[1]);
     }
-    if (of_all)
-        OP(store_lanes)(&all, of_all->sum, of_all->comp);
     state->exp_overflow |= out_of_range;
     return 1;
 }
@@ -207,8 +198,8 @@ TL_TARGET TL_INLINE int NAME(try_kl_)(const ELEMENT *p, const ELEMENT *q, size_t
     tl_lanes moment = OP(load_lanes)(base->moment->sum, base->moment->comp);
     for (size_t done = 0; done < count; done += TL_CHUNK, p += TL_CHUNK, q += TL_CHUNK) {
         const size_t n = !clamps || count - done > TL_CHUNK ? TL_CHUNK : count - done;
-        NAME(reduce_chunk_)(q, n, &q_acc, &q_sum, NULL, NULL, SUMEXP, clamps, q);
-        NAME(reduce_chunk_)(p, n, &p_acc, &p_sum, &moment, NULL, KL, clamps, q);
+        NAME(reduce_chunk_)(q, n, &q_acc, &q_sum, NULL, SUMEXP, clamps, q);
+        NAME(reduce_chunk_)(p, n, &p_acc, &p_sum, &moment, KL, clamps, q);
     }
     int p_out_of_range = OP(is_out_of_range)(&p_acc), q_out_of_range = OP(is_out_of_range)(&q_acc);
     if (!clamps && (p_out_of_range || q_out_of_range || !is_finite_sum(p_sum) || !is_finite_sum(q_sum)))

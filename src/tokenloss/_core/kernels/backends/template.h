@@ -117,8 +117,8 @@ static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5
 #define TOGETHER (f32_WIDTH >= 8 ? 2 : 1)
 #define MOST_TOGETHER (f32_WIDTH >= 16 ? 4 : f32_WIDTH >= 8 ? 2 : 1)
 
-/* What a reduction adds up. SUMEXP: sum of e^x. MOMENT: also sum of e^x (x - shift), max x, #{x >= threshold}, and the
- * sum of all classes. KL: also sum of e^x ((x - shift) - (y - shift_y)), max x, and the largest x whose y is -inf,
+/* What a reduction adds up. SUMEXP: sum of e^x. MOMENT: also sum of e^x (x - shift), max x and #{x >= threshold}.
+ * KL: also sum of e^x ((x - shift) - (y - shift_y)), max x, and the largest x whose y is -inf,
  * where y are the logits of the other row and shift_y is passed as `threshold`. */
 enum tl_mode { SUMEXP, MOMENT, KL };
 
