@@ -56,7 +56,7 @@ TL_TARGET TL_INLINE void NAME(add_others_)(const ELEMENT *x, size_t n, size_t co
         OP(vec) power[OP(TERMS)], k[OP(TERMS)], r[OP(TERMS)], q[OP(TERMS)];
         for (size_t i = 0, at = j; i < columns; i++, at += 16) {
             if (at * sizeof *x % 64 == 0)
-                tl_prefetch((const char *)(const void *)(x + at) + 8192);
+                tl_prefetch_stream(x + at);
             r[i] = i < full || at + OP(WIDTH) <= n ? LOAD(x + at)
                    : at < n ? NAME(load_first_)(x + at, n - at, logit) : OP(set)(logit);
         }
@@ -69,8 +69,7 @@ TL_TARGET TL_INLINE void NAME(add_others_)(const ELEMENT *x, size_t n, size_t co
             acc->or_bits[0] = OP(or_bits)(acc->or_bits[0], k[i], k[i + 1 < columns ? i + 1 : i]);
         EACH power[i] = clamps ? OP(zero_if_negative)(power[i]) : power[i];
         for (size_t i = 0; has_target && i < columns; i++)
-            power[i] = OP(if_same)(OP(load_bits)(OP(PLACES) + j), OP(set_place)(target - 16 * (int64_t)i), OP(set)(0),
-                                   power[i]);
+            power[i] = OP(if_same)(OP(load_bits)(OP(PLACES) + 16 * i + j), OP(set_place)(target), OP(set)(0), power[i]);
         for (size_t i = full; i < columns; i++)
             power[i] = OP(if_less)(OP(load)(OP(RAMP) + j), OP(set)((REAL)n - (REAL)(16 * i)), power[i], OP(set)(0));
         EACH q[i] = OP(add)(r[i], OP(set)(OP(Q)[0]));
@@ -139,17 +138,18 @@ TL_TARGET TL_INLINE void NAME(sum_others_)(const ELEMENT *x, size_t classes, REA
     *sum = lanes;
 }
 
-/* Finds the losses of some rows, TL_GROUP at most, but of those without a class. Returns the bits of the ones that are
- * not far out. Powers of logits far below the target's are 0 if that `clamps`; else they are infinite or nan, and
+/* Finds the losses of some rows, TL_BLOCK_ROWS at most, but of those without a class. Returns the bits of the ones that
+ * are not far out. Powers of logits far below the target's are 0 if that `clamps`; else they are infinite or nan, and
  * losses right if all are near. What is carried, if that is not NULL, is added to the sums of the only row. */
-TL_TARGET TL_INLINE uint64_t NAME(group_losses_)(const char *const *rows, size_t count, size_t classes,
-                                                 const int64_t *target, const REAL *logit, int clamps,
-                                                 tl_lane_sums *carried, double *nll, double *odds) {
-    double eight[TL_GROUP][8] = {{0}}, sum[TL_GROUP];
-    REAL rounder[TL_GROUP], min_arg[TL_GROUP];
+TL_TARGET TL_INLINE uint64_t NAME(losses_of_rows_)(const char *const *rows, size_t count, size_t classes,
+                                                   const int64_t *target, const REAL *logit, int clamps,
+                                                   tl_lane_sums *carried, double *nll, double *odds) {
+    const size_t padded = (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
+    double eight[TL_BLOCK_ROWS][8], sum[TL_BLOCK_ROWS];
+    REAL rounder[TL_BLOCK_ROWS], min_arg[TL_BLOCK_ROWS];
     OP(acc) acc;
     uint64_t near = 0;
-    for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
+    for (size_t r = 0; r < padded; r += OP(WIDTH)) {
         acc = OP(acc_for_target)(OP(load)(logit + r), 1);
         OP(store)(rounder + r, acc.rounder);
         OP(store)(min_arg + r, acc.min_arg);
@@ -169,8 +169,9 @@ TL_TARGET TL_INLINE uint64_t NAME(group_losses_)(const char *const *rows, size_t
             f64_store_lanes(&lanes, carried->sum, carried->comp);
         store_eight(OP(whole_lanes)(lanes), eight[r]);
     }
-    add_lanes_of_rows(eight, count, sum);
-    for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
+    for (size_t r = 0; r < padded; r += TL_GROUP)
+        add_lanes_of_rows(eight + r, count - r, sum + r);
+    for (size_t r = 0; r < padded; r += OP(WIDTH)) { /* of many rows, whose chains of operations run side by side */
         f64_vec wide[PARTS];
         memcpy(wide, sum + r, sizeof wide);
         OP(vec) lost, total = OP(split_sums)(wide, &lost), at = OP(load)(logit + r);
@@ -185,7 +186,7 @@ TL_TARGET TL_INLINE uint64_t NAME(group_losses_)(const char *const *rows, size_t
 TL_TARGET TL_OUTLINE uint64_t NAME(clamped_losses_)(const char *const *rows, size_t count, size_t classes,
                                                     const int64_t *target, const REAL *logit, tl_lane_sums *carried,
                                                     double *nll, double *odds) {
-    return NAME(group_losses_)(rows, count, classes, target, logit, 1, carried, nll, odds);
+    return NAME(losses_of_rows_)(rows, count, classes, target, logit, 1, carried, nll, odds);
 }
 
 TL_TARGET static int NAME(piece_loss_)(const void *x, size_t count, int64_t target, double logit, tl_lane_sums *carried,
@@ -201,33 +202,20 @@ TL_TARGET static int NAME(piece_loss_)(const void *x, size_t count, int64_t targ
 
 TL_TARGET static uint64_t NAME(row_losses_)(const char *const *rows, size_t count, size_t classes,
                                             const int64_t *target, double *logit, double *nll, double *odds) {
-    uint64_t near = 0, far = 0;
-    int clamps = 0;
-    for (size_t start = 0; start < count; start += TL_GROUP) {
-        const size_t n = count - start < TL_GROUP ? count - start : TL_GROUP;
-        REAL at[TL_GROUP] = {0};
-        uint64_t wanted = 0;
-        for (size_t i = 0, r = start; i < n; i++, r++) {
-            const size_t next = r + TL_GROUP < count ? r + TL_GROUP : r;
-            if ((uint64_t)target[next] < classes)
-                tl_prefetch(rows[next] + (size_t)target[next] * sizeof(ELEMENT));
-            if ((uint64_t)target[r] < classes) {
-                at[i] = (REAL)tl_load(rows[r] + (size_t)target[r] * sizeof(ELEMENT), JOIN(OF_, DTYPE));
-                wanted |= (uint64_t)1 << i;
-            }
+    REAL at[TL_BLOCK_ROWS] = {0};
+    uint64_t near = 0, wanted = 0;
+    for (size_t r = 0; r < count; r++)
+        if ((uint64_t)target[r] < classes) {
+            at[r] = (REAL)tl_load(rows[r] + (size_t)target[r] * sizeof(ELEMENT), JOIN(OF_, DTYPE));
+            wanted |= (uint64_t)1 << r;
         }
-        for (size_t i = 0; i < TL_GROUP; i += OP(WIDTH))
-            OP(store_f64)(logit + start + i, OP(load)(at + i));
-        if (OP(WIDTH) > 1 && !clamps)
-            near = NAME(group_losses_)(rows + start, n, classes, target + start, at, 0, NULL, nll + start,
-                                       odds + start);
-        clamps |= (near & wanted) != wanted; /* the next rows are like these */
-        if (clamps)
-            near = NAME(clamped_losses_)(rows + start, n, classes, target + start, at, NULL, nll + start,
-                                         odds + start);
-        far |= (~(near & wanted) & (((uint64_t)1 << n) - 1)) << start % TL_BLOCK_ROWS;
-    }
-    return count < TL_BLOCK_ROWS ? ~(far | ~(uint64_t)0 << count) : ~far;
+    for (size_t r = 0; r < count; r += OP(WIDTH))
+        OP(store_f64)(logit + r, OP(load)(at + r));
+    if (OP(WIDTH) > 1)
+        near = NAME(losses_of_rows_)(rows, count, classes, target, at, 0, NULL, nll, odds) & wanted;
+    if (OP(WIDTH) == 1 || near != wanted)
+        near = NAME(clamped_losses_)(rows, count, classes, target, at, NULL, nll, odds) & wanted;
+    return near;
 }
 
 TL_TARGET static size_t NAME(indices_ge_)(const void *start, size_t count, double threshold, int32_t *found) {

@@ -10,8 +10,13 @@
  * A row is far out where x_t or u is not in a range that its own numbers decide, or nan. Its loss is then computed by
  * way of its logsumexp. */
 
-/* The numbers of 16 lanes, and one such number in all lanes: to find the lane of a target. */
-static const UINT OP(PLACES)[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+/* The numbers of the classes of a group, and one such number in all lanes: to find the place of a target. */
+#define FOUR_FROM(k) k, k + 1, k + 2, k + 3
+#define PLACES_FROM(k) FOUR_FROM(k), FOUR_FROM(k + 4), FOUR_FROM(k + 8), FOUR_FROM(k + 12)
+static const UINT OP(PLACES)[] = {PLACES_FROM(0),  PLACES_FROM(16), PLACES_FROM(32), PLACES_FROM(48),
+                                  PLACES_FROM(64), PLACES_FROM(80), PLACES_FROM(96), PLACES_FROM(112)};
+#undef FOUR_FROM
+#undef PLACES_FROM
 TL_TARGET TL_INLINE OP(bits) OP(set_place)(int64_t place) { return OP(set_bits)((UINT)place); }
 
 /* j of a logit, as a number. */
