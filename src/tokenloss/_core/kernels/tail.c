@@ -43,50 +43,36 @@ static void add_chunk(const tl_backend *backend, tl_reduce_kind kind, const tl_r
     backend->reduce[kind][dtype](x, (size_t)(end - start), state);
 }
 
-/* The largest logit of a tail. */
-static double largest(const tl_backend *backend, const tl_row *row, const tl_tail *tail) {
-    tl_lse_acc state;
-    tl_chunk_buf buf;
-    int64_t next = 0;
-    tl_chunk_invalidate(&buf);
-    state.offset = state.threshold = 0;
-    state.maximum = -(double)INFINITY;
-    for (int64_t start = 0, end; start < row->count; start = end) {
-        end = chunk_end(start, row->count);
-        add_chunk(backend, TL_REDUCE_MAX, row, tail, start, end, &next, &state, &buf);
-    }
-    return state.maximum;
-}
-
-/* Sums the parts relative to a maximum; returns whether a term was too large. */
-static int add_parts(const tl_backend *backend, const tl_row *row, double maximum, tl_tail *tail, tl_lse_acc *total,
-                     tl_cancel *cancel) {
-    tl_lse_acc begun, state;
+/* Sums the parts relative to a reference, and finds the largest logit; returns whether a term was too large. */
+static int add_parts(const tl_backend *backend, const tl_row *row, double reference, tl_tail *tail, tl_lse_acc *total,
+                     double *largest, tl_cancel *cancel) {
+    tl_lse_acc state, possible = {.maximum = -(double)INFINITY};
     tl_chunk_buf buf;
     int64_t next = 0, again = 0;
     int overflows = 0;
+    possible.threshold = row->compute_dtype == TL_FLOAT64 ? -0x1.fffffffffffffp1023 : LOWEST;
     tl_chunk_invalidate(&buf);
-    tl_lse_begin(maximum, row->compute_dtype, NULL, &begun);
-    *total = begun;
+    tl_lse_begin(reference, row->compute_dtype, NULL, total);
+    const tl_lse_acc begun = *total;
     tail->support = 0;
     for (int64_t part = 0, start = 0; part < tail->parts; part++) {
         int64_t until = (part + 1) * tail->length < row->count ? (part + 1) * tail->length : row->count;
         state = begun;
-        state.count_ge = 0;
-        state.threshold = row->compute_dtype == TL_FLOAT64 ? -0x1.fffffffffffffp1023 : LOWEST;
+        possible.count_ge = 0;
         for (int64_t end; start < until; start = end) {
             end = chunk_end(start, until);
             add_chunk(backend, TL_REDUCE_SUMEXP, row, tail, start, end, &next, &state, &buf);
-            add_chunk(backend, TL_REDUCE_MAX_COUNT, row, tail, start, end, &again, &state, &buf);
+            add_chunk(backend, TL_REDUCE_MAX_COUNT, row, tail, start, end, &again, &possible, &buf);
             if (end % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
                 return 0;
         }
         tail->mass[part] = tl_lanes_sum_or_infinite(state.sum, state.comp);
-        tail->supports[part] = state.count_ge;
-        tail->support += state.count_ge;
+        tail->supports[part] = possible.count_ge;
+        tail->support += possible.count_ge;
         total->sum[0] += tail->mass[part];
         overflows |= state.exp_overflow;
     }
+    *largest = possible.maximum;
     return overflows;
 }
 
@@ -95,11 +81,10 @@ void tl_tail_of(const tl_backend *backend, const tl_row *row, double maximum, tl
     int64_t chunks = (row->count + TL_CHUNK - 1) / TL_CHUNK;
     tail->length = (chunks + TL_TAIL_PARTS - 1) / TL_TAIL_PARTS * TL_CHUNK;
     tail->parts = tail->length ? (row->count + tail->length - 1) / tail->length : 0;
-    int overflows = !(maximum < (double)INFINITY) || add_parts(backend, row, maximum, tail, &total, cancel);
-    if ((overflows || !(total.sum[0] >= LEAST_TOTAL)) && !tl_cancelled(cancel)) {
-        maximum = largest(backend, row, tail);
-        overflows = maximum == (double)INFINITY || add_parts(backend, row, maximum, tail, &total, cancel);
-    }
+    int is_known = maximum < (double)INFINITY;
+    int overflows = add_parts(backend, row, is_known ? maximum : 0, tail, &total, &maximum, cancel);
+    if ((overflows || !is_known || !(total.sum[0] >= LEAST_TOTAL)) && !tl_cancelled(cancel))
+        overflows = maximum == (double)INFINITY || add_parts(backend, row, maximum, tail, &total, &maximum, cancel);
     if (overflows) { /* +inf is among the logits */
         tail->support = 0;
         tail->log_mass = (double)NAN;
@@ -123,6 +108,7 @@ typedef struct {
 static void size_chunk(const tl_backend *backend, const tl_row *row, const tl_tail *tail, int64_t start, int64_t end,
                        double least, sizes *sizes) {
     const double zero = 0;
+    double logit[TL_CHUNK];
     tl_chunk_buf buf, terms;
     int64_t next = 0, count = tl_padded(end - start);
     int dtype = tl_single_or_double(row->compute_dtype);
@@ -134,16 +120,10 @@ static void size_chunk(const tl_backend *backend, const tl_row *row, const tl_ta
         x = (const char *)&buf.at;
     backend->exp_scaled_rows[dtype](&x, 1, (size_t)count, &tail->exponent, &tail->unit, &zero, &out, 0);
     memset(sizes, 0, sizeof *sizes);
-    for (int64_t i = 0; i < count && dtype == TL_FLOAT64; i++) {
-        double logit; /* which may be misaligned */
-        memcpy(&logit, x + i * (int64_t)sizeof logit, sizeof logit);
-        sizes->of[i] = terms.at.f64[i] + (logit > -(double)INFINITY ? least : 0);
-    }
-    for (int64_t i = 0; i < count && dtype == TL_FLOAT32; i++) {
-        float logit;
-        memcpy(&logit, x + i * (int64_t)sizeof logit, sizeof logit);
-        sizes->of[i] = (double)terms.at.f32[i] + (logit > -INFINITY ? least : 0);
-    }
+    backend->to_f64[dtype](&terms.at, (size_t)count, 1, sizes->of);
+    backend->to_f64[dtype](x, (size_t)count, 1, logit);
+    for (int64_t i = 0; i < count; i++)
+        sizes->of[i] += logit[i] > -(double)INFINITY ? least : 0;
     for (int64_t k = 0; k < TL_CHUNK / GROUP; k++) {
         double lanes[8] = {0};
         for (int64_t i = k * GROUP; i < (k + 1) * GROUP; i += 8)

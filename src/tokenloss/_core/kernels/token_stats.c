@@ -52,11 +52,13 @@ static void reduce_and_count_ge(const tl_backend *backend, const tl_row *row, co
 
 /* Initialises the statistics of a token. The first block gives the shift of the moment. */
 static void begin(const tl_backend *backend, const tl_row *row, int64_t block, int64_t target, double target_raw,
-                  tl_token_stats *token, tl_chunk_buf *buf) {
+                  tl_token_stats *token, tl_topk *topk, tl_chunk_buf *buf) {
     tl_lse_acc *state = &token->state;
     token->rank = target_raw == target_raw; /* counts the target itself */
     token->argmax = -1;
     token->maximum = -(double)INFINITY;
+    if (topk)
+        topk->count = topk->candidates = 0;
     int64_t first = row->count < TL_CHUNK ? row->count : TL_CHUNK;
     block = row->count < block ? row->count : block;
     double maximum = tl_maximum_between(backend, row, 0, first, target, buf);
@@ -82,7 +84,7 @@ void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t 
     raw_acc.offset = 0;
     raw_acc.threshold = target_raw;
     if (start == 0)
-        begin(backend, row, block, target, target_raw, token, &buf);
+        begin(backend, row, block, target, target_raw, token, topk, &buf);
     for (int64_t next; start < end; start = next) {
         next = end - start < block ? end : start + block;
         reduce_and_count_ge(backend, row, &raw, start, next, target, &token->state, &buf, &raw_acc);
@@ -130,9 +132,8 @@ double tl_token_logsumexp(const tl_backend *backend, const tl_row *row, double l
     return logsumexp;
 }
 
-/* Finishes a row after all its ranges were added. */
-static void end_row(const tl_backend *backend, const tl_row *row, int64_t target, double target_raw,
-                    tl_token_stats *token, tl_topk *topk, tl_cancel *cancel) {
+void tl_token_stats_end_row(const tl_backend *backend, const tl_row *row, int64_t target, double target_raw,
+                            tl_token_stats *token, tl_topk *topk, tl_cancel *cancel) {
     double logit = tl_transformed(backend, row, target_raw), largest = tl_transformed(backend, row, token->maximum);
     tl_token_stats_end(backend, row, target_raw, token, topk);
     tl_nll_of_row(backend, row, target, &token->nll); /* the same bits as cross_entropy */
@@ -142,30 +143,6 @@ static void end_row(const tl_backend *backend, const tl_row *row, int64_t target
 void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token_stats *token,
                         tl_topk *topk, tl_cancel *cancel) {
     double target_raw = tl_load(row->data + target * row->stride, row->dtype);
-    if (topk)
-        topk->count = topk->candidates = 0;
     tl_token_stats_range(backend, row, 0, row->count, TL_BLOCK, target, target_raw, token, topk, cancel);
-    end_row(backend, row, target, target_raw, token, topk, cancel);
-}
-
-void tl_token_stats_class_major(const tl_backend *backend, const tl_row *rows, const int64_t *targets, int count,
-                                void *transposed, tl_token_stats *tokens, tl_topk *topk, tl_cancel *cancel) {
-    for (int r = 0; topk && r < count; r++)
-        topk[r].count = topk[r].candidates = 0;
-    for (int64_t start = 0, end; start < rows->count; start = end) {
-        end = rows->count - start < TL_BLOCK ? rows->count : start + TL_BLOCK;
-        tl_transpose(backend, rows, count, start, end - start, transposed);
-        for (int r = 0; r < count; r++) {
-            tl_row part = tl_transposed_row(rows, r, start, transposed);
-            tl_topk *top = topk ? &topk[r] : NULL;
-            if (targets[r] < 0)
-                continue;
-            double target_raw = tl_load(rows[r].data + targets[r] * rows[r].stride, rows[r].dtype);
-            tl_token_stats_range(backend, &part, start, end, TL_BLOCK, targets[r], target_raw, &tokens[r], top, cancel);
-            if (end == rows->count) /* of a single block, all classes are there */
-                end_row(backend, start == 0 ? &part : &rows[r], targets[r], target_raw, &tokens[r], top, cancel);
-        }
-        if (tl_cancelled(cancel))
-            return;
-    }
+    tl_token_stats_end_row(backend, row, target, target_raw, token, topk, cancel);
 }

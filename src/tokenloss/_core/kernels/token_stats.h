@@ -19,16 +19,15 @@ typedef struct {
 void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token_stats *token,
                         tl_topk *topk, tl_cancel *cancel);
 
-/* The same of class-major rows: see tl_lse_class_major. Those without a target, -1, are left out. `topk` is NULL or has
- * a list for each row. */
-void tl_token_stats_class_major(const tl_backend *backend, const tl_row *rows, const int64_t *targets, int count,
-                                void *transposed, tl_token_stats *tokens, tl_topk *topk, tl_cancel *cancel);
-
 /* The same range by range, as tl_lse_range, and its end; `target_raw` is the target's raw logit. */
 void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
                           int64_t target, double target_raw, tl_token_stats *token, tl_topk *topk, tl_cancel *cancel);
 void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double target_raw, tl_token_stats *token,
                         tl_topk *topk);
+
+/* The same end of a row that is in memory: its loss has the bits of cross_entropy. */
+void tl_token_stats_end_row(const tl_backend *backend, const tl_row *row, int64_t target, double target_raw,
+                            tl_token_stats *token, tl_topk *topk, tl_cancel *cancel);
 
 /* That logsumexp with relative accuracy near 0, too, if a class other than the target outweighs all others there; given
  * the logits of the target and of the likeliest class. */

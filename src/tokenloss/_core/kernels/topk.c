@@ -73,66 +73,6 @@ static double next_above(double value, int dtype) {
 /* The larger one; `other` if x is nan. */
 TL_INLINE float larger(float x, float other) { return x > other ? x : other; }
 
-TL_INLINE float float_at(const char *x, int64_t i) {
-    float value;
-    memcpy(&value, x + i * (int64_t)sizeof value, sizeof value);
-    return value;
-}
-
-/* Raises the maxima of lanes, a quarter of a chunk or a whole one, by a chunk. */
-static void raise_lanes(float *lane, int64_t lanes, const char *x) {
-    const int64_t n = TL_CHUNK / 4;
-    if (lanes == n)
-        for (int64_t i = 0; i < n; i++) {
-            float maximum = larger(float_at(x, i + n), larger(float_at(x, i), lane[i]));
-            lane[i] = larger(float_at(x, i + 3 * n), larger(float_at(x, i + 2 * n), maximum));
-        }
-    else
-        for (int64_t i = 0; i < TL_CHUNK; i++)
-            lane[i] = larger(float_at(x, i), lane[i]);
-}
-
-/* The maxima of lanes over the logits of [start, end), rounded to float. */
-static void find_lanes(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end, float *lane,
-                       int64_t lanes) {
-    tl_chunk_buf buf;
-    for (int64_t i = 0; i < lanes; i++)
-        lane[i] = -INFINITY;
-    for (int64_t next; start < end; start = next) {
-        next = end - start < TL_CHUNK ? end : start + TL_CHUNK;
-        const char *x = raw->data + start * raw->stride;
-        if (next - start < TL_CHUNK || !tl_can_read_in_place(raw, TL_FLOAT32, 0)) {
-            tl_chunk_invalidate(&buf);
-            tl_load_chunk(backend, raw, start, next - start, -1, 0, TL_FLOAT32, &buf);
-            for (int64_t i = tl_padded(next - start); i < TL_CHUNK; i++)
-                buf.at.f32[i] = -INFINITY;
-            x = (const char *)&buf.at;
-        }
-        raise_lanes(lane, lanes, x);
-    }
-}
-
-/* The least maximum of at least k lanes: the lanes, or pairs of them, pairs of these, ... */
-static float least_lane(float *lane, int64_t lanes, int64_t k) {
-    float least = INFINITY;
-    for (; lanes / 2 >= k; lanes /= 2)
-        for (int64_t i = 0; i < lanes / 2; i++)
-            lane[i] = larger(lane[i], lane[i + lanes / 2]);
-    for (int64_t i = 0; i < lanes; i++)
-        least = lane[i] < least ? lane[i] : least;
-    return least;
-}
-
-/* The k-th largest lane, which takes longer, and which fewer logits reach. */
-static float kth_lane(const float *lane, int64_t lanes, int64_t k) {
-    double values[TL_CHUNK];
-    int64_t ids[TL_CHUNK];
-    tl_topk best = {k, 0, values, ids, 0};
-    for (int64_t i = 0; i < lanes; i++)
-        heap_push(&best, (double)lane[i], i);
-    return (float)values[0];
-}
-
 /* Gets the worst of the k best so far. Returns 0 if there are fewer. */
 static int find_worst(const tl_topk *topk, double *worst) {
     if (topk->count < topk->most)
@@ -141,18 +81,34 @@ static int find_worst(const tl_topk *topk, double *worst) {
     return 1;
 }
 
-/* A number that at least k logits of [start, end) reach, or -inf. A lane has every 128th or 512th class, so that few
- * other logits reach it in rows in any order as well as in ascending ones. */
-static double reached_by(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end,
-                         const tl_topk *topk) {
+/* A number above `worst` that at least k logits of [start, end) reach, rounded to float, or -inf: the k-th largest of the
+ * maxima of lanes. A lane has every 512th class (or 256th ... for small k), so that few other logits reach it in rows in
+ * any order as well as in ascending ones, of which the last lanes are pushed first: no other is, then. */
+static double reached_by(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end, int64_t k,
+                         double worst) {
     float lane[TL_CHUNK];
-    int64_t k = topk->most, lanes = k <= TL_CHUNK / 4 ? TL_CHUNK / 4 : TL_CHUNK;
-    find_lanes(backend, raw, start, end, lane, lanes);
-    int is_exact = k > 32 && topk->count < k; /* for the first block */
-    float least = is_exact ? kth_lane(lane, lanes, k) : least_lane(lane, lanes, k);
-    if (raw->compute_dtype == TL_FLOAT64 && least > -INFINITY) /* which may have been rounded up */
-        return -next_above(-(double)least, TL_FLOAT32);
-    return (double)least;
+    double values[TL_CHUNK];
+    int64_t ids[TL_CHUNK], lanes = TL_CHUNK;
+    tl_topk best = {k, 0, values, ids, 0};
+    tl_chunk_buf buf;
+    for (int64_t i = 0; i < TL_CHUNK; i++)
+        lane[i] = -INFINITY;
+    for (int64_t next; start < end; start = next) {
+        next = end - start < TL_CHUNK ? end : start + TL_CHUNK;
+        tl_chunk_invalidate(&buf);
+        tl_load_chunk(backend, raw, start, next - start, -1, 0, TL_FLOAT32, &buf);
+        for (int64_t i = 0; i < tl_padded(next - start); i++)
+            lane[i] = larger(buf.at.f32[i], lane[i]);
+    }
+    for (; lanes / 2 >= 2 * k; lanes /= 2)
+        for (int64_t i = 0; i < lanes / 2; i++)
+            lane[i] = larger(lane[i], lane[i + lanes / 2]);
+    for (int64_t i = lanes; i-- > 0;)
+        if ((double)lane[i] > worst)
+            heap_push(&best, (double)lane[i], i);
+    if (best.count < k)
+        return -(double)INFINITY;
+    return raw->compute_dtype == TL_FLOAT64 ? -next_above(-values[0], TL_FLOAT32) : values[0]; /* it may be rounded up */
 }
 
 void tl_topk_scan(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end, double maximum,
@@ -166,7 +122,7 @@ void tl_topk_scan(const tl_backend *backend, const tl_row *raw, int64_t start, i
         return;
     /* where the block before had many, this may be an ascending row */
     if ((!is_full || topk->candidates >= topk->most) && topk->most <= TL_CHUNK && topk->most < end - start)
-        least = reached_by(backend, raw, start, end, topk);
+        least = reached_by(backend, raw, start, end, topk->most, is_full ? worst : least);
     for (int64_t next; start < end; start = next) {
         double threshold = least;
         int64_t length = start - first < TL_READ_MULTIPLE ? TL_READ_MULTIPLE : start - first;
