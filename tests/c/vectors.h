@@ -67,13 +67,16 @@ static void check_exps(const tl_backend *backend) {
         require_same("exp", backend, x[i], y[i], tl_exp(x[i]));
 }
 
-/* Minus the logarithm as vectors have it, with the fused operations of the C library. */
+/* Minus the logarithm as vectors have it, with the functions of the C library. */
 static double fused_minus_log(double x) {
-    const double *c = TL_LOG_COEFFICIENTS;
-    double exponent, g = 0 - tl_split_near_one(x, &exponent), s = g / (2 - g), z = s * s, square = z * z;
+    static const double c[] = {0x1.2f15bcaaef60ap-3, 0x1.39a02ecd2cd3dp-3, 0x1.74664d777eb3ap-3, 0x1.c71c51c66807ep-3,
+                               0x1.249249423e5acp-2, 0x1.999999997f8a6p-2, 0x1.5555555555593p-1};
+    int exponent;
+    double m = frexp(x, &exponent), unit = m < 0x1.6a09e667f3bcdp-1 ? 2 : 1, n = exponent - (unit - 1);
+    double g = 1 - m * unit, s = g / (2 - g), z = s * s, square = z * z;
     double even = fma(fma(c[0], square, c[2]), square, c[4]), odd = fma(fma(c[1], square, c[3]), square, c[5]);
     double p = fma(odd, z, fma(even, square, c[6]));
-    double log = fma(exponent, -TL_LN2_HIGH, fma(s, fma(z, p, g), exponent * -TL_LN2_LOW) + g);
+    double log = fma(n, -TL_LN2_HIGH, fma(s, fma(z, p, g), n * -TL_LN2_LOW) + g);
     return x > 0 && x < (double)INFINITY ? log : 0 - tl_log(x);
 }
 

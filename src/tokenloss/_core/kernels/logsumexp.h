@@ -89,16 +89,7 @@ void tl_moment_reshift(double maximum, int dtype, tl_lse_acc *state);
 int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t excluded,
                  tl_lse_acc *state, tl_chunk_buf *buf);
 
-/* The logsumexp for a sum of exponentials in this dtype; and for an accumulator, minus the offset. */
-TL_INLINE double tl_log_of_sum(double sum, double ref_exp, int dtype) {
-    if (dtype == TL_FLOAT64) {
-        /* the logsumexp of a large sum may be near 0, where it would be the difference of two large numbers */
-        double in_sum = sum > TL_LARGE_SUM && tl_abs(ref_exp) < 64 ? ref_exp : 0;
-        return (ref_exp - in_sum) * TL_LN2 + tl_log(tl_scale(sum, (int64_t)in_sum));
-    }
-    double log_sum = tl_log(sum), above = log_sum - TL_FLOAT_LARGE_LOG;
-    return ref_exp * TL_FLOAT_LN2 + ((log_sum + TL_FLOAT_TERM_BIAS) + (above > 0 ? above * TL_FLOAT_LN2_ERROR : 0));
-}
+/* The logsumexp of an accumulator, minus the offset. */
 double tl_lse_log(const tl_lse_acc *state, const tl_row *row);
 
 /* The moment divided by the sum: the mean of x - offset - shift under softmax(row). */

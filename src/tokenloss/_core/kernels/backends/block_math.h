@@ -1,27 +1,10 @@
 /* Functions of many doubles at once: what a block of rows needs of each row, and logarithms and softcaps of classes.
  * Included by template.h. */
 
-/* tl_log_of_sum of rows. */
 TL_TARGET static void JOIN(lse_logs_, BACKEND)(const double *sum, const double *ref_exp, size_t count, int dtype,
                                                double *log) {
-    const f64_vec ln2 = f64_set(dtype == TL_FLOAT64 ? TL_LN2 : TL_FLOAT_LN2), large = f64_set(TL_FLOAT_LARGE_LOG);
-    for (size_t i = 0; i < count; i += f64_WIDTH) {
-        f64_vec of = f64_load(sum + i), exponent = f64_load(ref_exp + i), zero = f64_set(0), log_sum;
-        if (dtype == TL_FLOAT64) {
-            f64_vec size = f64_and_bits(exponent, 0x7fffffffffffffffu);
-            f64_vec in_sum = f64_if_less(f64_set(TL_LARGE_SUM), of, exponent, zero);
-            in_sum = f64_if_less(size, f64_set(64), in_sum, zero);
-            of = f64_mul(of, f64_pow2(f64_plus_bits(f64_add(in_sum, f64_set(0x1.8p52)), 1023)));
-            exponent = f64_sub(exponent, in_sum);
-        }
-        log_sum = f64_log(of, 0);
-        if (dtype != TL_FLOAT64) {
-            f64_vec above = f64_sub(log_sum, large);
-            above = f64_if_less(zero, above, f64_mul(above, f64_set(TL_FLOAT_LN2_ERROR)), zero);
-            log_sum = f64_add(f64_add(log_sum, f64_set(TL_FLOAT_TERM_BIAS)), above);
-        }
-        f64_store(log + i, f64_add(f64_mul(exponent, ln2), log_sum));
-    }
+    for (size_t i = 0; i < count; i += f64_WIDTH)
+        f64_store(log + i, f64_log_of_sum(f64_load(sum + i), f64_load(ref_exp + i), dtype, 0));
 }
 
 TL_TARGET static void JOIN(log_odds_, BACKEND)(const double *offset, const double *log, const double *logit,
@@ -36,7 +19,7 @@ TL_TARGET static void JOIN(log_odds_, BACKEND)(const double *offset, const doubl
         likelier[i] = f64_exp(f64_with_bits(d[i], (uint64_t)1 << 63));
     }
     for (size_t i = 0; i < vectors; i++) {
-        f64_vec l = f64_log1p_unit(likelier[i]);
+        f64_vec l = f64_log1p_of_positive(likelier[i]);
         f64_store(odds->log_odds + i * f64_WIDTH, d[i]);
         f64_store(odds->nll + i * f64_WIDTH, f64_if_less(zero, d[i], f64_add(d[i], l), l));
         f64_store(odds->others_nll + i * f64_WIDTH, f64_if_less(d[i], zero, f64_sub(l, d[i]), l));

@@ -168,29 +168,6 @@ TL_TARGET TL_INLINE void f64_load_widened(const double *x, f64_vec *wide) { *wid
 TL_TARGET TL_INLINE f32_vec f32_mul_add(f32_vec a, f32_vec b, f32_vec c) { return f32_fma(a, b, c); }
 TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { return f64_add(f64_mul(a, b), c); }
 
-/* log(1 + u) where v = 1 + u rounded, `lost` is what that lost, and `low` what u lost itself. */
-TL_TARGET TL_INLINE void f64_log1p(f64_vec u, f64_vec v, f64_vec lost, f64_vec low, f64_vec *log) {
-    const f64_vec zero = f64_set(0);
-    f64_vec exponent, f = f64_sub(f64_split(v, &exponent, 0), f64_set(1));
-    f = f64_if_equal(exponent, zero, u, f);
-    *log = f64_log_near_one(f, exponent, f64_if_equal(exponent, zero, low, f64_div(lost, v)));
-}
-
-TL_TARGET TL_INLINE void f32_log1p(f32_vec u, f32_vec v, f32_vec lost, f32_vec low, f64_vec *log) {
-    f32_vec exponent, g = f32_split_near_one(v, &exponent);
-    f32_vec inverse = f32_pow2(f32_add(f32_set(0x1p23f + 127), exponent));
-    f64_vec wide[f32_WIDTH / f64_WIDTH], wide_rest[f32_WIDTH / f64_WIDTH], wide_exponent[f32_WIDTH / f64_WIDTH];
-    (void)u;
-    (void)low;
-    g = f32_fma(f32_sub(f32_set(0), lost), inverse, g);
-    f32_vec square = f32_mul(g, g);
-    f32_widen(g, wide);
-    f32_widen(f32_mul(f32_minus_log_factor(g, square), square), wide_rest); /* added in double: 1.5e-8 less */
-    f32_widen(exponent, wide_exponent);
-    for (size_t i = 0; i < f32_WIDTH / f64_WIDTH; i++)
-        log[i] = f64_sub(f64_sub(f64_mul(wide_exponent[i], f64_set(-TL_FLOAT_LN2)), wide[i]), wide_rest[i]);
-}
-
 #include "losses.h"
 
 #define REAL double
