@@ -30,23 +30,20 @@ static void check_exact_sums(const tl_backend *backend) {
     static double terms[5000];
     static unsigned char bytes[2][4 * TL_SQUARES_LIMBS];
     for (int round = 0; round < 40; round++) {
-        tl_superacc sum = {.special = 0}, one_by_one = {.special = 0};
-        tl_superacc_sq squares = {.uncarried = 0}, squares_one_by_one = {.uncarried = 0};
+        tl_superacc sum[2] = {{.special = 0}}, one_by_one[2] = {{.special = 0}};
         int count = round < 20 ? round * 13 : 5000;
         for (int i = 0; i < count; i++) {
             terms[i] = some_number(round % 4 ? i : i * 97);
             terms[i] = terms[i] - terms[i] == 0 ? terms[i] : 0;
-            tl_superacc_add(&one_by_one, terms[i]);
-            tl_superacc_sq_add(&squares_one_by_one, terms[i]);
+            tl_superacc_add(&one_by_one[TL_SUM], terms[i]);
+            tl_superacc_add_product(&one_by_one[TL_SQUARES], terms[i], terms[i]);
         }
-        tl_superacc_add_many(backend, &sum, terms, (size_t)count);
-        tl_superacc_sq_add_many(backend, &squares, terms, (size_t)count);
-        tl_superacc_bytes(&sum, bytes[0]);
-        tl_superacc_bytes(&one_by_one, bytes[1]);
-        need_same(memcmp(bytes[0], bytes[1], 4 * TL_SUM_LIMBS) == 0, "exact sums");
-        tl_superacc_sq_bytes(&squares, bytes[0]);
-        tl_superacc_sq_bytes(&squares_one_by_one, bytes[1]);
-        need_same(memcmp(bytes[0], bytes[1], 4 * TL_SQUARES_LIMBS) == 0, "exact sums of squares");
+        for (int kind = TL_SUM; kind <= TL_SQUARES; kind++) {
+            tl_superacc_add_many(backend, (tl_sum_kind)kind, &sum[kind], terms, (size_t)count);
+            int limbs = tl_superacc_limbs((tl_sum_kind)kind, &sum[kind], bytes[0]);
+            need_same(tl_superacc_limbs((tl_sum_kind)kind, &one_by_one[kind], bytes[1]) == limbs, "limbs");
+            need_same(memcmp(bytes[0], bytes[1], 4 * (size_t)limbs) == 0, kind ? "exact sums of squares" : "exact sums");
+        }
     }
 }
 

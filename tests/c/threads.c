@@ -114,7 +114,7 @@ static void *run(void *argument) {
     }
     tl_fp_leave(&environment);
     pthread_mutex_lock(&w->merging);
-    tl_superacc_merge(&w->losses, &losses);
+    tl_superacc_merge(TL_SUM, &w->losses, &losses);
     w->kept += kept;
     pthread_mutex_unlock(&w->merging);
     return NULL;

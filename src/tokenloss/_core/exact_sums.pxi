@@ -5,26 +5,15 @@ cdef enum:
     SEQUENCES_BETWEEN_CHECKS = 64  # for Ctrl-C: a check takes as long as a short sequence
 
 
-cdef object integer_of(const unsigned char *limbs, int count):
+cdef object integer_of_sum(tl_sum_kind kind, tl_superacc *sum):
+    cdef unsigned char limbs[4 * MAX_LIMBS]
+    cdef int count = tl_superacc_limbs(kind, sum, limbs)
     return int.from_bytes(limbs[:4 * count], "little", signed=True)
-
-
-cdef object integer_of_sum(tl_superacc *sum):
-    cdef unsigned char limbs[4 * MAX_LIMBS]
-    tl_superacc_bytes(sum, limbs)
-    return integer_of(limbs, TL_SUM_LIMBS)
-
-
-cdef object integer_of_products(tl_superacc_sq *products):
-    cdef unsigned char limbs[4 * MAX_LIMBS]
-    tl_superacc_sq_bytes(products, limbs)
-    return integer_of(limbs, TL_SQUARES_LIMBS)
 
 
 def moments(const double[::1] values):
     """Exact sums of the finite values in units of 2**-1074, of the others, and of the finite squares in 2**-2148."""
-    cdef tl_superacc sum
-    cdef tl_superacc_sq squares
+    cdef tl_superacc sum, squares
     cdef Py_ssize_t start = 0, count
     cdef tl_fp_state environment
     need_backend()
@@ -34,22 +23,22 @@ def moments(const double[::1] values):
         tl_fp_enter(&environment)  # subnormals are not flushed
         while start < values.shape[0]:
             count = min(values.shape[0] - start, <Py_ssize_t> MOMENTS_BLOCK)
-            tl_superacc_add_many(backend, &sum, &values[start], count)
-            tl_superacc_sq_add_many(backend, &squares, &values[start], count)
+            tl_superacc_add_many(backend, TL_SUM, &sum, &values[start], count)
+            tl_superacc_add_many(backend, TL_SQUARES, &squares, &values[start], count)
             start += count
         tl_fp_leave(&environment)
-    return integer_of_sum(&sum), sum.special, integer_of_products(&squares)
+    return integer_of_sum(TL_SUM, &sum), sum.special, integer_of_sum(TL_SQUARES, &squares)
 
 
 def sum_of_products(const double[::1] a, const double[::1] b):
     """The exact sum of the products of the pairs that are finite, in units of 2**-2148."""
-    cdef tl_superacc_sq products
+    cdef tl_superacc products
     cdef Py_ssize_t i
     memset(&products, 0, sizeof(products))
     with nogil:
         for i in range(min(a.shape[0], b.shape[0])):
-            tl_superacc_sq_add_product(&products, a[i], b[i])
-    return integer_of_products(&products)
+            tl_superacc_add_product(&products, a[i], b[i])
+    return integer_of_sum(TL_SQUARES, &products)
 
 
 def starts_of_runs(const int64_t[::1] numbers, int64_t[::1] starts):
@@ -153,7 +142,8 @@ cdef class SequenceSums(Job):
         """Exact sums over all tokens: `moments` of weight times nll and of the weights, `sum_of_products` of both."""
         cdef tl_token_sums *total = &self.total
         return (
-            (integer_of_sum(&total.nll), total.nll.special, integer_of_products(&total.nll_squares)),
-            (integer_of_sum(&total.weight), total.weight.special, integer_of_products(&total.weight_squares)),
-            integer_of_products(&total.products),
+            (integer_of_sum(TL_SUM, &total.nll), total.nll.special, integer_of_sum(TL_SQUARES, &total.nll_squares)),
+            (integer_of_sum(TL_SUM, &total.weight), total.weight.special,
+             integer_of_sum(TL_SQUARES, &total.weight_squares)),
+            integer_of_sum(TL_SQUARES, &total.products),
         )

@@ -381,7 +381,7 @@ cdef class Positions:
                 divisors[unmasked] = 1 if weights == NULL else self.divisor_of(start + i, targets[i])
                 unmasked += 1
         if weights != NULL:
-            tl_superacc_add_many(backend, weights, divisors, unmasked)
+            tl_superacc_add_many(backend, TL_SUM, weights, divisors, unmasked)
         return unmasked
 
     def count_unmasked(self):

@@ -287,9 +287,9 @@ cdef class RowJob(Job):
         if self.weighs_rows and count > 0:
             self.weigh(start, rows, numbers, weights, count, divisors)
             weights = divisors
-        tl_superacc_add_many(backend, &totals.losses, numbers, count)
+        tl_superacc_add_many(backend, TL_SUM, &totals.losses, numbers, count)
         if weights != NULL:
-            tl_superacc_add_many(backend, &totals.weights, weights, count)
+            tl_superacc_add_many(backend, TL_SUM, &totals.weights, weights, count)
         totals.unmasked += count
         if self.numbers != NULL:
             for i in range(count):
@@ -326,9 +326,9 @@ cdef class RowJob(Job):
 
     cdef void add_totals(self, Totals *totals) noexcept:
         self.totals.unmasked += totals.unmasked
-        tl_superacc_merge(&self.totals.losses, &totals.losses)
+        tl_superacc_merge(TL_SUM, &self.totals.losses, &totals.losses)
         if self.weighs_class_ids or self.weighs_rows:
-            tl_superacc_merge(&self.totals.weights, &totals.weights)
+            tl_superacc_merge(TL_SUM, &self.totals.weights, &totals.weights)
         if totals.refusal != 0 and (self.totals.refusal == 0 or totals.bad_row < self.totals.bad_row):
             self.totals.refusal, self.totals.bad_row = totals.refusal, totals.bad_row
             self.totals.bad_class, self.totals.bad_score = totals.bad_class, totals.bad_score

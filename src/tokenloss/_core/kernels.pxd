@@ -267,20 +267,18 @@ cdef extern from "kernels/kernels.h" nogil:
                                   tl_refused *, tl_cancel *)
 
 cdef extern from "kernels/superacc.h" nogil:
-    int TL_SUM_LIMBS, TL_SQUARES_LIMBS
+    ctypedef enum tl_sum_kind:
+        TL_SUM
+        TL_SQUARES
     ctypedef struct tl_superacc:
         double special
-    ctypedef struct tl_superacc_sq:
-        pass
-    void tl_superacc_add_many(const tl_backend *, tl_superacc *, const double *, size_t)
-    void tl_superacc_sq_add_many(const tl_backend *, tl_superacc_sq *, const double *, size_t)
+    void tl_superacc_add_many(const tl_backend *, tl_sum_kind, tl_superacc *, const double *, size_t)
     void tl_superacc_add(tl_superacc *, double)
-    void tl_superacc_merge(tl_superacc *, const tl_superacc *)
+    void tl_superacc_add_product(tl_superacc *, double, double)
+    void tl_superacc_merge(tl_sum_kind, tl_superacc *, const tl_superacc *)
     double tl_superacc_round(tl_superacc *)
     double tl_superacc_round_scaled(tl_superacc *, int)
-    void tl_superacc_bytes(tl_superacc *, unsigned char *)
-    void tl_superacc_sq_bytes(tl_superacc_sq *, unsigned char *)
-    void tl_superacc_sq_add_product(tl_superacc_sq *, double, double)
+    int tl_superacc_limbs(tl_sum_kind, tl_superacc *, unsigned char *)
 
 cdef extern from "kernels/sequences.h" nogil:
     ctypedef struct tl_tokens:
@@ -296,9 +294,9 @@ cdef extern from "kernels/sequences.h" nogil:
     ctypedef struct tl_token_sums:
         tl_superacc nll
         tl_superacc weight
-        tl_superacc_sq nll_squares
-        tl_superacc_sq weight_squares
-        tl_superacc_sq products
+        tl_superacc nll_squares
+        tl_superacc weight_squares
+        tl_superacc products
         bint has_weights
     void tl_token_sums_end(const tl_backend *, tl_token_sums *)
     void tl_token_sums_merge(tl_token_sums *, const tl_token_sums *)

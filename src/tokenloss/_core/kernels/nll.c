@@ -309,9 +309,9 @@ size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t 
             --*unmasked;
         n += part;
     }
-    tl_superacc_add_many(backend, sum, losses, n);
+    tl_superacc_add_many(backend, TL_SUM, sum, losses, n);
     if (of->given.class_weight || of->given.row_weight)
-        tl_superacc_add_many(backend, weights, weight, n);
+        tl_superacc_add_many(backend, TL_SUM, weights, weight, n);
     if (of->values)
         memcpy(of->values, losses, n * sizeof *losses);
     return n;

@@ -69,27 +69,27 @@ static int end_sum(const tl_error_free_sum *from, tl_superacc *total, double *ro
 
 void tl_token_sums_end(const tl_backend *backend, tl_token_sums *sums) {
     const tl_token_chunk *terms = &sums->pending;
-    tl_superacc_sq_add_many(backend, &sums->nll_squares, terms->nll, terms->count);
+    tl_superacc_add_many(backend, TL_SQUARES, &sums->nll_squares, terms->nll, terms->count);
     if (sums->has_weights) {
-        tl_superacc_sq_add_many(backend, &sums->weight_squares, terms->weight, terms->count);
+        tl_superacc_add_many(backend, TL_SQUARES, &sums->weight_squares, terms->weight, terms->count);
         for (size_t i = 0; i < terms->count; i++)
-            tl_superacc_sq_add_product(&sums->products, terms->nll[i], terms->weight[i]);
+            tl_superacc_add_product(&sums->products, terms->nll[i], terms->weight[i]);
     }
     sums->pending.count = 0;
 }
 
 void tl_token_sums_merge(tl_token_sums *sums, const tl_token_sums *other) {
-    tl_superacc_merge(&sums->nll, &other->nll);
-    tl_superacc_merge(&sums->weight, &other->weight);
-    tl_superacc_sq_merge(&sums->nll_squares, &other->nll_squares);
-    tl_superacc_sq_merge(&sums->weight_squares, &other->weight_squares);
-    tl_superacc_sq_merge(&sums->products, &other->products);
+    tl_superacc_merge(TL_SUM, &sums->nll, &other->nll);
+    tl_superacc_merge(TL_SUM, &sums->weight, &other->weight);
+    tl_superacc_merge(TL_SQUARES, &sums->nll_squares, &other->nll_squares);
+    tl_superacc_merge(TL_SQUARES, &sums->weight_squares, &other->weight_squares);
+    tl_superacc_merge(TL_SQUARES, &sums->products, &other->products);
 }
 
 static void add_tokens(const tl_backend *backend, const tl_token_chunk *terms, tl_token_sums *sums) {
     tl_token_chunk *pending = &sums->pending;
     if (terms->count == TL_TOKEN_CHUNK && !sums->has_weights) {
-        tl_superacc_sq_add_many(backend, &sums->nll_squares, terms->nll, terms->count);
+        tl_superacc_add_many(backend, TL_SQUARES, &sums->nll_squares, terms->nll, terms->count);
         return;
     }
     if (pending->count + terms->count > TL_TOKEN_CHUNK)
@@ -109,10 +109,10 @@ static double sum_again(const tl_backend *backend, const tl_tokens *tokens, cons
     for (int64_t run = 0; run < runs; run++)
         for (int64_t at = start[run]; at < stop[run] && !tl_cancelled(cancel); at += TL_TOKEN_CHUNK) {
             load_chunk(tokens, at, chunk_length(at, stop[run]), &terms, &counted);
-            tl_superacc_add_many(backend, &sum, of_weights ? terms.weight : terms.nll, terms.count);
+            tl_superacc_add_many(backend, TL_SUM, &sum, of_weights ? terms.weight : terms.nll, terms.count);
         }
     double rounded = tl_superacc_round(&sum);
-    tl_superacc_merge(total, &sum);
+    tl_superacc_merge(TL_SUM, total, &sum);
     return rounded;
 }
 

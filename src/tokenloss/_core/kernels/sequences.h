@@ -31,8 +31,7 @@ typedef struct {
 /* Exact sums over the tokens of many sequences: of weight times nll and its square; with weights, also of the weight,
  * its square, and the product of both. Tokens wait in `pending` until it is full, or tl_token_sums_end adds them. */
 typedef struct {
-    tl_superacc nll, weight;
-    tl_superacc_sq nll_squares, weight_squares, products;
+    tl_superacc nll, weight, nll_squares, weight_squares, products;
     int has_weights;
     tl_token_chunk pending;
 } tl_token_sums;

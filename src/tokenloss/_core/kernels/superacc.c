@@ -19,12 +19,22 @@ static void propagate_carries(int64_t *limbs, int count) {
     limbs[count - 1] += carry * ((int64_t)1 << 32); /* the top limb keeps the sign */
 }
 
+/* What bins take, their units as rounders, and the limbs that they are poured into: multiples of 2^-(1074 + offset). */
+static const struct {
+    double below, above;
+    const double *rounders;
+    size_t bins;
+    unsigned offset;
+    int limbs;
+} kinds[] = {{TL_SUM_BELOW, TL_SUM_ABOVE, TL_SUM_ROUNDER, TL_SUM_BINS, 0, TL_SUM_LIMBS},
+             {TL_SQUARE_BELOW, TL_SQUARE_ABOVE, TL_SQUARE_ROUNDER, TL_SQUARE_BINS, 1074, TL_SQUARES_LIMBS}};
+
 /* Counts terms that were added to limbs, and propagates the carries when it is time. */
-static void count_terms(int64_t *limb, int limbs, int64_t *uncarried, int64_t terms) {
-    *uncarried += terms;
-    if (TL_UNLIKELY(*uncarried >= TL_MAX_UNCARRIED)) {
-        propagate_carries(limb, limbs);
-        *uncarried = 0;
+static void count_terms(tl_sum_kind kind, tl_superacc *sum, int64_t terms) {
+    sum->uncarried += terms;
+    if (TL_UNLIKELY(sum->uncarried >= TL_MAX_UNCARRIED)) {
+        propagate_carries(sum->limb, kinds[kind].limbs);
+        sum->uncarried = 0;
     }
 }
 
@@ -37,10 +47,10 @@ void tl_superacc_add(tl_superacc *sum, double term) {
     }
     uint64_t mantissa = tl_split(term, &position, &negative);
     tl_add_shifted(sum->limb, position, mantissa, negative);
-    count_terms(sum->limb, TL_SUM_LIMBS, &sum->uncarried, 1);
+    count_terms(TL_SUM, sum, 1);
 }
 
-void tl_superacc_sq_add_product(tl_superacc_sq *products, double a, double b) {
+void tl_superacc_add_product(tl_superacc *products, double a, double b) {
     if (TL_UNLIKELY(!(a - a == 0 && b - b == 0)))
         return;
     unsigned position, position_of_b;
@@ -54,49 +64,34 @@ void tl_superacc_sq_add_product(tl_superacc_sq *products, double a, double b) {
     tl_add_shifted(products->limb, position + 32, low * high_of_b, negative);
     tl_add_shifted(products->limb, position + 32, high * low_of_b, negative);
     tl_add_shifted(products->limb, position + 64, high * high_of_b, negative);
-    count_terms(products->limb, TL_SQUARES_LIMBS, &products->uncarried, 1);
+    count_terms(TL_SQUARES, products, 1);
 }
 
-void tl_superacc_sq_add(tl_superacc_sq *squares, double term) { tl_superacc_sq_add_product(squares, term, term); }
-
-/* What bins take, their units as rounders, and the limbs that they are poured into: multiples of 2^-(1074 + offset). */
-typedef struct {
-    double below, above;
-    const double *rounders;
-    size_t bins;
-    unsigned offset;
-    int limbs, are_squares;
-} kind_of_sum;
-
-static const kind_of_sum SUM = {TL_SUM_BELOW, TL_SUM_ABOVE, TL_SUM_ROUNDER, TL_SUM_BINS, 0, TL_SUM_LIMBS, 0};
-static const kind_of_sum SQUARES = {
-    TL_SQUARE_BELOW, TL_SQUARE_ABOVE, TL_SQUARE_ROUNDER, TL_SQUARE_BINS, 1074, TL_SQUARES_LIMBS, 1};
-
-static void pour(const kind_of_sum *kind, const tl_bins *bins, int64_t *limb, int64_t *uncarried) {
-    for (size_t k = 0; bins->groups > 0 && k < kind->bins; k++) {
+static void pour(tl_sum_kind kind, tl_superacc *sum, const tl_bins *bins) {
+    for (size_t k = 0; bins->groups > 0 && k < kinds[kind].bins; k++) {
         unsigned position;
         int negative;
         uint64_t units = 0;
         for (size_t i = 0; i < TL_BIN_LANES; i++)
             units += bins->bin[k][i];
-        tl_split(kind->rounders[k], &position, &negative); /* its last bit is the unit */
+        tl_split(kinds[kind].rounders[k], &position, &negative); /* its last bit is the unit */
         negative = (int)(units >> 63);
-        tl_add_shifted(limb, position + kind->offset, negative ? 0 - units : units, negative);
-        count_terms(limb, kind->limbs, uncarried, 1);
+        tl_add_shifted(sum->limb, position + kinds[kind].offset, negative ? 0 - units : units, negative);
+        count_terms(kind, sum, 1);
     }
 }
 
-static void empty(const kind_of_sum *kind, tl_bins *bins, int64_t *limb, int64_t *uncarried) {
-    pour(kind, bins, limb, uncarried);
+static void empty(tl_sum_kind kind, tl_superacc *sum, tl_bins *bins) {
+    pour(kind, sum, bins);
     memset(bins, 0, sizeof *bins);
 }
 
 /* Replaces terms that do not fit by 0; their bits are set in what it returns. */
-static uint64_t keep_fitting(const kind_of_sum *kind, double *terms) {
+static uint64_t keep_fitting(tl_sum_kind kind, double *terms) {
     uint64_t others = 0;
     for (size_t i = 0; i < TL_SUM_GROUP; i++) {
         double size = tl_abs(terms[i]);
-        int fits = size == 0 || (size > kind->below && size < kind->above);
+        int fits = size == 0 || (size > kinds[kind].below && size < kinds[kind].above);
         terms[i] = fits ? terms[i] : 0;
         others |= (uint64_t)!fits << i;
     }
@@ -105,68 +100,52 @@ static uint64_t keep_fitting(const kind_of_sum *kind, double *terms) {
 
 /* Adds terms to bins that have room for a group. Returns how many were taken; those of the first 64 whose bits are set
  * in `others` were not added. */
-static size_t add_to_bins(const tl_backend *backend, const kind_of_sum *kind, tl_bins *bins, const double *terms,
-                          size_t count, uint64_t *others) {
+static size_t add_to_bins(const tl_backend *backend, tl_sum_kind kind, tl_bins *bins, const double *terms, size_t count,
+                          uint64_t *others) {
     size_t groups = count / TL_SUM_GROUP, room = TL_BIN_GROUPS - bins->groups, added = 0;
     *others = 0;
     if (groups > 0)
-        added = backend->add_exactly(terms, groups < room ? groups : room, kind->are_squares, bins->bin);
+        added = backend->add_exactly(terms, groups < room ? groups : room, kind == TL_SQUARES, bins->bin);
     bins->groups += added;
     if (added > 0)
         return added * TL_SUM_GROUP;
     double group[TL_SUM_GROUP] = {0};
     count = groups > 0 ? TL_SUM_GROUP : count;
     memcpy(group, terms, count * sizeof *group);
-    if (groups > 0 || !backend->add_exactly(group, 1, kind->are_squares, bins->bin)) {
+    if (groups > 0 || !backend->add_exactly(group, 1, kind == TL_SQUARES, bins->bin)) {
         *others = keep_fitting(kind, group);
-        backend->add_exactly(group, 1, kind->are_squares, bins->bin);
+        backend->add_exactly(group, 1, kind == TL_SQUARES, bins->bin);
     }
     bins->groups++;
     return count;
 }
 
-/* Adds terms to the bins of a sum where that is worthwhile, and others to the sum itself. */
-static void add_many(const tl_backend *backend, const kind_of_sum *kind, void *sum, tl_bins *bins, int64_t *limb,
-                     int64_t *uncarried, const double *terms, size_t count) {
+void tl_superacc_add_many(const tl_backend *backend, tl_sum_kind kind, tl_superacc *sum, const double *terms,
+                          size_t count) {
     for (size_t taken; count > 0; terms += taken, count -= taken) {
         uint64_t others = ~(~(uint64_t)0 << count % TL_SUM_GROUP);
-        if (bins->groups == TL_BIN_GROUPS)
-            empty(kind, bins, limb, uncarried);
-        taken = count < FEW_TERMS ? count : add_to_bins(backend, kind, bins, terms, count, &others);
+        if (sum->bins.groups == TL_BIN_GROUPS)
+            empty(kind, sum, &sum->bins);
+        taken = count < FEW_TERMS ? count : add_to_bins(backend, kind, &sum->bins, terms, count, &others);
         for (; others != 0; others &= others - 1) {
             double term = terms[tl_lowest_bit(others)];
-            if (kind->are_squares)
-                tl_superacc_sq_add((tl_superacc_sq *)sum, term);
+            if (kind == TL_SQUARES)
+                tl_superacc_add_product(sum, term, term);
             else
-                tl_superacc_add((tl_superacc *)sum, term);
+                tl_superacc_add(sum, term);
         }
     }
 }
 
-void tl_superacc_add_many(const tl_backend *backend, tl_superacc *sum, const double *terms, size_t count) {
-    add_many(backend, &SUM, sum, &sum->bins, sum->limb, &sum->uncarried, terms, count);
-}
+void tl_superacc_pour(tl_superacc *sum, tl_bins *bins) { empty(TL_SUM, sum, bins); }
 
-void tl_superacc_sq_add_many(const tl_backend *backend, tl_superacc_sq *squares, const double *terms, size_t count) {
-    add_many(backend, &SQUARES, squares, &squares->bins, squares->limb, &squares->uncarried, terms, count);
-}
-
-void tl_superacc_pour(tl_superacc *sum, tl_bins *bins) { empty(&SUM, bins, sum->limb, &sum->uncarried); }
-
-void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other) {
+void tl_superacc_merge(tl_sum_kind kind, tl_superacc *sum, const tl_superacc *other) {
     assert(sum->uncarried < TL_MAX_UNCARRIED + TL_SQUARE_BINS && other->uncarried < TL_MAX_UNCARRIED + TL_SQUARE_BINS);
-    for (int i = 0; i < TL_SUM_LIMBS; i++)
+    for (int i = 0; i < kinds[kind].limbs; i++)
         sum->limb[i] += other->limb[i];
     sum->special += other->special;
-    count_terms(sum->limb, TL_SUM_LIMBS, &sum->uncarried, other->uncarried + 1); /* what has no carries is a term */
-    pour(&SUM, &other->bins, sum->limb, &sum->uncarried);
-}
-
-void tl_superacc_sq_merge(tl_superacc_sq *squares, const tl_superacc_sq *other) {
-    for (int i = 0; i < TL_SQUARES_LIMBS; i++)
-        squares->limb[i] += other->limb[i];
-    count_terms(squares->limb, TL_SQUARES_LIMBS, &squares->uncarried, other->uncarried + 1);
-    pour(&SQUARES, &other->bins, squares->limb, &squares->uncarried);
+    count_terms(kind, sum, other->uncarried + 1); /* what has no carries is a term */
+    pour(kind, sum, &other->bins);
 }
 
 double tl_superacc_round(tl_superacc *sum) { return tl_superacc_round_scaled(sum, 0); }
@@ -174,7 +153,7 @@ double tl_superacc_round(tl_superacc *sum) { return tl_superacc_round_scaled(sum
 double tl_superacc_round_scaled(tl_superacc *sum, int exponent) {
     if (sum->special != 0)
         return sum->special;
-    empty(&SUM, &sum->bins, sum->limb, &sum->uncarried);
+    empty(TL_SUM, sum, &sum->bins);
     int64_t limb[TL_SUM_LIMBS];
     memcpy(limb, sum->limb, sizeof limb);
     propagate_carries(limb, TL_SUM_LIMBS);
@@ -209,19 +188,11 @@ double tl_superacc_round_scaled(tl_superacc *sum, int exponent) {
     return negative ? -value : value;
 }
 
-static void write_bytes(int64_t *limbs, int count, unsigned char *bytes) {
-    propagate_carries(limbs, count);
-    for (int i = 0; i < count; i++)
+int tl_superacc_limbs(tl_sum_kind kind, tl_superacc *sum, unsigned char *bytes) {
+    empty(kind, sum, &sum->bins);
+    propagate_carries(sum->limb, kinds[kind].limbs);
+    for (int i = 0; i < kinds[kind].limbs; i++)
         for (int k = 0; k < 4; k++)
-            bytes[4 * i + k] = (unsigned char)((uint64_t)limbs[i] >> (8 * k));
-}
-
-void tl_superacc_bytes(tl_superacc *sum, unsigned char *bytes) {
-    empty(&SUM, &sum->bins, sum->limb, &sum->uncarried);
-    write_bytes(sum->limb, TL_SUM_LIMBS, bytes);
-}
-
-void tl_superacc_sq_bytes(tl_superacc_sq *squares, unsigned char *bytes) {
-    empty(&SQUARES, &squares->bins, squares->limb, &squares->uncarried);
-    write_bytes(squares->limb, TL_SQUARES_LIMBS, bytes);
+            bytes[4 * i + k] = (unsigned char)((uint64_t)sum->limb[i] >> (8 * k));
+    return kinds[kind].limbs;
 }

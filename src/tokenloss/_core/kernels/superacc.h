@@ -20,22 +20,19 @@ _Static_assert(TL_SQUARES_LIMBS == (2 * 2098 + 31) / 32 + 2, "limbs of a sum of 
 
 /* What was added since it was last poured: the lanes of a bin add up to an integer, modulo 2^64. */
 typedef struct {
-    uint64_t bin[TL_SQUARE_BINS][TL_BIN_LANES]; /* of a sum, the last one is 0 */
+    uint64_t bin[TL_SQUARE_BINS][TL_BIN_LANES]; /* of numbers, the last one is 0 */
     size_t groups;
 } tl_bins;
 
+/* A sum of numbers, or of squares or products of two numbers. */
+typedef enum { TL_SUM, TL_SQUARES } tl_sum_kind;
+
 typedef struct {
-    int64_t limb[TL_SUM_LIMBS]; /* the finite terms, times 2^1074 */
-    double special;               /* the sum of the others: 0, inf, -inf or nan */
+    int64_t limb[TL_SQUARES_LIMBS]; /* the finite terms, times 2^1074; of squares, times 2^2148 */
+    double special;                 /* of numbers, the sum of the others: 0, inf, -inf or nan */
     int64_t uncarried;              /* terms added since carries were last propagated */
     tl_bins bins;
 } tl_superacc;
-
-typedef struct {
-    int64_t limb[TL_SQUARES_LIMBS]; /* the squares of the finite terms, times 2^2148 */
-    int64_t uncarried;
-    tl_bins bins;
-} tl_superacc_sq;
 
 /* A term adds less than 2^34 to a limb, and a limb starts below 2^32: twice as many terms do not overflow. That leaves
  * room for bins, which count as terms as well. */
@@ -63,29 +60,26 @@ TL_INLINE uint64_t tl_split(double term, unsigned *position, int *negative) {
     return exponent ? mantissa | ((uint64_t)1 << 52) : mantissa;
 }
 
-/* Adds a term; its square, or the product of two numbers, but ignores what is not finite. */
+/* Adds a number; or the product of two, but ignores what is not finite. */
 void tl_superacc_add(tl_superacc *sum, double term);
-void tl_superacc_sq_add(tl_superacc_sq *squares, double term);
-void tl_superacc_sq_add_product(tl_superacc_sq *products, double a, double b);
+void tl_superacc_add_product(tl_superacc *products, double a, double b);
 
-/* The same for many terms. */
-void tl_superacc_add_many(const tl_backend *backend, tl_superacc *sum, const double *terms, size_t count);
-void tl_superacc_sq_add_many(const tl_backend *backend, tl_superacc_sq *squares, const double *terms, size_t count);
+/* Adds many numbers, or their squares. */
+void tl_superacc_add_many(const tl_backend *backend, tl_sum_kind kind, tl_superacc *sum, const double *terms,
+                          size_t count);
 
-/* Adds bins, and empties them. */
+/* Adds bins of numbers, and empties them. */
 void tl_superacc_pour(tl_superacc *sum, tl_bins *bins);
 
-void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other);
-void tl_superacc_sq_merge(tl_superacc_sq *squares, const tl_superacc_sq *other);
+void tl_superacc_merge(tl_sum_kind kind, tl_superacc *sum, const tl_superacc *other);
 
-/* The sum, rounded once to the nearest double. */
+/* The sum of numbers, rounded once to the nearest double. */
 double tl_superacc_round(tl_superacc *sum);
 
 /* The same times 2^exponent, for sums that are too large for a double. */
 double tl_superacc_round_scaled(tl_superacc *sum, int exponent);
 
-/* Writes the limbs as little-endian two's complement, four bytes each. */
-void tl_superacc_bytes(tl_superacc *sum, unsigned char *bytes);
-void tl_superacc_sq_bytes(tl_superacc_sq *squares, unsigned char *bytes);
+/* Writes the limbs as little-endian two's complement, four bytes each, and returns how many these are. */
+int tl_superacc_limbs(tl_sum_kind kind, tl_superacc *sum, unsigned char *bytes);
 
 #endif
