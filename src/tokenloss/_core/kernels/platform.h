@@ -45,19 +45,6 @@
 #define TL_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #endif
 
-/* For a loop that must stay one: gcc unrolls it and then keeps the registers around it in memory. */
-#if defined(__GNUC__) && !defined(__clang__)
-#define TL_ROLLED _Pragma("GCC unroll 1")
-#else
-#define TL_ROLLED
-#endif
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#define TL_BIG_ENDIAN 1
-#else
-#define TL_BIG_ENDIAN 0
-#endif
-
 /* The baseline's own fused multiply-add, where every machine of the architecture has one. */
 #if defined(__FP_FAST_FMA) && defined(__FP_FAST_FMAF)
 #define TL_BASELINE_FMA 1
