@@ -160,7 +160,7 @@ static void require_values(const tested_block *block, const char *what) {
 }
 
 /* Reduces the block without a class of each row, or all; memory is as it may have been left by other rows. */
-static void reduce_block(tested_block *block, int without_class, int wants_lanes) {
+static void reduce_block(tested_block *block, int without_class, int is_sum) {
     size_t bytes = tl_row_block_bytes(block->of->classes, block->rows.class_major);
     memset(block->rows.scratch, 0xff, bytes > 1 ? bytes - 1 : bytes);
     memset(&block->lse, 0xff, sizeof block->lse);
@@ -172,8 +172,8 @@ static void reduce_block(tested_block *block, int without_class, int wants_lanes
                                              block->cancel);
         block->rows.excluded[r] = without_class && is_expected(block, r) ? excluded : -1;
     }
-    if (wants_lanes)
-        tl_lse_of_block(block->backend, &block->rows, 1, &block->lse, block->cancel);
+    if (is_sum)
+        tl_lse_of_block(block->backend, &block->rows, &block->lse, block->cancel);
     else
         tl_odds_of_block(block->backend, &block->rows, &block->lse, block->cancel);
 }

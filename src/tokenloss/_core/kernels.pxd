@@ -150,7 +150,7 @@ cdef extern from "kernels/kernels.h" nogil:
         double nll[64]
     ctypedef struct tl_block_lse:
         tl_block_nll relative
-    void tl_lse_of_block(const tl_backend *, const tl_row_block *, int, tl_block_lse *, tl_cancel *)
+    void tl_lse_of_block(const tl_backend *, const tl_row_block *, tl_block_lse *, tl_cancel *)
     void tl_odds_of_block(const tl_backend *, const tl_row_block *, tl_block_lse *, tl_cancel *)
     void tl_logsumexp_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, double *, tl_cancel *)
     ctypedef struct tl_lse:

@@ -206,7 +206,7 @@ cdef class LogSumExp(LogSumExpJob):
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_block_lse lse
-        tl_lse_of_block(backend, &block.rows, True, &lse, cancel)
+        tl_lse_of_block(backend, &block.rows, &lse, cancel)
         tl_logsumexp_of_block(backend, &block.rows, &lse, block.values, cancel)
 
 

@@ -116,14 +116,14 @@ static void compare_single_rows(const question *all, asked_block *block) {
         compare_rows(all, "gradient in a block", &block->results);
 }
 
-static void reduce_asked_block(asked_block *block, int without_class, int keeps_logits, int wants_lanes,
+static void reduce_asked_block(asked_block *block, int without_class, int keeps_logits, int is_sum,
                                const int64_t *excluded) {
     for (int r = 0; r < block->rows.count; r++)
         block->rows.excluded[r] = without_class && tl_is_wanted(&block->rows, r) ? excluded[r] : -1;
     block->rows.has_excluded = without_class;
     block->rows.keeps_logits = keeps_logits;
-    if (wants_lanes)
-        tl_lse_of_block(backend, &block->rows, 1, &block->lse, &cancel);
+    if (is_sum)
+        tl_lse_of_block(backend, &block->rows, &block->lse, &cancel);
     else
         tl_odds_of_block(backend, &block->rows, &block->lse, &cancel);
 }

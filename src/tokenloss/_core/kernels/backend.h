@@ -133,7 +133,6 @@ typedef struct {
     double maximum[TL_BLOCK_ROWS];
     double ref_exp[TL_BLOCK_ROWS]; /* integers; 0 where the maximum is too large for an exact reduction */
     double sum[TL_BLOCK_ROWS]; /* of all 16 lanes, compensated */
-    double largest_lane[TL_BLOCK_ROWS], in_order[TL_BLOCK_ROWS]; /* of the lanes; their plain sum: if wanted */
 } tl_short_sums;
 
 /* Their moments: see tl_moment. Shifts are the maxima, 0 where these are too large or -inf. */
@@ -322,10 +321,6 @@ typedef struct {
     /* Of masses and logits of one dtype, float32 or float64: adds mass (shift - x), which is 0 where mass is 0 or x is
      * the shift, and mass. The first of `count` classes is in the first lane. Sums of float32 are not compensated. */
     void (*target_dot[TL_FLOAT_DTYPES])(const void *mass, const void *x, size_t count, double shift, tl_dot_acc *dot);
-    /* The same of rows, up to the sums of their lanes. Returns a bit for each row whose sums are finite: those of the
-     * others are wrong. */
-    uint64_t (*row_dots[TL_FLOAT_DTYPES])(const char *const *masses, const char *const *rows, size_t count,
-                                          size_t classes, const double *shift, double *dot, double *total);
     /* The first of the largest of at most TL_CHUNK masses; any if none is above 0. */
     int64_t (*largest_mass[TL_FLOAT_DTYPES])(const void *mass, size_t count, double *largest);
     /* Of groups of logits of this dtype, and of masses: what target_dot adds up for each row, of float64 compensated; but
@@ -385,7 +380,7 @@ typedef struct {
      * sums of exponentials, alone and with moments; ranks; the others for a single group, the maps in place. Memory is
      * asked for the next rows. */
     void (*short_sumexp[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
-                                          int wants_lanes, tl_short_sums *sums);
+                                          tl_short_sums *sums);
     void (*short_moments[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
                                            tl_short_sums *sums, tl_short_moments *moments);
     void (*short_ranks[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const double *threshold,

@@ -128,48 +128,29 @@ void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const t
     }
 }
 
-/* The target dots and masses of rows whose logits and masses are in groups, or can be read in place along the classes.
- * Returns a bit for each row of which they are right. */
-static uint64_t find_dots(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                          const tl_loss *losses, const tl_masses *masses, double *dot, double *mass) {
-    double shift[TL_BLOCK_ROWS] = {0};
-    const char *data[TL_BLOCK_ROWS];
-    size_t classes = (size_t)rows->row.count;
-    int dtype = losses->soft.mass_dtype;
-    uint64_t which = rows->wanted & lse->grouped & masses->usable;
+/* The losses of rows whose logits and masses are in groups, and factors of softmax. Returns a bit for each row whose loss
+ * is finite: those of the others are not written. */
+static uint64_t losses_of_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                                 const tl_loss *losses, const tl_masses *masses, double *softmax_factor,
+                                 double *values) {
+    double shift[TL_BLOCK_ROWS] = {0}, dot[TL_BLOCK_ROWS], mass[TL_BLOCK_ROWS];
+    uint64_t which = rows->wanted & lse->grouped & masses->usable, finite = 0;
+    if (which == 0)
+        return 0;
     for (int i = 0; i < rows->count; i++)
         shift[i] = lse->near >> i & 1 ? lse->relative.logit[i] : lse->logit[i];
-    if (which != 0)
-        backend->short_dots[lse->group_dtype](tl_groups_of(rows), masses->groups,
-                                              tl_padded_rows(lse->in_groups), classes, shift, dot, mass);
-    if (which != 0 || classes > TL_CHUNK || !tl_can_read_masses(&losses->soft) || rows->wanted != lse->near ||
-        !tl_can_read_in_place(&rows->row, dtype, 0))
-        return which;
-    for (int i = 0; i < rows->count; i++)
-        data[i] = losses[i].soft.mass;
-    return rows->wanted & backend->row_dots[dtype](data, rows->data, (size_t)rows->count, classes, shift, dot, mass);
-}
-
-/* The losses of rows that find_dots is for, and factors of softmax, unless that is NULL. Returns a bit for each row
- * whose loss is finite: those of the others are not written. */
-static uint64_t losses_of_dots(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                               const tl_loss *losses, const tl_masses *masses, double *softmax_factor, double *values) {
-    double dot[TL_BLOCK_ROWS], mass[TL_BLOCK_ROWS];
-    uint64_t which = find_dots(backend, rows, lse, losses, masses, dot, mass), finite = 0;
-    int is_simple = !softmax_factor && losses->z_loss == 0;
-    for (int i = 0; i < rows->count && which >> i != 0; i++) {
-        double nll = lse->relative.nll[i], found, factor;
-        if (!(which >> i & 1))
-            continue;
-        found = dot[i] + mass[i] * nll; /* what tl_loss_of_dot finds without z-loss */
-        if (!is_simple) {
-            tl_class_odds odds = tl_odds_at(rows, lse, i);
-            found = tl_loss_of_dot(&losses[i], &odds, dot[i], mass[i], softmax_factor ? &softmax_factor[i] : &factor);
+    backend->short_dots[lse->group_dtype](tl_groups_of(rows), masses->groups, tl_padded_rows(lse->in_groups),
+                                          (size_t)rows->row.count, shift, dot, mass);
+    for (; which != 0; which &= which - 1) {
+        const int i = (int)tl_lowest_bit(which);
+        const tl_class_odds odds = tl_odds_at(rows, lse, i);
+        const double logsumexp = tl_logsumexp(odds.lse);
+        const double loss = tl_loss_of_parts(0, dot[i], mass[i], odds.nll, losses[i].z_loss, logsumexp);
+        softmax_factor[i] = tl_softmax_weight(&losses[i], logsumexp, mass[i]);
+        if (loss - loss == 0 && odds.nll - odds.nll == 0) {
+            values[i] = loss;
+            finite |= (uint64_t)1 << i;
         }
-        if (found - found != 0 || nll - nll != 0)
-            continue;
-        values[i] = found;
-        finite |= (uint64_t)1 << i;
     }
     return finite;
 }
@@ -182,7 +163,7 @@ void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows
     tl_row logits = rows->row;
     uint64_t done = 0;
     if (masses)
-        done = losses_of_dots(backend, rows, lse, losses, masses, grads ? softmax_factor : NULL, values);
+        done = losses_of_groups(backend, rows, lse, losses, masses, softmax_factor, values);
     for (int i = 0; i < rows->count && (grads || (rows->wanted & ~done) >> i != 0); i++) {
         tl_class_odds odds = tl_odds_at(rows, lse, i);
         logits.data = rows->data[i];

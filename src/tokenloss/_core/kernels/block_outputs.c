@@ -168,17 +168,10 @@ size_t tl_softmax_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t a
 
 /* One row of fewer than TL_GROUP classes, as a group of itself; returns whether it was written. */
 static int softmax_of_few(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out) {
-    double memory[2 * TL_GROUP * TL_GROUP + 8];
-    char *group = (char *)memory;
-    int dtype = tl_single_or_double(row->compute_dtype), size = tl_itemsize(dtype);
-    tl_few_rows rows = tl_few_of_groups(group, (size_t)row->count, dtype);
-    for (int64_t i = 0; i < row->count * TL_GROUP; i++)
-        tl_store(group + i * size, dtype, tl_load(row->data + i / TL_GROUP * row->stride, row->dtype));
-    if (!backend->lane_softmax[dtype](&rows, 1, is_log, group + rows.group_bytes, &rows))
-        return 0;
-    for (int64_t k = 0; k < row->count; k++)
-        tl_store_at(out, k, tl_load(group + k * TL_GROUP * size, dtype));
-    return 1;
+    char memory[TL_SHORT_BLOCK_BYTES(TL_GROUP - 1, TL_BLOCK_ROWS)];
+    const tl_row_block rows = {.row = *row, .count = 1, .data = {row->data}, .scratch = memory};
+    const tl_out_block to = {.row = *out, .data = {(char *)(uintptr_t)out->data}};
+    return softmax_in_group(backend, &rows, 0, 1, is_log, &to);
 }
 
 /* One row of any layout, by way of copies; returns whether it was written. */
@@ -226,45 +219,23 @@ static double raw_logit(const tl_row *row, int64_t k) {
     return load_any(row, k);
 }
 
-/* The highest raw logit of at most TL_GROUP classes, and the lowest of the ids that have it: INT64_MAX if all are nan.
- * Returns as tl_likeliest_class. */
-static int64_t likeliest_of(const tl_row *row, const int64_t *ids, int64_t count, double *highest, int64_t *lowest) {
-    double raw[TL_GROUP], most = -(double)INFINITY;
-    int64_t least = INT64_MAX;
+int64_t tl_likeliest_class(const tl_row *row, const int64_t *ids, int64_t count, int64_t *likeliest,
+                           tl_cancel *cancel) {
+    double highest = -(double)INFINITY;
+    int64_t lowest = INT64_MAX;
     for (int64_t k = 0; k < count; k++) {
         if (ids[k] < 0 || ids[k] >= row->count)
             return k;
-        raw[k] = raw_logit(row, ids[k]);
-        most = raw[k] > most ? raw[k] : most;
-    }
-    for (int64_t k = 0; k < count; k++) { /* a branch would be mispredicted in each row */
-        int64_t candidate = ids[k] | (-(int64_t)(raw[k] != most) & INT64_MAX);
-        least = candidate < least ? candidate : least;
-    }
-    *highest = most;
-    *lowest = least;
-    return count;
-}
-
-int64_t tl_likeliest_class(const tl_row *row, const int64_t *ids, int64_t count, int64_t *likeliest,
-                           tl_cancel *cancel) {
-    double highest = -(double)INFINITY, most = highest;
-    int64_t found = INT64_MAX, lowest = found;
-    for (int64_t start = 0; start < count; start += TL_GROUP) {
-        int64_t n = count - start < TL_GROUP ? count - start : TL_GROUP;
-        int64_t good = likeliest_of(row, ids + start, n, &most, &lowest);
-        if (good < n)
-            return start + good;
-        if (most > highest || (most == highest && lowest < found)) {
-            highest = most;
-            found = lowest;
-        }
-        if ((start + n) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel)) {
+        const double raw = raw_logit(row, ids[k]);
+        const int64_t beaten = -(int64_t)(raw > highest), tied = -(int64_t)((raw == highest) & (ids[k] < lowest));
+        highest = raw > highest ? raw : highest;
+        lowest = (ids[k] & (beaten | tied)) | (lowest & ~(beaten | tied)); /* a branch would be mispredicted */
+        if ((k + 1) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel)) {
             *likeliest = TL_MASKED;
             return count;
         }
     }
-    *likeliest = found < row->count ? found : 0; /* all are nan, and so is the loss of any class */
+    *likeliest = lowest < row->count ? lowest : 0; /* all are nan, and so is the loss of any class */
     return count;
 }
 

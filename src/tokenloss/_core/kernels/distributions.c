@@ -69,20 +69,13 @@ static const char *load_rows(const tl_backend *backend, const tl_row *row, ptrdi
 /* Rows, or some classes of one, as elements next to each other in their compute dtype: where they are, or copied. */
 static const char *load(const tl_backend *backend, tl_row row, ptrdiff_t apart, const int *rows, int count,
                         char *copy) {
-    const int size = tl_itemsize(row.compute_dtype);
-    tl_chunk_buf buf;
     if (count > 1 && (apart != row.count * row.stride || rows[count - 1] - rows[0] != count - 1))
         return load_rows(backend, &row, apart, rows, count, copy);
     row.data += rows[0] * apart;
     row.count *= count;
     if (tl_can_read_in_place(&row, row.compute_dtype, 0))
         return row.data;
-    for (int64_t start = 0, chunk; start < row.count; start += chunk) {
-        chunk = row.count - start < TL_CHUNK ? row.count - start : TL_CHUNK;
-        tl_chunk_invalidate(&buf);
-        tl_load_chunk(backend, &row, start, chunk, -1, 0, row.compute_dtype, &buf);
-        memcpy(copy + start * size, &buf.at, (size_t)(chunk * size));
-    }
+    tl_cast_row(backend, &row, row.compute_dtype, copy);
     return copy;
 }
 

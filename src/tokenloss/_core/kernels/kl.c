@@ -438,8 +438,8 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
     find_other_shifts(backend, other, count, in_groups, p, q, other_shift);
     moments.other = q.at;
     moments.other_shift = other_shift;
-    tl_reduce_groups(backend, base, count, p, 0, &moments, &base_lse);
-    tl_reduce_groups(backend, other, count, q, 0, NULL, &other_lse);
+    tl_reduce_groups(backend, base, count, p, &moments, &base_lse);
+    tl_reduce_groups(backend, other, count, q, NULL, &other_lse);
     tl_end_lse(backend, &base->row, tl_padded_rows(count), 0, &base_lse);
     tl_end_lse(backend, &other->row, tl_padded_rows(count), 0, &other_lse);
     uint64_t found = base_lse.grouped & other_lse.grouped;

@@ -19,7 +19,7 @@
  * classes cannot have more than half each. */
 #define NEAR_ZERO 0.25
 #define DOMINANT_FRACTION 0.75 /* of the sum: the least that the lane of such a class holds */
-#define MAX_DROP 0.5 /* of its logit below the logsumexp; exp(-0.5) = 0.61 */
+#define MAX_DROP 0.28 /* of its logit below the logsumexp: exp(-0.28) = 0.756, which its lane then holds */
 
 void tl_moment_reshift(double maximum, int dtype, tl_lse_acc *state) {
     tl_moment *moment = state->moment;
@@ -266,13 +266,18 @@ static int64_t find_dominant(const tl_backend *backend, const tl_row *row, doubl
     return row->count;
 }
 
-int tl_may_be_near_zero(double logsumexp, double largest_lane, double sum) {
-    return tl_abs(logsumexp) < NEAR_ZERO && !(largest_lane < DOMINANT_FRACTION * sum);
+int tl_is_near_zero(double logsumexp) { return tl_abs(logsumexp) < NEAR_ZERO; }
+
+int tl_may_be_dominated(const tl_lse_acc *state) {
+    double most = 0;
+    for (int i = 0; i < 16; i++)
+        most = state->sum[i] > most ? state->sum[i] : most;
+    return !(most < DOMINANT_FRACTION * tl_lanes_sum_in_order(state->sum));
 }
 
 double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, tl_cancel *cancel) {
     tl_lse_acc others;
-    int64_t dominant = tl_abs(logsumexp) < NEAR_ZERO ? find_dominant(backend, row, logsumexp) : row->count;
+    int64_t dominant = tl_is_near_zero(logsumexp) ? find_dominant(backend, row, logsumexp) : row->count;
     if (dominant == row->count)
         return logsumexp;
     tl_lse_row(backend, row, dominant, &others, cancel);
@@ -282,10 +287,8 @@ double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, doub
 }
 
 double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, tl_cancel *cancel) {
-    double logsumexp = tl_logsumexp(tl_lse_finish(state, row)), most = 0;
-    for (int i = 0; i < 16; i++)
-        most = state->sum[i] > most ? state->sum[i] : most;
-    if (!tl_may_be_near_zero(logsumexp, most, tl_lanes_sum_in_order(state->sum)))
+    double logsumexp = tl_logsumexp(tl_lse_finish(state, row));
+    if (!tl_is_near_zero(logsumexp) || !tl_may_be_dominated(state))
         return logsumexp;
     return tl_logsumexp_near_zero(backend, row, logsumexp, cancel);
 }

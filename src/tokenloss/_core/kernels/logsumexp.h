@@ -57,10 +57,11 @@ tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds);
  * once more without that class. */
 double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, tl_cancel *cancel);
 
-/* Whether one of 16 lanes of a sum, the largest, may hold most of it while the logsumexp is near 0; whether this is the
- * logit of a class that does; and the logsumexp then, from the plain one. */
-int tl_may_be_near_zero(double logsumexp, double largest_lane, double sum);
+/* Whether a logsumexp is so near 0, and its largest logit so near to it, that tl_logsumexp_of finds it without that class;
+ * whether the lanes of an accumulator leave that open; and tl_logsumexp_of then, from the plain logsumexp. */
+int tl_is_near_zero(double logsumexp);
 int tl_is_dominant(double logit, double logsumexp);
+int tl_may_be_dominated(const tl_lse_acc *state);
 double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, tl_cancel *cancel);
 
 /* -- for kernels that accumulate block by block themselves --------------------------------------------------------- */

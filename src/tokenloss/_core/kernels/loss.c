@@ -59,12 +59,6 @@ double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const 
     return loss_of(loss, 0, target_dot, mass, above_shift, odds->lse);
 }
 
-double tl_loss_of_dot(const tl_loss *loss, const tl_class_odds *odds, double target_dot, double mass,
-                      double *softmax_factor) {
-    *softmax_factor = tl_softmax_weight(loss, tl_logsumexp(odds->lse), mass);
-    return loss_of(loss, 0, target_dot, mass, odds->nll, odds->lse);
-}
-
 void tl_loss_begin(const tl_backend *backend, const tl_loss *loss, int64_t classes, tl_loss_acc *acc,
                    tl_cancel *cancel) {
     acc->excluded = loss->target;

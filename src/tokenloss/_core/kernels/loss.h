@@ -70,10 +70,6 @@ TL_INLINE double tl_gradient_at_target(const tl_loss *loss, double weight, doubl
 double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
                          const tl_class_odds *odds, double *softmax_factor, tl_cancel *cancel);
 
-/* The same from the target dot, relative to the logit of the argmax, and the mass; the nll of the argmax is finite. */
-double tl_loss_of_dot(const tl_loss *loss, const tl_class_odds *odds, double target_dot, double mass,
-                      double *softmax_factor);
-
 /* Writes grad_scale (softmax_factor softmax(x) - q); nan if the logsumexp is not finite, and returns 0 then. */
 int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
                       double softmax_factor, tl_cancel *cancel);

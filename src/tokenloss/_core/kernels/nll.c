@@ -164,22 +164,17 @@ static int are_in_place(const tl_row *row, ptrdiff_t apart) {
 
 /* Rows where they lie, or a block of them at most copied to groups, to fill these, or scaled and capped. */
 static tl_few_rows rows_or_groups(const tl_backend *backend, const tl_row *row, size_t start, ptrdiff_t apart, size_t n,
-                                  char *groups) {
-    int dtype = tl_single_or_double(row->compute_dtype), raw = tl_single_or_double(row->dtype);
-    size_t classes = (size_t)row->count, elements = (n + TL_GROUP - 1) / TL_GROUP * TL_GROUP * classes;
-    float single[TL_BLOCK_ROWS * TL_FEW_CLASSES];
+                                  char *scratch) {
     tl_row_block block;
     if (n % TL_GROUP == 0 && are_in_place(row, apart))
         return few_rows(row, start, apart);
     block.row = *row;
+    block.class_major = 0;
+    block.scratch = scratch;
     for (size_t i = 0; i < n; i++)
         block.data[i] = row->data + (ptrdiff_t)(start + i) * apart;
-    tl_load_groups(backend, &block, (int)n, raw, raw != dtype ? (char *)single : groups);
-    if (raw != dtype)
-        tl_widen_logits(backend, row, raw, single, elements, (double *)(void *)groups);
-    else if (tl_is_transformed(row))
-        tl_transform(backend, row, (double *)(void *)groups, elements);
-    return tl_few_of_groups(groups, classes, dtype);
+    tl_groups groups = tl_scale_groups(backend, &block, (int)n, tl_load_raw_groups(backend, &block, (int)n));
+    return tl_few_of_groups(groups.at, (size_t)row->count, groups.dtype);
 }
 
 /* Writes gradients along the classes of rows, which takes less time from TL_GROUP classes on. */
@@ -224,7 +219,7 @@ static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, c
 /* Finds the losses of `n` rows from row `start` on, and their weights; both are 0 where masked. Returns a bit, modulo
  * TL_BLOCK_ROWS, for each unmasked row without such a loss, or for all rows if their gradients cannot be written. In a
  * single block, losses and weights of rows with a bit are 0. */
-static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *of, size_t start, size_t n, char *groups,
+static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *of, size_t start, size_t n, char *scratch,
                                double *losses, double *weights, size_t *masked) {
     const tl_loss *loss = of->loss;
     const tl_row *row = &of->row;
@@ -245,7 +240,7 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
     for (size_t i = 0; lanes.some_masked && i < n; i++)
         *masked += (size_t)((uint64_t)lanes.target[i] >> 63);
     if (classes <= TL_FEW_CLASSES || row->stride != tl_itemsize(row->dtype)) {
-        rows = rows_or_groups(backend, row, start, of->apart, n, groups);
+        rows = rows_or_groups(backend, row, start, of->apart, n, scratch);
         left = ~backend->lane_losses[dtype](&rows, padded, &lanes);
     } else {
         const char *data[TL_BLOCK_ROWS];
@@ -282,8 +277,7 @@ static size_t add_by_bins(const tl_backend *backend, const tl_plain_rows *of, si
 
 size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t count, tl_superacc *sum,
                            tl_superacc *weights, int64_t *unmasked, uint64_t *left) {
-    char memory[TL_BLOCK_ROWS * TL_FEW_CLASSES * sizeof(double) + TL_GROUP_ALIGNMENT]; /* for groups of a block */
-    char *groups = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
+    char scratch[TL_GROUP_ALIGNMENT + TL_BLOCK_ROWS * TL_FEW_CLASSES * (sizeof(double) + sizeof(float))]; /* groups only */
     double losses[TL_PLAIN_ROWS], weight[TL_PLAIN_ROWS];
     int is_long = are_in_place(&of->row, of->apart) && !of->grad_scale;
     size_t n = of->sums_only && is_long ? add_by_bins(backend, of, count, sum) : 0;
@@ -298,7 +292,7 @@ size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t 
     while (n < most && *left == 0) {
         size_t part = most - n, masked;
         part = part <= TL_BLOCK_ROWS ? part : is_long ? part / TL_GROUP * TL_GROUP : TL_BLOCK_ROWS;
-        *left = losses_of_rows(backend, of, n, part, groups, losses + n, weight + n, &masked);
+        *left = losses_of_rows(backend, of, n, part, scratch, losses + n, weight + n, &masked);
         if (*left != 0 && part > TL_BLOCK_ROWS) { /* block by block, to see which */
             is_long = 0;
             *left = 0;

@@ -17,19 +17,14 @@ int tl_row_block_rows(int64_t classes, int class_major) {
     return class_major || classes <= TL_SHORT_ROW / 2 ? TL_BLOCK_ROWS / 2 : TL_GROUP;
 }
 
-/* Scratch memory: groups in double at most, the same in float before they are scaled, a row that nobody reads, and two
- * groups in double. */
 size_t tl_row_block_bytes(int64_t classes, int class_major) {
-    size_t padded = (size_t)tl_padded(classes), rows = (size_t)tl_row_block_rows(classes, class_major);
     if (!is_short(classes))
         return class_major ? TL_TRANSPOSED_BYTES : 1;
-    return TL_GROUP_ALIGNMENT + rows * padded * (sizeof(double) + sizeof(float)) +
-           padded * (1 + 2 * TL_GROUP) * sizeof(double);
+    return TL_SHORT_BLOCK_BYTES((size_t)classes, (size_t)tl_row_block_rows(classes, class_major));
 }
 
 static size_t capacity_of(const tl_row_block *rows) {
-    size_t padded = (size_t)tl_padded(rows->row.count);
-    return padded * (size_t)tl_row_block_rows(rows->row.count, rows->class_major);
+    return (size_t)rows->row.count * (size_t)tl_row_block_rows(rows->row.count, rows->class_major);
 }
 
 static char *float_groups_of(const tl_row_block *rows) {
@@ -39,7 +34,7 @@ static char *float_groups_of(const tl_row_block *rows) {
 char *tl_unread_row_of(const tl_row_block *rows) { return float_groups_of(rows) + capacity_of(rows) * sizeof(float); }
 
 char *tl_wide_groups_of(const tl_row_block *rows) {
-    return tl_unread_row_of(rows) + (size_t)tl_padded(rows->row.count) * sizeof(double);
+    return tl_unread_row_of(rows) + (size_t)rows->row.count * sizeof(double);
 }
 
 /* Element by element: of any stride, and in either byte order. Lanes without a row become 0. */
@@ -140,7 +135,7 @@ static tl_next_rows next_rows(const tl_row_block *rows) {
     return next;
 }
 
-void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups, int wants_lanes,
+void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
                       tl_short_moments *moments, tl_block_lse *lse) {
     size_t at[TL_BLOCK_ROWS], classes = (size_t)rows->row.count, in_groups = tl_groups_for(count);
     tl_next_rows next = next_rows(rows);
@@ -157,29 +152,22 @@ void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int c
     if (moments)
         backend->short_moments[groups.dtype](groups.at, in_groups, classes, &next, &lse->sums, moments);
     else
-        backend->short_sumexp[groups.dtype](groups.at, in_groups, classes, &next, wants_lanes, &lse->sums);
+        backend->short_sumexp[groups.dtype](groups.at, in_groups, classes, &next, &lse->sums);
     if (rows->has_excluded && rows->keeps_logits)
         replace_excluded(groups, at, count, lse->logit);
     lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows->wanted & ~far_rows(lse, count);
 }
 
 /* Takes over the accumulator of a row that was reduced by itself. */
-static void take_row(int i, const tl_lse_acc *state, int wants_lanes, tl_block_lse *lse) {
+static void take_row(int i, const tl_lse_acc *state, tl_block_lse *lse) {
     lse->offset[i] = state->offset;
     lse->sums.ref_exp[i] = (double)state->ref_exp;
     lse->sums.sum[i] = tl_lanes_sum_compensated(state->sum, state->comp);
-    if (!wants_lanes)
-        return;
-    lse->sums.largest_lane[i] = 0;
-    for (int l = 0; l < 16; l++)
-        if (state->sum[l] > lse->sums.largest_lane[i])
-            lse->sums.largest_lane[i] = state->sum[l];
-    lse->sums.in_order[i] = tl_lanes_sum_in_order(state->sum);
+    lse->may_be_dominated |= (uint64_t)tl_may_be_dominated(state) << i;
 }
 
 /* Reduces wanted rows that were not reduced in groups: long class-major ones together, the others one by one. */
-static void reduce_others(const tl_backend *backend, const tl_row_block *rows, int wants_lanes, tl_block_lse *lse,
-                          tl_cancel *cancel) {
+static void reduce_others(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel) {
     tl_row together[TL_MAX_CLASS_MAJOR_ROWS];
     tl_lse_acc states[TL_MAX_CLASS_MAJOR_ROWS];
     int64_t excluded[TL_MAX_CLASS_MAJOR_ROWS];
@@ -206,7 +194,7 @@ static void reduce_others(const tl_backend *backend, const tl_row_block *rows, i
         else
             tl_lse_row(backend, together, *excluded, states, cancel);
         for (int k = 0; k < count; k++)
-            take_row(number[k], &states[k], wants_lanes, lse);
+            take_row(number[k], &states[k], lse);
         count = 0;
     }
 }
@@ -217,13 +205,13 @@ void tl_end_lse(const tl_backend *backend, const tl_row *row, size_t padded, int
         backend->log_odds(lse->offset, lse->log, lse->logit, padded, &lse->odds);
 }
 
-void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wants_lanes, tl_block_lse *lse,
-                     tl_cancel *cancel) {
+void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel) {
     assert(rows->count > 0 && rows->count <= tl_row_block_rows(rows->row.count, rows->class_major));
     int count = tl_grouped_rows(rows);
     size_t padded = tl_padded_rows(rows->count);
     lse->near = 0;
     lse->grouped = 0;
+    lse->may_be_dominated = 0;
     lse->in_groups = 0;
     memset(lse->offset, 0, padded * sizeof *lse->offset);
     if (!rows->has_excluded || count < (int)padded)
@@ -234,10 +222,10 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wa
     }
     if (count > 0) {
         tl_groups raw = tl_load_raw_groups(backend, rows, count);
-        tl_reduce_groups(backend, rows, count, tl_scale_groups(backend, rows, count, raw), wants_lanes, NULL, lse);
+        tl_reduce_groups(backend, rows, count, tl_scale_groups(backend, rows, count, raw), NULL, lse);
     }
     if (rows->wanted & ~lse->grouped)
-        reduce_others(backend, rows, wants_lanes, lse, cancel);
+        reduce_others(backend, rows, lse, cancel);
     tl_end_lse(backend, &rows->row, padded, rows->has_excluded, lse);
 }
 
@@ -249,7 +237,7 @@ void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_bl
     lse->in_groups = 0;
     lse->grouped = 0;
     if (far.wanted)
-        tl_lse_of_block(backend, &far, 0, lse, cancel);
+        tl_lse_of_block(backend, &far, lse, cancel);
     for (int i = 0; i < rows->count && far.wanted >> i != 0; i++)
         if (tl_is_wanted(&far, i))
             lse->relative.nll[i] = lse->odds.nll[i];
@@ -263,12 +251,11 @@ void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_bl
 
 /* The first class of a row in groups whose logit is the maximum. */
 static int64_t argmax_of(const tl_row_block *rows, const tl_block_lse *lse, int i) {
-    size_t at = tl_place_in_groups(rows, i, 0);
-    const float *single = (const float *)(const void *)tl_groups_of(rows) + at;
-    const double *wide = (const double *)(const void *)tl_groups_of(rows) + at;
+    const tl_groups groups = {tl_groups_of(rows), lse->group_dtype};
+    const size_t at = tl_place_in_groups(rows, i, 0);
     int64_t k = 0;
     while (k < rows->row.count - 1 &&
-           (lse->group_dtype == TL_FLOAT64 ? wide[k * TL_GROUP] : (double)single[k * TL_GROUP]) != lse->sums.maximum[i])
+           tl_load_from_groups(groups, at + (size_t)k * TL_GROUP) != lse->sums.maximum[i])
         k++;
     return k;
 }
@@ -282,13 +269,12 @@ void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, 
     again.scratch = rows->scratch;
     for (int i = 0; i < rows->count; i++) {
         logsumexp[i] = tl_logsumexp(tl_lse_at(lse, i));
-        if (!tl_is_wanted(rows, i) ||
-            !tl_may_be_near_zero(logsumexp[i], lse->sums.largest_lane[i], lse->sums.in_order[i]))
+        if (!tl_is_wanted(rows, i) || !tl_is_near_zero(logsumexp[i]))
             continue;
-        if (!(lse->grouped >> i & 1)) {
+        if (lse->may_be_dominated >> i & 1) {
             tl_row row = tl_row_of_block(rows, i);
             logsumexp[i] = tl_logsumexp_near_zero(backend, &row, logsumexp[i], cancel);
-        } else if (tl_is_dominant(lse->sums.maximum[i], logsumexp[i])) {
+        } else if (lse->grouped >> i & 1 && tl_is_dominant(lse->sums.maximum[i], logsumexp[i])) {
             number[again.count] = i;
             again.data[again.count] = rows->data[i];
             again.excluded[again.count] = argmax_of(rows, lse, i);
@@ -297,7 +283,7 @@ void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, 
     }
     if (again.count == 0)
         return;
-    tl_lse_of_block(backend, &again, 0, &others, cancel);
+    tl_lse_of_block(backend, &again, &others, cancel);
     for (int i = 0; i < again.count; i++)
         logsumexp[number[i]] = tl_logsumexp(tl_odds_at(&again, &others, i).lse);
 }

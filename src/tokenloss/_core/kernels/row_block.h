@@ -22,14 +22,17 @@ typedef struct {
 int tl_row_block_rows(int64_t classes, int class_major);
 size_t tl_row_block_bytes(int64_t classes, int class_major);
 
-/* The groups in the scratch memory, the elements of each, and a row there that may be written to and is never read. */
+/* Of short rows: groups in double at most, the same in float before they are scaled, a row that may be written to and is
+ * never read, and two groups in double. */
 #define TL_GROUP_ALIGNMENT 64
+#define TL_SHORT_BLOCK_BYTES(classes, rows) \
+    (TL_GROUP_ALIGNMENT + (classes) * ((rows) * (sizeof(double) + sizeof(float)) + (1 + 2 * TL_GROUP) * sizeof(double)))
 TL_INLINE char *tl_groups_of(const tl_row_block *rows) {
     return rows->scratch + (-(uintptr_t)rows->scratch & (TL_GROUP_ALIGNMENT - 1));
 }
 TL_INLINE size_t tl_group_elements(const tl_row_block *rows) { return (size_t)rows->row.count * TL_GROUP; }
 char *tl_unread_row_of(const tl_row_block *rows);
-char *tl_wide_groups_of(const tl_row_block *rows); /* room for two groups of doubles */
+char *tl_wide_groups_of(const tl_row_block *rows);
 
 /* The number of groups for this many rows; and the number of rows that fills them. */
 TL_INLINE size_t tl_groups_for(int count) { return (size_t)(count + TL_GROUP - 1) / TL_GROUP; }
@@ -77,16 +80,16 @@ typedef struct {
     tl_block_nll relative;
     uint64_t near; /* rows that were reduced relative to their excluded classes: only `relative` is known of them */
     double offset[TL_BLOCK_ROWS], log[TL_BLOCK_ROWS], logit[TL_BLOCK_ROWS];
-    tl_short_sums sums; /* largest_lane and in_order, if wanted */
+    tl_short_sums sums;
     tl_odds odds;
     int in_groups;    /* how many rows are in groups in the scratch memory, from the first on */
     int group_dtype;  /* TL_FLOAT32 or TL_FLOAT64 */
+    uint64_t may_be_dominated; /* of the others, see tl_may_be_dominated */
     uint64_t grouped; /* the ones among them that are wanted and not far out */
 } tl_block_lse;
 
-/* Reduces the wanted rows. If `wants_lanes`, no class is excluded, and log-odds are not computed. */
-void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wants_lanes, tl_block_lse *lse,
-                     tl_cancel *cancel);
+/* Reduces the wanted rows. Log-odds are computed if they may have excluded classes. */
+void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel);
 
 /* The same for losses. Where nll.h can, rows are reduced relative to their excluded class. If `has_excluded`,
  * `relative.nll` is set for all wanted rows. */
@@ -118,7 +121,7 @@ TL_INLINE tl_class_odds tl_odds_at(const tl_row_block *rows, const tl_block_lse 
     return odds;
 }
 
-/* tl_logsumexp_of each wanted row, from tl_lse_of_block with `wants_lanes`. */
+/* tl_logsumexp_of each wanted row, from tl_lse_of_block without excluded classes. */
 void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                            double *logsumexp, tl_cancel *cancel);
 
@@ -221,7 +224,7 @@ tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, i
 
 /* Reduces them, with moments unless that is NULL: sums, and logits of excluded classes, which were 0 before. From
  * these, the logarithms and log-odds of `padded` rows: whole groups. */
-void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups, int wants_lanes,
+void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
                       tl_short_moments *moments, tl_block_lse *lse);
 void tl_end_lse(const tl_backend *backend, const tl_row *row, size_t padded, int has_excluded, tl_block_lse *lse);
 

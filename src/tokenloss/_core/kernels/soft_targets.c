@@ -165,27 +165,14 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
     return mass * ((double)row->count * (shift - offset) - tl_lanes_sum_or_infinite(sum, lost));
 }
 
-/* Loads logits as doubles. A few are loaded one by one, since a chunk costs more. */
-static const double *load_logits(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count,
-                                 tl_chunk_buf *buf) {
-    if (count > 2 * LANES || tl_is_transformed(row)) {
-        tl_chunk_invalidate(buf);
-        tl_load_chunk(backend, row, start, count, -1, 0, TL_FLOAT64, buf);
-        return buf->at.f64;
-    }
-    for (int64_t i = 0; i < count; i++)
-        buf->at.f64[i] = tl_load(row->data + (start + i) * row->stride, row->dtype);
-    return buf->at.f64;
-}
-
 void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t start,
                          int64_t end, double shift, tl_dot_acc *dot, tl_cancel *cancel) {
-    tl_chunk_buf buf;
-    int dense = starts_dense(soft, start, end), dtype = soft->mass_dtype;
+    int dtype = soft->mass_dtype;
     int in_place = tl_can_read_masses(soft) && dtype == row->compute_dtype && tl_can_read_in_place(row, dtype, 0);
+    int dense = (in_place && end - start <= TL_CHUNK) || starts_dense(soft, start, end);
     dot->compensates = row->compute_dtype == TL_FLOAT64;
     for (int64_t k = start, until; k < end; k = until) {
-        double mass[TL_CHUNK];
+        double mass[TL_CHUNK], logits[TL_CHUNK];
         until = next_run(backend, soft, end, dense, &k, cancel);
         assert((k % LANES == 0 || k == end) && until - k >= 0 && until - k <= TL_CHUNK);
         if (in_place) {
@@ -195,8 +182,11 @@ void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_
             continue;
         }
         dense = masses_of(soft, k, until - k, mass) || always_dense(soft);
-        const double *logits = load_logits(backend, row, k, until - k, &buf);
-        backend->target_dot[TL_FLOAT64](mass, logits, (size_t)(until - k), shift, dot);
+        tl_row run = *row;
+        run.data += k * row->stride;
+        run.count = until - k;
+        tl_cast_row(backend, &run, TL_FLOAT64, logits);
+        backend->target_dot[TL_FLOAT64](mass, logits, (size_t)run.count, shift, dot);
     }
 }
 

@@ -140,7 +140,7 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     uint64_t near = tl_nll_of_groups(backend, &grouped, groups, &of);
     memset(others.offset, 0, sizeof others.offset);
     memset(others.logit, 0, sizeof others.logit);
-    tl_reduce_groups(backend, rows, count, groups, 0, &moments, &others);
+    tl_reduce_groups(backend, rows, count, groups, &moments, &others);
     tl_end_lse(backend, &rows->row, padded, 1, &others);
     found &= others.grouped;
     for (int i = 0; i < count; i++)

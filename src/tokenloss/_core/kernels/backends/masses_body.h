@@ -78,37 +78,6 @@ TL_TARGET static void NAME(target_dot_)(const void *masses, const void *logits, 
     }
 }
 
-/* The sum of 16 lanes. */
-TL_TARGET TL_INLINE double NAME(sum_of_dot_)(const tl_lanes *lanes) {
-    double sum[16], comp[16];
-    if (sizeof(REAL) == sizeof(float))
-        return sum_of_lanes(*lanes);
-    f64_store_lanes(lanes, sum, comp);
-    for (size_t half = 8; half > 0; half /= 2)
-        for (size_t i = 0; i < half; i++) {
-            double first = sum[i], second = sum[i + half], other;
-            sum[i] = first + second;
-            other = sum[i] - first;
-            comp[i] += comp[i + half] + ((first - (sum[i] - other)) + (second - other));
-        }
-    return sum[0] + comp[0];
-}
-
-TL_TARGET static uint64_t NAME(row_dots_)(const char *const *masses, const char *const *rows, size_t count,
-                                          size_t classes, const double *shift, double *dot, double *total) {
-    const int compensates = sizeof(REAL) == sizeof(double);
-    uint64_t finite = 0;
-    for (size_t r = 0; r < count; r++) {
-        tl_lanes of_dot = zero_lanes(), of_mass = zero_lanes();
-        const REAL *mass = (const REAL *)(const void *)masses[r], *x = (const REAL *)(const void *)rows[r];
-        NAME(add_classes_)(mass, x, classes, shift[r], 1, compensates, &of_dot, &of_mass);
-        finite |= (uint64_t)(NAME(are_finite_)(&of_dot) && NAME(are_finite_)(&of_mass)) << r;
-        dot[r] = NAME(sum_of_dot_)(&of_dot);
-        total[r] = NAME(sum_of_dot_)(&of_mass);
-    }
-    return finite;
-}
-
 TL_TARGET static int64_t NAME(largest_mass_)(const void *start, size_t count, double *largest) {
     const REAL *mass = (const REAL *)start;
     const size_t whole = count / OP(WIDTH) * OP(WIDTH);

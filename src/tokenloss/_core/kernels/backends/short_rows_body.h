@@ -63,20 +63,6 @@ TL_TARGET TL_OUTLINE void NAME(end_lanes_)(NAME(lane_) * lanes, size_t count, do
     }
 }
 
-/* The largest of the lanes, and their plain sum. */
-TL_TARGET TL_INLINE void NAME(compare_lanes_)(const NAME(lane_) * lanes, size_t count, double *largest,
-                                               double *in_order) {
-    for (size_t i = 0; i < PARTS; i++) {
-        f64_vec most = f64_set(0), sum = f64_set(0);
-        for (size_t l = 0; l < count; l++) {
-            most = f64_if_less(most, lanes[l].sum[i], lanes[l].sum[i], most);
-            sum = f64_add(sum, lanes[l].sum[i]);
-        }
-        f64_store(largest + i * f64_WIDTH, f64_mul(most, f64_set(OP(UNSCALE))));
-        f64_store(in_order + i * f64_WIDTH, f64_mul(sum, f64_set(OP(UNSCALE))));
-    }
-}
-
 /* Asks memory for a part of what is read or written next: one line for each full vector. */
 TL_TARGET TL_INLINE void NAME(prefetch_)(const tl_next_rows *next, size_t k) {
     if (sizeof(OP(vec)) >= 32 && next->data)
@@ -90,14 +76,6 @@ TL_TARGET TL_INLINE tl_next_rows NAME(next_of_)(const tl_next_rows *next, size_t
     if (next->data)
         of.data += (ptrdiff_t)r * next->row_stride;
     return of;
-}
-
-/* A number for each row. */
-TL_TARGET TL_INLINE OP(vec) NAME(of_rows_)(const double *numbers) {
-    f64_vec wide[PARTS];
-    for (size_t i = 0; i < PARTS; i++)
-        wide[i] = f64_load(numbers + i * f64_WIDTH);
-    return OP(narrow)(wide);
 }
 
 /* What is added up of a lane of 64: powers, in as many sums as its elements need, rests, moments. */
@@ -166,16 +144,16 @@ TL_TARGET TL_INLINE OP(vec) NAME(sum_of_4_)(const OP(vec) * lane, size_t count) 
 /* The sums of OP(WIDTH) rows, from r on: those of reduce_chunk_. `is_tiny` means at compile time that the rows have at
  * most TL_LANES classes; `moments` are for all modes but SUMEXP. */
 TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_tiny, enum tl_mode mode,
-                                         const REAL *other, const tl_next_rows *next, int wants_lanes, size_t row,
+                                         const REAL *other, const tl_next_rows *next, size_t row,
                                          tl_short_sums *sums, tl_short_moments *moments) {
     NAME(lane_) lanes[16], moment_lanes[16];
     OP(acc) acc;
     const size_t count = classes < 16 ? classes : 16;
     OP(reference)(sums->ref_exp + row, OP(HEADROOM), &acc);
     if (mode != SUMEXP)
-        acc.shift = NAME(of_rows_)(moments->shift + row);
+        acc.shift = OP(load_narrowed)(moments->shift + row);
     if (mode == KL)
-        acc.threshold = NAME(of_rows_)(moments->other_shift + row);
+        acc.threshold = OP(load_narrowed)(moments->other_shift + row);
     acc.maximum[0] = OP(set)(-(REAL)INFINITY);
     size_t l = 0;
     do { /* at least one lane and column, which compilers then know */
@@ -205,8 +183,6 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_t
         if (mode != SUMEXP)
             OP(widen)(NAME(sum_of_4_)(moment, columns), moment_lanes[l].sum);
     } while (++l < count);
-    if (wants_lanes)
-        NAME(compare_lanes_)(lanes, count, sums->largest_lane + row, sums->in_order + row);
     NAME(end_lanes_)(lanes, count, OP(UNSCALE), sums->sum + row);
     if (mode != SUMEXP)
         NAME(end_lanes_)(moment_lanes, count, OP(UNSCALE), moments->sum + row);
@@ -220,7 +196,7 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_t
 
 /* Stage by stage, since the latency of a stage would be waited for in every group. */
 TL_TARGET TL_INLINE void NAME(short_reduce_)(const void *groups, size_t count, size_t classes, enum tl_mode mode,
-                                             const tl_next_rows *next, int wants_lanes, tl_short_sums *sums,
+                                             const tl_next_rows *next, tl_short_sums *sums,
                                              tl_short_moments *moments) {
     const f64_vec largest_near = f64_set(TL_MAX_EXACT_REDUCTION);
     for (size_t g = 0; g < count; g++)
@@ -239,23 +215,23 @@ TL_TARGET TL_INLINE void NAME(short_reduce_)(const void *groups, size_t count, s
         const tl_next_rows ahead = NAME(next_of_)(next, r);
         /* with vectors, two kinds of rows would make divergences of more classes 8 % slower */
         if ((OP(WIDTH) == 1 || mode != KL) && classes <= TL_LANES)
-            NAME(sum_rows_)(x, classes, 1, mode, other, &ahead, wants_lanes, r, sums, moments);
+            NAME(sum_rows_)(x, classes, 1, mode, other, &ahead, r, sums, moments);
         else
-            NAME(sum_rows_)(x, classes, 0, mode, other, &ahead, wants_lanes, r, sums, moments);
+            NAME(sum_rows_)(x, classes, 0, mode, other, &ahead, r, sums, moments);
     }
 }
 
 TL_TARGET static void NAME(short_sumexp_)(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
-                                          int wants_lanes, tl_short_sums *sums) {
-    NAME(short_reduce_)(groups, count, classes, SUMEXP, next, wants_lanes, sums, NULL);
+                                          tl_short_sums *sums) {
+    NAME(short_reduce_)(groups, count, classes, SUMEXP, next, sums, NULL);
 }
 
 TL_TARGET static void NAME(short_moments_)(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
                                            tl_short_sums *sums, tl_short_moments *moments) {
     if (moments->other)
-        NAME(short_reduce_)(groups, count, classes, KL, next, 0, sums, moments);
+        NAME(short_reduce_)(groups, count, classes, KL, next, sums, moments);
     else
-        NAME(short_reduce_)(groups, count, classes, MOMENT, next, 0, sums, moments);
+        NAME(short_reduce_)(groups, count, classes, MOMENT, next, sums, moments);
 }
 
 /* The lowest class of the maximum is the number of classes before which none has it. */
@@ -264,7 +240,7 @@ TL_TARGET static void NAME(short_ranks_)(const void *groups, size_t count, size_
     for (size_t row = 0; row < TL_GROUP * count; row += OP(WIDTH)) {
         const REAL *x = (const REAL *)groups + TL_GROUP * classes * (row / TL_GROUP) + row % TL_GROUP;
         OP(vec) largest[4], so_far = OP(set)(-(REAL)INFINITY);
-        const OP(vec) least = NAME(of_rows_)(threshold + row);
+        const OP(vec) least = OP(load_narrowed)(threshold + row);
         OP(bits) count_ge = OP(set_bits)(0), since_largest = OP(set_bits)(0);
         for (size_t i = 0; i < 4; i++)
             largest[i] = so_far;

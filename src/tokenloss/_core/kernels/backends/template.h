@@ -306,7 +306,6 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .short_divergences = JOIN(short_divergences_float64_, BACKEND),
     .divergences = {[TL_FLOAT32] = f32_divergences, [TL_FLOAT64] = f64_divergences},
     .target_dot = COMPUTE_DTYPES(target_dot_),
-    .row_dots = COMPUTE_DTYPES(row_dots_),
     .largest_mass = COMPUTE_DTYPES(largest_mass_),
     .short_dots = COMPUTE_DTYPES(short_dots_),
     .add_exactly = JOIN(add_exactly_, BACKEND),
