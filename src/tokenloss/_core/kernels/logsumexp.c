@@ -15,11 +15,10 @@
 
 /* Within this distance of 0 the error of 2e-7 that a logsumexp may have is more than a millionth of it. If one class
  * has most of the mass, the logsumexp is found from its logit and the other classes there. A logit >= 0 in such a row
- * is at most NEAR_ZERO below the logsumexp, so the class has exp(-0.25) = 0.78 of the sum and its lane no less. Two
- * classes cannot have more than half each. */
+ * is at most NEAR_ZERO below the logsumexp. Two classes cannot have more than half each. */
 #define NEAR_ZERO 0.25
-#define DOMINANT_FRACTION 0.75 /* of the sum: the least that the lane of such a class holds */
-#define MAX_DROP 0.28 /* of its logit below the logsumexp: exp(-0.28) = 0.756, which its lane then holds */
+#define MAX_DROP 0.5 /* of its logit below the logsumexp; exp(-0.5) = 0.606 */
+#define DOMINANT_FRACTION 0.6 /* of the sum: the least that the lane of such a class holds */
 
 void tl_moment_reshift(double maximum, int dtype, tl_lse_acc *state) {
     tl_moment *moment = state->moment;
