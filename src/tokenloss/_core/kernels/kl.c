@@ -365,11 +365,9 @@ tl_kl tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_r
     return tl_kl_end(backend, base, other, &acc, cancel);
 }
 
-/* Loads a block into groups, and begins its reduction. */
-static tl_groups load_side(const tl_backend *backend, const tl_row_block *rows, int count, tl_block_lse *lse) {
+/* Loads a block into groups. */
+static tl_groups load_groups(const tl_backend *backend, const tl_row_block *rows, int count) {
     assert(!rows->has_excluded);
-    memset(lse->offset, 0, sizeof lse->offset);
-    memset(lse->logit, 0, sizeof lse->logit);
     return tl_scale_groups(backend, rows, count, tl_load_raw_groups(backend, rows, count));
 }
 
@@ -432,7 +430,7 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
         return kl_of_long(backend, base, other, floor, found_of, cancel);
     if (count == 0)
         return 0;
-    tl_groups p = load_side(backend, base, count, &base_lse), q = load_side(backend, other, count, &other_lse);
+    tl_groups p = load_groups(backend, base, count), q = load_groups(backend, other, count);
     if (floor != -(double)INFINITY)
         drop_below(p.at, p.dtype, tl_group_elements(base) * in_groups, floor);
     find_other_shifts(backend, other, count, in_groups, p, q, other_shift);

@@ -239,26 +239,19 @@ tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row 
 }
 
 /* The most likely classes of rows in groups. */
-static void find_tops(const tl_backend *backend, const tl_row_block *rows, int count, tl_short_ranks *ranks) {
+static void find_tops(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
+                      tl_short_ranks *ranks) {
     const double threshold[TL_BLOCK_ROWS] = {0};
-    int dtype = tl_single_or_double(rows->row.compute_dtype);
-    backend->short_ranks[dtype](tl_groups_of(rows), tl_groups_for(count), (size_t)rows->row.count, threshold, ranks);
+    backend->short_ranks[groups.dtype](groups.at, tl_groups_for(count), (size_t)rows->row.count, threshold, ranks);
 }
 
 /* The second most likely classes of the wanted rows in groups, whose most likely ones are overwritten. */
-static void find_seconds(const tl_backend *backend, const tl_row_block *rows, int count, uint64_t wanted,
-                         const tl_short_ranks *tops, tl_short_ranks *seconds) {
-    void *groups = tl_groups_of(rows);
-    for (int i = 0; i < count; i++) {
-        if (!(wanted >> i & 1))
-            continue;
-        size_t at = tl_place_in_groups(rows, i, tops->argmax[i]);
-        if (tl_single_or_double(rows->row.compute_dtype) == TL_FLOAT64)
-            ((double *)groups)[at] = -(double)INFINITY;
-        else
-            ((float *)groups)[at] = -INFINITY;
-    }
-    find_tops(backend, rows, count, seconds);
+static void find_seconds(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
+                         uint64_t wanted, const tl_short_ranks *tops, tl_short_ranks *seconds) {
+    for (int i = 0; i < count; i++)
+        if (wanted >> i & 1)
+            tl_store_to_groups(groups, tl_place_in_groups(rows, i, tops->argmax[i]), -(double)INFINITY);
+    find_tops(backend, rows, count, groups, seconds);
 }
 
 /* Pairs of short rows side by side; returns which were found. */
@@ -278,9 +271,11 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         return 0;
     if (definitions == TL_LLAMA_CPP) /* which dropped the classes below its floor */
         tl_scale_groups(backend, &p, count, tl_load_raw_groups(backend, &p, count));
-    find_tops(backend, &p, count, &base_tops);
-    find_seconds(backend, &p, count, found, &base_tops, &base_seconds);
-    find_tops(backend, &q, count, &tops);
+    const int groups_dtype = tl_single_or_double(dtype);
+    const tl_groups of_base = {tl_groups_of(&p), groups_dtype}, of_rows = {tl_groups_of(&q), groups_dtype};
+    find_tops(backend, &p, count, of_base, &base_tops);
+    find_seconds(backend, &p, count, of_base, found, &base_tops, &base_seconds);
+    find_tops(backend, &q, count, of_rows, &tops);
     p = *base;
     q = *rows;
     p.wanted = q.wanted = found;

@@ -98,9 +98,8 @@ int tl_grouped_rows(const tl_row_block *rows) {
 
 /* Replaces the logits of excluded classes, which lie there in groups: by -inf if none are given. */
 static void replace_excluded(tl_groups groups, const size_t *at, int count, const double *logit) {
-    size_t size = (size_t)tl_itemsize(groups.dtype);
     for (int i = 0; i < count; i++)
-        tl_store((char *)groups.at + at[i] * size, groups.dtype, logit ? logit[i] : -(double)INFINITY);
+        tl_store_to_groups(groups, at[i], logit ? logit[i] : -(double)INFINITY);
 }
 
 /* Rows whose maximum or target's logit is too large for an exact reduction, or nan: a bit for each. */
@@ -139,6 +138,8 @@ void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int c
                       tl_short_moments *moments, tl_block_lse *lse) {
     size_t at[TL_BLOCK_ROWS], classes = (size_t)rows->row.count, in_groups = tl_groups_for(count);
     tl_next_rows next = next_rows(rows);
+    memset(lse->offset, 0, sizeof lse->offset);
+    memset(lse->logit, 0, sizeof lse->logit);
     lse->near = 0;
     lse->group_dtype = groups.dtype;
     lse->in_groups = count;
@@ -213,11 +214,8 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, tl_blo
     lse->grouped = 0;
     lse->may_be_dominated = 0;
     lse->in_groups = 0;
-    memset(lse->offset, 0, padded * sizeof *lse->offset);
-    if (!rows->has_excluded || count < (int)padded)
-        memset(lse->logit, 0, padded * sizeof *lse->logit);
     for (size_t i = (size_t)count; i < padded; i++) { /* lanes that no row fills */
-        lse->sums.ref_exp[i] = 0;
+        lse->offset[i] = lse->logit[i] = lse->sums.ref_exp[i] = 0;
         lse->sums.sum[i] = 1;
     }
     if (count > 0) {

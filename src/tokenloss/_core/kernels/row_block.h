@@ -207,6 +207,10 @@ TL_INLINE double tl_load_from_groups(tl_groups groups, size_t at) {
     return groups.dtype == TL_FLOAT64 ? ((const double *)groups.at)[at] : (double)((const float *)groups.at)[at];
 }
 
+TL_INLINE void tl_store_to_groups(tl_groups groups, size_t at, double value) {
+    tl_store((char *)groups.at + at * (size_t)tl_itemsize(groups.dtype), groups.dtype, value);
+}
+
 TL_INLINE tl_few_rows tl_few_of_groups(const void *groups, size_t classes, int dtype) {
     size_t class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
     return (tl_few_rows){groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
@@ -222,7 +226,7 @@ void tl_load_groups(const tl_backend *backend, const tl_row_block *rows, int cou
 tl_groups tl_load_raw_groups(const tl_backend *backend, const tl_row_block *rows, int count);
 tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw);
 
-/* Reduces them, with moments unless that is NULL: sums, and logits of excluded classes, which were 0 before. From
+/* Reduces them, with moments unless that is NULL: sums, and logits of excluded classes, or else 0. From
  * these, the logarithms and log-odds of `padded` rows: whole groups. */
 void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
                       tl_short_moments *moments, tl_block_lse *lse);

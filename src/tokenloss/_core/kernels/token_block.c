@@ -7,14 +7,6 @@
 #include "nll.h"
 #include "token_stats.h"
 
-/* Stores an element of groups. */
-static void store_to(tl_groups groups, size_t at, double value) {
-    if (groups.dtype == TL_FLOAT64)
-        ((double *)groups.at)[at] = value;
-    else
-        ((float *)groups.at)[at] = (float)value;
-}
-
 /* Rank and argmax of each row, by its logits as they are in memory. */
 static void find_ranks(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw,
                        tl_token_block *tokens) {
@@ -45,13 +37,13 @@ static uint64_t find_top(const tl_backend *backend, const tl_row_block *rows, in
             size_t at = tl_place_in_groups(rows, i, ranks.argmax[i]);
             top[i].id[k] = ranks.argmax[i];
             top[i].value[k] = tl_load_from_groups(raw, at);
-            store_to(raw, at, -(double)INFINITY);
+            tl_store_to_groups(raw, at, -(double)INFINITY);
             found &= ~((uint64_t)(ranks.count_ge[i] < top->most - k) << i);
         }
     }
     for (int i = 0; i < count; i++)
         for (int64_t k = 0; tl_is_wanted(rows, i) && k < top->most; k++)
-            store_to(raw, tl_place_in_groups(rows, i, top[i].id[k]), top[i].value[k]);
+            tl_store_to_groups(raw, tl_place_in_groups(rows, i, top[i].id[k]), top[i].value[k]);
     return found;
 }
 
@@ -138,8 +130,6 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     tl_row_block grouped = *rows;
     grouped.count = count;
     uint64_t near = tl_nll_of_groups(backend, &grouped, groups, &of);
-    memset(others.offset, 0, sizeof others.offset);
-    memset(others.logit, 0, sizeof others.logit);
     tl_reduce_groups(backend, rows, count, groups, &moments, &others);
     tl_end_lse(backend, &rows->row, padded, 1, &others);
     found &= others.grouped;
