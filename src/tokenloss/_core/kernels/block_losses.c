@@ -145,7 +145,7 @@ static uint64_t losses_of_groups(const tl_backend *backend, const tl_row_block *
         const int i = (int)tl_lowest_bit(which);
         const tl_class_odds odds = tl_odds_at(rows, lse, i);
         const double logsumexp = tl_logsumexp(odds.lse);
-        const double loss = tl_loss_of_parts(0, dot[i], mass[i], odds.nll, losses[i].z_loss, logsumexp);
+        const double loss = tl_loss_of_parts(&losses[i], 0, dot[i], mass[i], odds.nll, logsumexp);
         softmax_factor[i] = tl_softmax_weight(&losses[i], logsumexp, mass[i]);
         if (loss - loss == 0 && odds.nll - odds.nll == 0) {
             values[i] = loss;

@@ -8,12 +8,6 @@
 #include "reduce.h"
 #include "scalar_math.h"
 
-/* As tl_loss_of_parts, from the nll of a class id (0 for a distribution). */
-static double loss_of(const tl_loss *loss, double nll, double target_dot, double mass, double above_shift, tl_lse lse) {
-    double of_target = loss->target >= 0 ? tl_weighed(loss->target_weight * loss->soft.one_minus_eps, nll) : 0;
-    return tl_loss_of_parts(of_target, target_dot, mass, above_shift, loss->z_loss, tl_logsumexp(lse));
-}
-
 int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
                       double softmax_factor, tl_cancel *cancel) {
     double logsumexp = tl_logsumexp(lse);
@@ -42,7 +36,8 @@ double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl
     odds->smoothed = 0;
     if (smooths)
         target_dot = tl_target_dot(backend, logits, &loss->soft, odds->lse.offset, &odds->smoothed, cancel);
-    return loss_of(loss, odds->nll, target_dot, odds->smoothed, smooths ? odds->lse.log : 0, odds->lse);
+    return tl_loss_of_parts(loss, odds->nll, target_dot, odds->smoothed, smooths ? odds->lse.log : 0,
+                            tl_logsumexp(odds->lse));
 }
 
 double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
@@ -55,8 +50,9 @@ double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const 
         above_shift = is_finite ? odds->nll : odds->lse.log;
         target_dot = tl_target_dot(backend, logits, &loss->soft, shift, &mass, cancel);
     }
-    *softmax_factor = tl_softmax_weight(loss, tl_logsumexp(odds->lse), mass);
-    return loss_of(loss, 0, target_dot, mass, above_shift, odds->lse);
+    double logsumexp = tl_logsumexp(odds->lse);
+    *softmax_factor = tl_softmax_weight(loss, logsumexp, mass);
+    return tl_loss_of_parts(loss, 0, target_dot, mass, above_shift, logsumexp);
 }
 
 void tl_loss_begin(const tl_backend *backend, const tl_loss *loss, int64_t classes, tl_loss_acc *acc,
@@ -103,7 +99,7 @@ double tl_loss_end(const tl_backend *backend, const tl_row *logits, const tl_los
         target_dot = tl_target_dot_end(&acc->target_dot, &mass);
     if (acc->needs_target_dot || loss->target < 0)
         above_shift = (lse.offset - acc->shift) + lse.log;
-    return loss_of(loss, nll, target_dot, mass, above_shift, lse);
+    return tl_loss_of_parts(loss, nll, target_dot, mass, above_shift, tl_logsumexp(lse));
 }
 
 tl_clip tl_new_clip(int is_probability, double epsilon, int dtype) {

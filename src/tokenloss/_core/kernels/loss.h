@@ -36,13 +36,13 @@ typedef struct {
     double smoothed; /* the mass of smoothing alone, set by tl_loss_of_odds */
 } tl_class_odds;
 
-/* The loss from its parts: the weighed nll of a class id (0 for a distribution); for the soft targets their target dot,
- * sum of q[k] (shift - x[k]), their mass, sum of q[k], and how far the logsumexp lies above the shift. */
-TL_INLINE double tl_loss_of_parts(double of_target, double target_dot, double mass, double above_shift, double z_loss,
+/* The loss from its parts: the nll of a class id (0 for a distribution); for the soft targets their target dot, sum of
+ * q[k] (shift - x[k]), their mass, sum of q[k], and how far the logsumexp lies above the shift. */
+TL_INLINE double tl_loss_of_parts(const tl_loss *loss, double nll, double target_dot, double mass, double above_shift,
                                   double logsumexp) {
-    double sum = of_target + target_dot;
-    sum += mass * above_shift;
-    return z_loss != 0 ? sum + z_loss * logsumexp * logsumexp : sum;
+    double of_target = loss->target >= 0 ? tl_weighed(loss->target_weight * loss->soft.one_minus_eps, nll) : 0;
+    double sum = of_target + target_dot + mass * above_shift;
+    return loss->z_loss != 0 ? sum + loss->z_loss * logsumexp * logsumexp : sum;
 }
 
 /* The loss for a class id without its gradient. */

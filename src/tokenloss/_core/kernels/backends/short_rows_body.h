@@ -7,21 +7,22 @@
 
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
 
+/* The largest of each of a vector of rows, -inf of none: nan is skipped. */
+TL_TARGET TL_INLINE OP(vec) NAME(largest_of_)(const char *x, ptrdiff_t stride, size_t classes) {
+    OP(vec) largest[4];
+    for (size_t i = 0; i < 4; i++)
+        largest[i] = OP(set)(-(REAL)INFINITY);
+    for (size_t k = 0; k < classes; k++, x += stride)
+        largest[k % 4] = OP(max_skip_nan)(OP(load)((const REAL *)(const void *)x), largest[k % 4]);
+    return OP(max_skip_nan)(OP(max_skip_nan)(largest[2], largest[3]), OP(max_skip_nan)(largest[0], largest[1]));
+}
+
 /* The maxima of a group, and the reference exponents: those of tl_lse_begin, and 0 for rows that are far out. */
 TL_TARGET TL_INLINE void NAME(group_maximum_)(const char *x, ptrdiff_t stride, size_t classes, double *maximum,
                                              double *exponent) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
-        OP(vec) largest[4];
         f64_vec wide[PARTS];
-        for (size_t i = 0; i < 4; i++)
-            largest[i] = OP(set)(-(REAL)INFINITY);
-        for (size_t k = 0; k < classes; k++) {
-            const REAL *at = (const REAL *)(const void *)(x + (ptrdiff_t)k * stride) + r;
-            largest[k % 4] = OP(max_skip_nan)(OP(load)(at), largest[k % 4]);
-        }
-        largest[0] = OP(max_skip_nan)(largest[0], largest[1]);
-        largest[2] = OP(max_skip_nan)(largest[2], largest[3]);
-        OP(widen)(OP(max_skip_nan)(largest[0], largest[2]), wide);
+        OP(widen)(NAME(largest_of_)(x + r * sizeof(REAL), stride, classes), wide);
         for (size_t i = 0; i < PARTS; i++) {
             f64_store(maximum + r + i * f64_WIDTH, f64_add(wide[i], f64_set(0)));
             f64_store(exponent + r + i * f64_WIDTH, f64_exponent_near(wide[i]));
@@ -239,20 +240,15 @@ TL_TARGET static void NAME(short_ranks_)(const void *groups, size_t count, size_
                                          tl_short_ranks *ranks) {
     for (size_t row = 0; row < TL_GROUP * count; row += OP(WIDTH)) {
         const REAL *x = (const REAL *)groups + TL_GROUP * classes * (row / TL_GROUP) + row % TL_GROUP;
-        OP(vec) largest[4], so_far = OP(set)(-(REAL)INFINITY);
+        OP(vec) so_far = OP(set)(-(REAL)INFINITY);
+        const OP(vec) largest = NAME(largest_of_)((const char *)x, (ptrdiff_t)(TL_GROUP * sizeof(REAL)), classes);
         const OP(vec) least = OP(load_narrowed)(threshold + row);
         OP(bits) count_ge = OP(set_bits)(0), since_largest = OP(set_bits)(0);
-        for (size_t i = 0; i < 4; i++)
-            largest[i] = so_far;
-        for (size_t k = 0; k < classes; k++)
-            largest[k % 4] = OP(max_skip_nan)(OP(load)(x + TL_GROUP * k), largest[k % 4]);
-        largest[0] = OP(max_skip_nan)(largest[0], largest[1]);
-        largest[0] = OP(max_skip_nan)(OP(max_skip_nan)(largest[2], largest[3]), largest[0]);
         for (size_t k = 0; k < classes; k++) {
             OP(vec) value = OP(load)(x + TL_GROUP * k);
             so_far = OP(max_skip_nan)(value, so_far);
             count_ge = OP(count_ge)(count_ge, value, least);
-            since_largest = OP(count_ge)(since_largest, so_far, largest[0]);
+            since_largest = OP(count_ge)(since_largest, so_far, largest);
         }
         OP(store_counts)(count_ge, ranks->count_ge + row);
         OP(store_counts)(since_largest, ranks->argmax + row);
