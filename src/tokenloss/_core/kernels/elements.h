@@ -111,32 +111,23 @@ TL_INLINE double tl_load(const char *address, int dtype) {
     }
 }
 
-/* To the nearest, ties to even. */
-TL_INLINE uint16_t tl_to_float16(double value) {
-    uint64_t bits = tl_to_bits(value), size = bits & 0x7fffffffffffffffu;
-    uint16_t sign = (uint16_t)(bits >> 48 & 0x8000);
+/* A half with this many bits of mantissa, to the nearest, ties to even. */
+TL_INLINE uint16_t tl_to_half(double value, int mantissa) {
+    const int dropped = 52 - mantissa, bias = (1 << (14 - mantissa)) - 1;
+    const uint64_t bits = tl_to_bits(value), size = bits & 0x7fffffffffffffffu, sign = bits >> 48 & 0x8000;
+    const uint64_t half_ulp = (uint64_t)1 << (dropped - 1), infinity = 0x7fffu >> mantissa << mantissa;
     if (size > 0x7ff0000000000000u)
-        return 0x7e00;
-    if (size >= 0x40effe0000000000u) /* 65520, half-way beyond the largest */
-        return sign | 0x7c00;
-    if (size < 0x3f10000000000000u) /* 2^-14: an integer times 2^-24 */
-        return (uint16_t)(sign | (tl_to_bits(tl_from_bits(size) * 0x1p24 + 0x1p52) & 0xffff));
-    size += 0x1ffffffffff + (size >> 42 & 1);
-    return (uint16_t)(sign | ((size >> 42) - (1008 << 10)));
+        return (uint16_t)(infinity | infinity >> 1);
+    if (size >> 52 < (uint64_t)(1024 - bias)) { /* subnormal: an integer times the least number */
+        double least_inverse = tl_from_bits((uint64_t)(1022 + bias + mantissa) << 52);
+        return (uint16_t)(sign | (tl_to_bits(tl_from_bits(size) * least_inverse + 0x1p52) & 0xffff));
+    }
+    const uint64_t rounded = (size + half_ulp - 1 + (size >> dropped & 1)) >> dropped;
+    const uint64_t biased = rounded - ((uint64_t)(1023 - bias) << mantissa);
+    return (uint16_t)(sign | (biased < infinity ? biased : infinity));
 }
-
-TL_INLINE uint16_t tl_to_bfloat16(double value) {
-    uint64_t bits = tl_to_bits(value), size = bits & 0x7fffffffffffffffu;
-    uint16_t sign = (uint16_t)(bits >> 48 & 0x8000);
-    if (size > 0x7ff0000000000000u)
-        return 0x7fc0;
-    if (size >= 0x47eff00000000000u) /* half-way beyond the largest */
-        return sign | 0x7f80;
-    if (size < 0x3810000000000000u) /* 2^-126: an integer times 2^-133 */
-        return (uint16_t)(sign | (tl_to_bits(tl_from_bits(size) * 0x1p133 + 0x1p52) & 0xffff));
-    size += 0xfffffffffff + (size >> 45 & 1);
-    return (uint16_t)(sign | ((size >> 45) - (896 << 7)));
-}
+TL_INLINE uint16_t tl_to_float16(double value) { return tl_to_half(value, 10); }
+TL_INLINE uint16_t tl_to_bfloat16(double value) { return tl_to_half(value, 7); }
 
 /* Rounds a double to one of the four dtypes of logits, in either byte order. */
 TL_INLINE void tl_store(char *address, int dtype, double value) {

@@ -5,16 +5,6 @@
 
 #include "scalar_math.h"
 
-/* The factor of exp(x) 2^-exponent in exp(x - logsumexp). */
-static double factor_of(double logsumexp, int dtype, double *exponent) {
-    double ln2 = dtype == TL_FLOAT64 ? TL_LN2 : TL_FLOAT_LN2, log2_value = logsumexp * TL_LOG2E;
-    assert(tl_abs(logsumexp) < 2 * TL_MAX_EXACT_REDUCTION);
-    int64_t n = (int64_t)(log2_value + (log2_value < 0 ? -0.5 : 0.5));
-    *exponent = (double)(n - tl_kept_bits(dtype));
-    double log = (double)n * ln2 - logsumexp;
-    return tl_scale(tl_exp(dtype == TL_FLOAT64 ? log : log + TL_FLOAT_TERM_BIAS), -tl_kept_bits(dtype));
-}
-
 void tl_store_at(const tl_row *out, int64_t index, double value) {
     assert(index >= 0 && index < out->count);
     tl_store((char *)(uintptr_t)out->data + index * out->stride, out->dtype, value);
@@ -129,7 +119,8 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, doubl
     int plain = !tl_is_transformed(row) && !soft->mass && !soft->weight;
     int dtype = plain ? tl_offset_dtype(row->compute_dtype, offset) : TL_FLOAT64;
     map_op op = {0, 0, 0, 0, large};
-    op.factor = factor_of(lse.log, dtype, &op.exponent);
+    assert(tl_abs(lse.log) < 2 * TL_MAX_EXACT_REDUCTION);
+    op.factor = tl_softmax_factor(lse.log, dtype, &op.exponent);
     if (plain) {
         op.factor = grad_scale * softmax_factor * op.factor;
         op.subtrahend = grad_scale * soft->eps_over_v;

@@ -36,7 +36,7 @@ int tl_lse_rebase(double maximum, int dtype, tl_lse_acc *state) {
         return 0;
     }
     double offset = tl_abs(maximum) > TL_MAX_EXACT_REDUCTION ? maximum : 0, moved = offset - state->offset;
-    int64_t exponent = offset == 0 ? (int64_t)(maximum * TL_LOG2E + (maximum < 0 ? -0.5 : 0.5)) : 0;
+    int64_t exponent = offset == 0 ? (int64_t)tl_nearest(maximum * TL_LOG2E) : 0;
     assert(exponent > -(1 << 17) && exponent < 1 << 17); /* TL_MAX_EXACT_REDUCTION / ln 2, and all in a float */
     if (tl_lanes_sum_fast(state->sum) != 0) {
         int64_t drop = state->ref_exp - exponent;

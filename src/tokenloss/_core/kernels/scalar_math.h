@@ -24,6 +24,9 @@
 
 TL_INLINE double tl_abs(double x) { return tl_from_bits(tl_to_bits(x) & 0x7fffffffffffffffu); }
 
+/* The integer nearest to a number below 2^51. */
+TL_INLINE double tl_nearest(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
+
 /* x 2^exponent. A subnormal result may be rounded twice. */
 TL_INLINE double tl_scale(double x, int64_t exponent) {
     for (; exponent < -1022 && x != 0; exponent += 1022)
@@ -41,6 +44,9 @@ double tl_log1p(double x); /* of x >= 0 */
 
 /* The logsumexp for a sum of exponentials in this dtype. */
 double tl_log_of_sum(double sum, double ref_exp, int dtype);
+
+/* The exponent and factor with which exp(x) 2^-exponent factor is softmax(x). */
+double tl_softmax_factor(double logsumexp, int dtype, double *exponent);
 
 /* log(1 + exp(d)): the loss of a target whose logit is d below the logsumexp of the others. */
 TL_INLINE double tl_softplus(double d) { return d > 0 ? d + tl_log1p(tl_exp(-d)) : tl_log1p(tl_exp(d)); }

@@ -26,30 +26,20 @@ TL_TARGET static void JOIN(log_odds_, BACKEND)(const double *offset, const doubl
     }
 }
 
-/* As factor_of in elementwise.c. */
 TL_TARGET SCHEDULED static uint64_t JOIN(softmax_factors_, BACKEND)(const double *logsumexp, size_t count, int dtype,
-                                                                double *exponent, double *factor) {
+                                                                    double *exponent, double *factor) {
     enum { VECTORS = TL_GROUP / f64_WIDTH }; /* that are worked on together */
-    const int bits = dtype == TL_FLOAT64 ? TL_DOUBLE_KEPT_BITS : TL_FLOAT_KEPT_BITS;
-    const f64_vec ln2 = f64_set(dtype == TL_FLOAT64 ? TL_LN2 : TL_FLOAT_LN2), zero = f64_set(0);
-    const f64_vec bias = f64_set(dtype == TL_FLOAT64 ? -0.0 : TL_FLOAT_TERM_BIAS);
-    const f64_vec scale = f64_set(dtype == TL_FLOAT64 ? TL_DOUBLE_UNKEPT : TL_FLOAT_UNKEPT);
-    f64_vec lse[VECTORS], n[VECTORS], exp[VECTORS];
+    f64_vec n[VECTORS], of[VECTORS];
     uint64_t near = 0;
     for (size_t i = 0; i < count; i += TL_GROUP) {
         UNROLLED for (size_t u = 0; u < VECTORS; u++)
-            lse[u] = f64_load(logsumexp + i + u * f64_WIDTH);
+            of[u] = f64_softmax_factor(f64_load(logsumexp + i + u * f64_WIDTH), dtype, &n[u]);
         UNROLLED for (size_t u = 0; u < VECTORS; u++) {
-            f64_vec log2 = f64_mul(lse[u], f64_set(TL_LOG2E));
-            n[u] = f64_trunc(f64_add(log2, f64_if_less(log2, zero, f64_set(-0.5), f64_set(0.5))));
-            exp[u] = f64_exp_of_any(f64_add(f64_sub(f64_mul(n[u], ln2), lse[u]), bias), 1);
-        }
-        UNROLLED for (size_t u = 0; u < VECTORS; u++) {
-            double *to = factor + i + u * f64_WIDTH;
-            f64_vec size = f64_and_bits(lse[u], 0x7fffffffffffffffu);
-            near |= (uint64_t)f64_mask_ge(f64_set(TL_MAX_EXACT_REDUCTION), size) << (i + u * f64_WIDTH);
-            f64_store(exponent + i + u * f64_WIDTH, f64_sub(n[u], f64_set(bits)));
-            f64_store(to, f64_mul(f64_load(to), f64_mul(exp[u], scale)));
+            const size_t at = i + u * f64_WIDTH;
+            f64_vec size = f64_and_bits(f64_load(logsumexp + at), 0x7fffffffffffffffu);
+            near |= (uint64_t)f64_mask_ge(f64_set(TL_MAX_EXACT_REDUCTION), size) << at;
+            f64_store(exponent + at, n[u]);
+            f64_store(factor + at, f64_mul(f64_load(factor + at), of[u]));
         }
     }
     return near;

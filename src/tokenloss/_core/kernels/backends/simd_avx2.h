@@ -21,6 +21,14 @@ typedef __m256i f64_bits;
 #define MASK_BITS(mask) (uint32_t)FLOATS(movemask)(mask)
 #define COUNT(n, mask) INTS(sub)(n, TO_BITS(mask))
 #define ANY(a, b) (!_mm256_testz_si256(a, b))
+#define HALF_VEC __m128i
+#define HALF_WIDE(f) _mm_##f
+#define HALF_WHOLE(f) _mm_##f##_si128
+#define LOW_HALF(a) _mm256_castps256_ps128(a)
+#define HIGH_HALF(a) _mm256_extractf128_ps(a, 1)
+#define BOTH_HALVES(low, high) _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1)
+#define LOW_WORDS(a) _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1))
+#define PERMUTED(table, at) _mm256_permutevar8x32_epi32(table, at)
 #include "simd_x86.h"
 
 /* class ids, the low halves of theirs */
@@ -47,41 +55,15 @@ OPERATION void half_load_first(const uint16_t *p, size_t n, uint16_t other, uint
     last = _mm_shuffle_epi8(last, _mm_loadu_si128((const __m128i *)(const void *)(places + 16 - 2 * n)));
     _mm_storeu_si128((__m128i *)(void *)to, _mm_blendv_epi8(_mm_set1_epi16((short)other), last, is_first));
 }
-OPERATION __m256 f32_load_float16(const uint16_t *p) {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
-}
 OPERATION __m256 f32_load_bfloat16(const uint16_t *p) { /* one permutation puts words into upper halves */
     const __m256i place = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 8, 9, -1, -1,
                                            10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
     __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)p));
     return _mm256_castsi256_ps(_mm256_shuffle_epi8(both, place));
 }
-OPERATION void f32_store_float16(uint16_t *p, __m256 a) {
-    _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-/* rounded to nearest even; no nan comes here */
-OPERATION void f32_store_bfloat16(uint16_t *p, __m256 a) {
-    __m256i bits = _mm256_castps_si256(a), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    bits = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    bits = _mm256_srli_epi32(bits, 16);
-    __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
-    _mm_storeu_si128((__m128i *)(void *)p, halves);
-}
-OPERATION void half_stream(uint16_t *p, const uint16_t *halves) {
-    _mm_stream_si128((__m128i *)(void *)p, _mm_loadu_si128((const __m128i *)(const void *)halves));
-}
-/* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
-typedef __m256i f32_table;
 OPERATION __m256i f32_load_powers(const uint32_t *powers, int guard) {
     const __m256i drop = _mm256_set1_epi32((int)((unsigned)guard << 20));
     return _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(const void *)powers), drop);
-}
-OPERATION __m256 f32_power(__m256 k, __m256i table) {
-    __m256i bits = _mm256_castps_si256(k);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(bits, 20), _mm256_permutevar8x32_epi32(table, bits)));
-}
-OPERATION __m256 f32_zero_if_negative(__m256 a) {
-    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_setzero_si256()));
 }
 
 /* pieces of 128 bits of rows[0] and rows[4], which are `offset` bytes into them */
@@ -125,26 +107,10 @@ OPERATION void f32_join_triples(const float *from, float *p) {
     _mm256_storeu_ps(p + 8, _mm256_blend_ps(_mm256_blend_ps(a, b, 0x24), c, 0x49));
     _mm256_storeu_ps(p + 16, _mm256_blend_ps(_mm256_blend_ps(a, b, 0x49), c, 0x92));
 }
-OPERATION void f32_widen(__m256 a, __m256d *wide) {
-    wide[0] = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
-    wide[1] = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
-}
-OPERATION void f32_load_widened(const float *p, __m256d *wide) {
-    wide[0] = _mm256_cvtps_pd(_mm_loadu_ps(p));
-    wide[1] = _mm256_cvtps_pd(_mm_loadu_ps(p + 4));
-}
-/* the bits of each element as a signed integer */
-OPERATION void f32_widen_bits(__m256 a, __m256d *wide) {
-    wide[0] = _mm256_cvtepi32_pd(_mm256_castsi256_si128(_mm256_castps_si256(a)));
-    wide[1] = _mm256_cvtepi32_pd(_mm256_extracti128_si256(_mm256_castps_si256(a), 1));
-}
 #define f32_load_widened_bits(p, wide) f32_widen_bits_at((const __m128i *)(const void *)(p), wide)
 OPERATION void f32_widen_bits_at(const __m128i *p, __m256d *wide) {
     wide[0] = _mm256_cvtepi32_pd(_mm_loadu_si128(p));
     wide[1] = _mm256_cvtepi32_pd(_mm_loadu_si128(p + 1));
-}
-OPERATION __m256 f32_narrow(const __m256d *wide) {
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(wide[0])), _mm256_cvtpd_ps(wide[1]), 1);
 }
 
 typedef struct {
@@ -167,8 +133,6 @@ OPERATION __m256d f64_power(__m256d k, f64_table table) {
     return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_slli_epi64(bits, 49), entry));
 }
 OPERATION __m256d f64_zero_if_negative(__m256d a) { return _mm256_blendv_pd(a, _mm256_setzero_pd(), a); }
-/* integers plus the bits of numbers */
-OPERATION __m256i f64_add_bits(__m256i a, __m256d b) { return _mm256_add_epi64(a, _mm256_castpd_si256(b)); }
 
 #define f64_PIECE 4
 OPERATION __m256d f64_load_pieces(const char *const *rows, size_t offset) {
@@ -216,5 +180,3 @@ OPERATION __m256d f64_sum_each(const __m256d *v) {
                                _mm256_permute2f128_pd(v[i], v[i + 2], 0x31));
     return _mm256_add_pd(_mm256_unpacklo_pd(two[0], two[1]), _mm256_unpackhi_pd(two[0], two[1]));
 }
-
-OPERATION __m256d f64_trunc(__m256d a) { return _mm256_round_pd(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }

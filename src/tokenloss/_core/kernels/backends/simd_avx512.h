@@ -21,6 +21,14 @@ typedef __m512i f64_bits;
 #define MASK_BITS(mask) (mask)
 #define COUNT(n, mask) INTS(mask_sub)(n, mask, n, SET_INTS((UINT)-1))
 #define ANY(a, b) (INT_MASKS(test)(a, b) != 0)
+#define HALF_VEC __m256i
+#define HALF_WIDE(f) _mm256_##f
+#define HALF_WHOLE(f) _mm256_##f##_si256
+#define LOW_HALF(a) _mm512_castps512_ps256(a)
+#define HIGH_HALF(a) _mm512_extractf32x8_ps(a, 1)
+#define BOTH_HALVES(low, high) _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1)
+#define LOW_WORDS(a) _mm512_cvtepi32_epi16(a)
+#define PERMUTED(table, at) _mm512_permutexvar_epi32(at, table)
 #include "simd_x86.h"
 
 /* class ids, the low halves of theirs */
@@ -40,38 +48,14 @@ OPERATION void half_load_first(const uint16_t *p, size_t n, uint16_t other, uint
     __m256i first = _mm256_mask_loadu_epi16(_mm256_set1_epi16((short)other), (__mmask16)((1u << n) - 1), p);
     _mm256_storeu_si256((__m256i *)(void *)to, first);
 }
-OPERATION __m512 f32_load_float16(const uint16_t *p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
-}
 OPERATION __m512 f32_load_bfloat16(const uint16_t *p) { /* one permutation puts words into upper halves */
     const __m512i place = _mm512_slli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 16);
     __m512i bits = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)p));
     return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, place, bits));
 }
-OPERATION void f32_store_float16(uint16_t *p, __m512 a) {
-    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-/* rounded to nearest even; no nan comes here */
-OPERATION void f32_store_bfloat16(uint16_t *p, __m512 a) {
-    __m512i bits = _mm512_castps_si512(a), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
-}
-OPERATION void half_stream(uint16_t *p, const uint16_t *halves) {
-    _mm256_stream_si256((__m256i *)(void *)p, _mm256_loadu_si256((const __m256i *)(const void *)halves));
-}
-/* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
-typedef __m512i f32_table;
 OPERATION __m512i f32_load_powers(const uint32_t *powers, int guard) {
     __m512i all = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)powers));
     return _mm512_sub_epi32(all, _mm512_set1_epi32((int)((unsigned)guard << 20)));
-}
-OPERATION __m512 f32_power(__m512 k, __m512i table) {
-    __m512i bits = _mm512_castps_si512(k);
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(bits, 20), _mm512_permutexvar_epi32(bits, table)));
-}
-OPERATION __m512 f32_zero_if_negative(__m512 a) {
-    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_setzero_si512()));
 }
 
 /* pieces of 128 bits of rows[0], rows[4], ..., which are `offset` bytes into them */
@@ -122,22 +106,6 @@ OPERATION void f32_join_triples(const float *from, float *p) {
     next = _mm512_setr_epi32(10, 11, 27, 11, 12, 28, 12, 13, 29, 13, 14, 30, 14, 15, 31, 15);
     _mm512_storeu_ps(p + 32, _mm512_mask_permutexvar_ps(_mm512_permutex2var_ps(a, next, b), 0x9249, next, c));
 }
-OPERATION void f32_widen(__m512 a, __m512d *wide) {
-    wide[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
-    wide[1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
-}
-OPERATION void f32_load_widened(const float *p, __m512d *wide) {
-    wide[0] = _mm512_cvtps_pd(_mm256_loadu_ps(p));
-    wide[1] = _mm512_cvtps_pd(_mm256_loadu_ps(p + 8));
-}
-/* the bits of each element as a signed integer */
-OPERATION void f32_widen_bits(__m512 a, __m512d *wide) {
-    wide[0] = _mm512_cvtepi32_pd(_mm512_castsi512_si256(_mm512_castps_si512(a)));
-    wide[1] = _mm512_cvtepi32_pd(_mm512_extracti32x8_epi32(_mm512_castps_si512(a), 1));
-}
-OPERATION __m512 f32_narrow(const __m512d *wide) {
-    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(wide[0])), _mm512_cvtpd_ps(wide[1]), 1);
-}
 
 typedef __m512i f64_table;
 OPERATION __m512i f64_load_powers(const uint64_t *powers, int guard) {
@@ -150,8 +118,6 @@ OPERATION __m512d f64_power(__m512d k, __m512i table) {
 OPERATION __m512d f64_zero_if_negative(__m512d a) {
     return _mm512_castsi512_pd(_mm512_max_epi64(_mm512_castpd_si512(a), _mm512_setzero_si512()));
 }
-/* integers plus the bits of numbers */
-OPERATION __m512i f64_add_bits(__m512i a, __m512d b) { return _mm512_add_epi64(a, _mm512_castpd_si512(b)); }
 
 #define f64_PIECE 4
 OPERATION __m512d f64_load_pieces(const char *const *rows, size_t offset) {
@@ -215,5 +181,3 @@ OPERATION __m512d f64_sum_each(const __m512d *v) {
                                _mm512_shuffle_f64x2(four[i], four[i + 2], 0xdd));
     return _mm512_add_pd(_mm512_unpacklo_pd(two[0], two[1]), _mm512_unpackhi_pd(two[0], two[1]));
 }
-
-OPERATION __m512d f64_trunc(__m512d a) { return _mm512_roundscale_pd(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }

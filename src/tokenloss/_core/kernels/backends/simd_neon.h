@@ -7,6 +7,8 @@
 #define f64_WIDTH 2
 typedef float32x4_t f32_vec;
 typedef float64x2_t f64_vec;
+typedef float32x4x2_t f32_pair;
+typedef float64x2x2_t f64_pair;
 typedef uint32x4_t f32_bits;
 typedef uint64x2_t f64_bits;
 
@@ -74,21 +76,11 @@ TL_INLINE void f32_transpose_pieces(float32x4_t *v) {
     v[2] = vreinterpretq_f32_f64(vzip1q_f64(ab_high, cd_high));
     v[3] = vreinterpretq_f32_f64(vzip2q_f64(ab_high, cd_high));
 }
-/* rows of two elements, and of three, as vectors that are TL_GROUP apart: one of the first elements, and so on */
-TL_INLINE void f32_split_pairs(const float *p, float *to) {
-    float32x4x2_t of = vld2q_f32(p);
-    for (int k = 0; k < 2; k++)
-        vst1q_f32(to + 16 * k, of.val[k]);
-}
+/* the same of three elements as split_pairs */
 TL_INLINE void f32_split_triples(const float *p, float *to) {
     float32x4x3_t of = vld3q_f32(p);
     for (int k = 0; k < 3; k++)
         vst1q_f32(to + 16 * k, of.val[k]);
-}
-/* and back */
-TL_INLINE void f32_join_pairs(const float *from, float *p) {
-    float32x4x2_t of = {{vld1q_f32(from), vld1q_f32(from + 16)}};
-    vst2q_f32(p, of);
 }
 TL_INLINE void f32_join_triples(const float *from, float *p) {
     float32x4x3_t of = {{vld1q_f32(from), vld1q_f32(from + 16), vld1q_f32(from + 32)}};
@@ -135,15 +127,6 @@ TL_INLINE void f64_transpose_pieces(float64x2_t *v) {
     v[1] = vzip2q_f64(v[0], v[1]);
     v[0] = low;
 }
-TL_INLINE void f64_split_pairs(const double *p, double *to) {
-    float64x2x2_t of = vld2q_f64(p);
-    for (int k = 0; k < 2; k++)
-        vst1q_f64(to + 16 * k, of.val[k]);
-}
-TL_INLINE void f64_join_pairs(const double *from, double *p) {
-    float64x2x2_t of = {{vld1q_f64(from), vld1q_f64(from + 16)}};
-    vst2q_f64(p, of);
-}
 /* sums of two and of three neighbours, and of each of f64_WIDTH vectors */
 TL_INLINE float64x2_t f64_sum_pairs(const double *p) { return vpaddq_f64(vld1q_f64(p), vld1q_f64(p + 2)); }
 TL_INLINE float64x2_t f64_sum_triples(const double *p) {
@@ -151,5 +134,3 @@ TL_INLINE float64x2_t f64_sum_triples(const double *p) {
     return vaddq_f64(vaddq_f64(of.val[0], of.val[2]), of.val[1]);
 }
 TL_INLINE float64x2_t f64_sum_each(const float64x2_t *v) { return vpaddq_f64(v[0], v[1]); }
-
-TL_INLINE float64x2_t f64_trunc(float64x2_t a) { return vrndq_f64(a); }

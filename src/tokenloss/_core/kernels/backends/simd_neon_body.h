@@ -61,6 +61,16 @@ TL_INLINE OP(vec) OP(load_pieces)(const char *const *rows, size_t offset) {
 TL_INLINE void OP(store_pieces)(char *const *rows, size_t offset, OP(vec) piece) {
     FLOATS(vst1q)((REAL *)(void *)(rows[0] + offset), piece);
 }
+/* rows of two elements as vectors that are TL_GROUP apart, of the first elements and of the second ones; and back */
+TL_INLINE void OP(split_pairs)(const REAL *p, REAL *to) {
+    OP(pair) of = FLOATS(vld2q)(p);
+    OP(store)(to, of.val[0]);
+    OP(store)(to + 16, of.val[1]);
+}
+TL_INLINE void OP(join_pairs)(const REAL *from, REAL *p) {
+    OP(pair) of = {{OP(load)(from), OP(load)(from + 16)}};
+    FLOATS(vst2q)(p, of);
+}
 
 #undef REAL
 #undef UINT

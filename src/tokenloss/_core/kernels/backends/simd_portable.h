@@ -29,16 +29,8 @@ TL_INLINE float f32_load_float16(const uint16_t *p) { return tl_from_float16(tl_
 TL_INLINE float f32_load_bfloat16(const uint16_t *p) {
     return tl_from_bfloat16(tl_load16((const char *)p, TL_BFLOAT16));
 }
-TL_INLINE void f32_store_float16(uint16_t *p, float value) {
-    uint16_t bits = tl_to_float16((double)value);
-    memcpy((void *)p, &bits, 2);
-}
-/* rounded to nearest even; no nan comes here */
-TL_INLINE void f32_store_bfloat16(uint16_t *p, float value) {
-    uint32_t bits = f32_to_bits(value);
-    uint16_t rounded = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-    memcpy((void *)p, &rounded, 2);
-}
+TL_INLINE void f32_store_float16(uint16_t *p, float value) { tl_store((char *)p, TL_FLOAT16, (double)value); }
+TL_INLINE void f32_store_bfloat16(uint16_t *p, float value) { tl_store((char *)p, TL_BFLOAT16, (double)value); }
 TL_INLINE void half_stream(uint16_t *p, const uint16_t *halves) { *p = *halves; }
 
 #if TL_BASELINE_FMA
@@ -139,5 +131,3 @@ TL_INLINE uint64_t f64_add_bits(uint64_t a, double b) { return a + tl_to_bits(b)
 TL_INLINE double f64_sum_pairs(const double *p) { return p[0] + p[1]; }
 TL_INLINE double f64_sum_triples(const double *p) { return (p[0] + p[2]) + p[1]; }
 TL_INLINE double f64_sum_each(const double *v) { return *v; }
-
-TL_INLINE double f64_trunc(double a) { return tl_abs(a) < 0x1p52 ? (double)(int64_t)a : a; }

@@ -6,7 +6,10 @@
  *     CHOOSE(mask, a, b)               a where the mask is set, else b
  *     MASK_BITS(mask)                  a bit for each element
  *     COUNT(n, mask)                   n, and 1 more in elements where the mask is set
- *     ANY(a, b)                        whether two vectors have a bit in common */
+ *     ANY(a, b)                        whether two vectors have a bit in common
+ *     HALF_WIDE(f), HALF_WHOLE(f)      the intrinsics f of vectors half as wide, which LOW_HALF and HIGH_HALF are
+ *     LOW_WORDS(a)                     the low 16 bits of each integer
+ *     PERMUTED(table, at)              the entry of a table for each integer */
 #define REAL float
 #define UINT uint32_t
 #define OP(f) f32_##f
@@ -29,6 +32,7 @@
 #define TO_BITS(a) WHOLE(castpd)(a)
 #define MANTISSA 52 /* bits before the exponent */
 #include "simd_x86_body.h"
+#define FLOATS(f) INTRINSIC(f##_ps)
 
 #define f32_PIECE 4 /* elements of a piece of a row, of 128 bits */
 OPERATION void f32_transpose_pieces(f32_vec *v) {
@@ -41,3 +45,47 @@ OPERATION void f32_transpose_pieces(f32_vec *v) {
     v[2] = INTRINSIC(castpd_ps)(INTRINSIC(unpacklo_pd)(ab_high, cd_high));
     v[3] = INTRINSIC(castpd_ps)(INTRINSIC(unpackhi_pd)(ab_high, cd_high));
 }
+
+OPERATION f32_vec f32_load_float16(const uint16_t *p) {
+    return INTRINSIC(cvtph_ps)(HALF_WHOLE(loadu)((const HALF_VEC *)(const void *)p));
+}
+OPERATION void f32_store_float16(uint16_t *p, f32_vec a) {
+    HALF_WHOLE(storeu)((HALF_VEC *)(void *)p, INTRINSIC(cvtps_ph)(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+/* rounded to nearest even; no nan comes here */
+OPERATION void f32_store_bfloat16(uint16_t *p, f32_vec a) {
+    f32_bits bits = WHOLE(castps)(a), odd = WHOLE(and)(INTRINSIC(srli_epi32)(bits, 16), INTRINSIC(set1_epi32)(1));
+    bits = INTRINSIC(add_epi32)(bits, INTRINSIC(add_epi32)(odd, INTRINSIC(set1_epi32)(0x7fff)));
+    HALF_WHOLE(storeu)((HALF_VEC *)(void *)p, LOW_WORDS(INTRINSIC(srli_epi32)(bits, 16)));
+}
+OPERATION void half_stream(uint16_t *p, const uint16_t *halves) {
+    HALF_WHOLE(stream)((HALF_VEC *)(void *)p, HALF_WHOLE(loadu)((const HALF_VEC *)(const void *)halves));
+}
+OPERATION void f32_widen(f32_vec a, f64_vec *wide) {
+    wide[0] = INTRINSIC(cvtps_pd)(LOW_HALF(a));
+    wide[1] = INTRINSIC(cvtps_pd)(HIGH_HALF(a));
+}
+OPERATION void f32_load_widened(const float *p, f64_vec *wide) {
+    wide[0] = INTRINSIC(cvtps_pd)(HALF_WIDE(loadu_ps)(p));
+    wide[1] = INTRINSIC(cvtps_pd)(HALF_WIDE(loadu_ps)(p + f64_WIDTH));
+}
+/* the bits of each element as a signed integer */
+OPERATION void f32_widen_bits(f32_vec a, f64_vec *wide) {
+    wide[0] = INTRINSIC(cvtepi32_pd)(HALF_WHOLE(castps)(LOW_HALF(a)));
+    wide[1] = INTRINSIC(cvtepi32_pd)(HALF_WHOLE(castps)(HIGH_HALF(a)));
+}
+OPERATION f32_vec f32_narrow(const f64_vec *wide) {
+    return BOTH_HALVES(INTRINSIC(cvtpd_ps)(wide[0]), INTRINSIC(cvtpd_ps)(wide[1]));
+}
+/* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
+typedef f32_bits f32_table;
+OPERATION f32_vec f32_power(f32_vec k, f32_table table) {
+    f32_bits bits = WHOLE(castps)(k);
+    return FROM_BITS(INTRINSIC(add_epi32)(INTRINSIC(slli_epi32)(bits, 20), PERMUTED(table, bits)));
+}
+OPERATION f32_vec f32_zero_if_negative(f32_vec a) {
+    return FROM_BITS(INTRINSIC(max_epi32)(WHOLE(castps)(a), WHOLE(setzero)()));
+}
+/* integers plus the bits of numbers */
+OPERATION f64_bits f64_add_bits(f64_bits a, f64_vec b) { return INTRINSIC(add_epi64)(a, WHOLE(castpd)(b)); }
+#undef FLOATS

@@ -166,10 +166,25 @@ TL_TARGET TL_INLINE f64_vec f64_log_of_sum(f64_vec sum, f64_vec ref_exp, int dty
     return f64_add(f64_mul(ref_exp, f64_set(TL_FLOAT_LN2)), log_sum);
 }
 
+/* The integer nearest to a number below 2^51. */
+TL_TARGET TL_INLINE f64_vec f64_nearest(f64_vec x) {
+    const f64_vec rounder = f64_set(0x1.8p52);
+    return f64_sub(f64_add(x, rounder), rounder);
+}
+
+/* The exponent and factor with which exp(x) 2^-exponent factor is softmax(x). */
+TL_TARGET TL_INLINE f64_vec f64_softmax_factor(f64_vec logsumexp, int dtype, f64_vec *exponent) {
+    const int is_double = dtype == TL_FLOAT64;
+    f64_vec n = f64_nearest(f64_mul(logsumexp, f64_set(TL_LOG2E)));
+    f64_vec log = f64_sub(f64_mul(n, f64_set(is_double ? TL_LN2 : TL_FLOAT_LN2)), logsumexp);
+    log = f64_add(log, f64_set(is_double ? -0.0 : TL_FLOAT_TERM_BIAS));
+    *exponent = f64_sub(n, f64_set(is_double ? TL_DOUBLE_KEPT_BITS : TL_FLOAT_KEPT_BITS));
+    return f64_mul(f64_exp_of_any(log, 1), f64_set(is_double ? TL_DOUBLE_UNKEPT : TL_FLOAT_UNKEPT));
+}
+
 /* The reference exponent of tl_lse_begin for a maximum; 0 for one that is far out. */
 TL_TARGET TL_INLINE f64_vec f64_exponent_near(f64_vec maximum) {
     const f64_vec zero = f64_set(0), size = f64_and_bits(maximum, 0x7fffffffffffffffu);
     f64_vec near = f64_if_less(f64_set(TL_MAX_EXACT_REDUCTION), size, zero, maximum);
-    f64_vec half = f64_if_less(near, zero, f64_set(-0.5), f64_set(0.5));
-    return f64_trunc(f64_add(f64_mul(near, f64_set(TL_LOG2E)), half));
+    return f64_nearest(f64_mul(near, f64_set(TL_LOG2E)));
 }
