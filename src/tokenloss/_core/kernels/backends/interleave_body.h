@@ -59,8 +59,6 @@ TL_TARGET TL_OUTLINE void OP(deinterleave)(const REAL *group, size_t classes, ch
 
 /* Rows that lie `apart` bytes from each other. */
 TL_TARGET TL_OUTLINE void OP(interleave_apart)(const char *first, ptrdiff_t apart, size_t classes, REAL *group) {
-    for (size_t i = 0; classes > 8 && i < TL_GROUP * classes * sizeof(REAL); i += 64)
-        tl_prefetch_stream(first + i);
     OP(interleave_any)(NULL, first, apart, classes, group);
 }
 

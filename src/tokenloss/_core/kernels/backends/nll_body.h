@@ -124,10 +124,10 @@ TL_TARGET TL_INLINE void OP(logits_of_few)(const char *const *x, ptrdiff_t strid
 }
 
 /* Finds the sums over the classes but the targets. Powers are added in pairs, and these to the sum with what rounding
- * loses; rests as they are. */
+ * loses; rests as they are. Meanwhile, memory is asked for the rows that follow those at `rows`, if that is not NULL. */
 TL_TARGET TL_INLINE void OP(sums_of_few)(const char *const *x, ptrdiff_t stride, size_t classes, size_t together,
                                          const OP(bits) * target, const OP(vec) * logit, OP(vec) * sum,
-                                         OP(vec) * lost) {
+                                         OP(vec) * lost, const char *rows) {
     OP(vec) most[MOST_TOGETHER], rest[MOST_TOGETHER][2], unused;
     OP(acc) acc[MOST_TOGETHER];
     EACH_VECTOR {
@@ -140,8 +140,11 @@ TL_TARGET TL_INLINE void OP(sums_of_few)(const char *const *x, ptrdiff_t stride,
                                          2, 0);
     } else {
         EACH_VECTOR sum[u] = PAIR_OF_POWERS(0);
-        for (size_t k = 2; k + 1 < classes; k += 2)
+        for (size_t k = 2; k + 1 < classes; k += 2) {
+            EACH_VECTOR for (size_t line = 0; rows && line < 2 * sizeof(OP(vec)); line += 64)
+                tl_prefetch_stream(rows + (u * TL_GROUP * classes + k * OP(WIDTH)) * sizeof(REAL) + line);
             EACH_VECTOR OP(add_positive)(&sum[u], &lost[u], PAIR_OF_POWERS(k));
+        }
         if (classes % 2)
             EACH_VECTOR OP(add_positive)(&sum[u], &lost[u], POWER_OF_CLASS(classes - 1, 0));
     }
@@ -296,6 +299,7 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
     const double least = of->bin ? TL_TWO_BINS : (double)OP(LEAST_ODDS);
     const uint32_t all = (uint32_t)(((uint64_t)1 << OP(WIDTH)) - 1);
     const size_t vectors = (end - g) * TL_GROUP / f64_WIDTH;
+    const int prefetches = rows->are_apart && classes > 8; /* shorter rows gain nothing */
     for (size_t k = 0; of->bin && k < TL_SUM_BINS; k++)
         added[k] = f64_load_bits(of->bin[k]);
     for (; g < end; g += together) {
@@ -309,7 +313,8 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
             EACH_VECTOR id[u] = OP(load_ids)(target + r + u * TL_GROUP);
             OP(logits_of_few)(x, stride, classes, together, target + r, id, at);
             if (classes <= TL_FEW_CLASSES)
-                OP(sums_of_few)(x, stride, classes, together, id, at, sum, lost);
+                OP(sums_of_few)(x, stride, classes, together, id, at, sum, lost,
+                                prefetches ? rows->data + g * rows->group_bytes + i * classes * sizeof(REAL) : NULL);
             else
                 EACH_VECTOR sum[u] = OP(sum_of_many)(rows, x[u], at[u], id[u], &lost[u]);
             EACH_VECTOR {
