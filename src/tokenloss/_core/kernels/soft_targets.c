@@ -185,7 +185,10 @@ void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_
         tl_row run = *row;
         run.data += k * row->stride;
         run.count = until - k;
-        tl_cast_row(backend, &run, TL_FLOAT64, logits);
+        for (int64_t i = 0; run.count < LANES && i < run.count; i++) /* a chunk costs more */
+            logits[i] = tl_logit_at(backend, &run, i);
+        if (run.count >= LANES)
+            tl_cast_row(backend, &run, TL_FLOAT64, logits);
         backend->target_dot[TL_FLOAT64](mass, logits, (size_t)run.count, shift, dot);
     }
 }
