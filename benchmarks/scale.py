@@ -114,7 +114,7 @@ def states(sizes: Sizes, folder: Path) -> Iterator[Row]:
     yield "merging a meter", f"{cpu_seconds(lambda: total.merge(many), 20_000) * 1e6:.1f} µs"
     yield "pickling a meter", f"{cpu_seconds(lambda: pickle.dumps(many), 2000) * 1e6:.0f} µs"
     data = pickle.dumps(many)
-    yield "unpickling it", f"{cpu_seconds(lambda: pickle.loads(data), 2000) * 1e6:.0f} µs"  # noqa: S301 -- made above
+    yield "unpickling it", f"{cpu_seconds(lambda: pickle.loads(data), 2000) * 1e6:.0f} µs"  # noqa: S301 -- pickled above
     paths = save_files(folder, sizes.files)[:MERGED]
     parts = [evaluate(path, workers=1) for path in paths]
     yield "an Evaluation of a file, pickled", f"{len(pickle.dumps(parts[0])):,} bytes"
@@ -149,14 +149,14 @@ def tokens(sizes: Sizes, _folder: Path) -> Iterator[Row]:
     exact = sum(exact_parts[n] for n in numbers)
     sums, floats, start = [], set(), time.process_time()
     for order in range(ORDERS):
-        random.Random(order).shuffle(meters)  # noqa: S311 -- no secret
+        random.Random(order).shuffle(meters)  # noqa: S311 -- the order need not be unpredictable
         total = LossMeter()
         for meter in meters:
             total.merge(meter)
         sums.append(total)
     seconds = time.process_time() - start
     for order in range(ORDERS):
-        random.Random(order).shuffle(meters)  # noqa: S311 -- no secret
+        random.Random(order).shuffle(meters)  # noqa: S311 -- the order need not be unpredictable
         floats.add(sum([meter.total for meter in meters[1:]], meters[0].total) / total.count)
     check(all(one == sums[0] for one in sums), "any order gives the same bits")
     check(total.total == float(exact) and total.loss == float(exact / total.count), "the sum is the exact one")

@@ -142,8 +142,8 @@ static void check_distributions(const tl_backend *backend, int dtype, int64_t cl
         tl_soft_target soft = {masses + first, size, dtype, block.weight, 4, TL_FLOAT32, 1, 0};
         tl_row row = {scores + first, classes, size, dtype, dtype, 1, 0, 0, 0};
         tl_refused refused;
-        double alone = tl_nll_of_distribution(backend, &row, &soft, &clip, &refused, cancel);
-        need_same(have_same_bits(nll[i], alone), "losses of distributions");
+        double by_itself = tl_nll_of_distribution(backend, &row, &soft, &clip, &refused, cancel);
+        need_same(have_same_bits(nll[i], by_itself), "losses of distributions");
     }
 }
 

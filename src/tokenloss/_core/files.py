@@ -28,7 +28,7 @@ _LEFT_SECONDS = 3600  # a temporary file that is older and not locked was left b
 
 def exists(path: str) -> bool:
     """Whether a path exists; False for text that is too long for a path, where `Path.exists` raises."""
-    return os.path.exists(path)  # noqa: PTH110 -- see above
+    return os.path.exists(path)  # noqa: PTH110 -- `Path.exists` raises for such text
 
 
 def identity(path: str | os.PathLike[str]) -> object:

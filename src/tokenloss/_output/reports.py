@@ -7,6 +7,7 @@ import math
 import os
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.estimate import Estimate
@@ -46,7 +47,7 @@ def github(shown: Shown, verdicts: Verdicts | None) -> str:
     No line of a table is treated as a command, whatever the names of files are.
     """
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with write_errors(path), open(path, "a", encoding="utf-8") as file:  # noqa: PTH123 -- it may be a pipe
+        with write_errors(path), Path(path).open("a", encoding="utf-8") as file:
             file.write(f"{as_markdown(shown)}\n\n")
     lines = re.sub(r"^(\s*)(::|##\[)", r"\1\\\2", as_text(shown), flags=re.MULTILINE).splitlines()
     for one in verdicts.gates if verdicts else ():

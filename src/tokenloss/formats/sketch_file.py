@@ -269,7 +269,7 @@ class SketchWriter:
             raise_error("option", name="a logit", got=float(exact[lost][0]), fits=fits)
         is_known = kept & ~np.isnan(columns["logsumexp"])
         self._note_masks(rows, is_known, excluded, exact, tails.supports)
-        # not that of the token's columns, whose last bits depend on the target: identical rows have identical records
+        # columns["logsumexp"] depends on the target in its last bits, but identical rows must have identical records
         log_sums = np.where(kept, logsumexp(rows, workers=self._workers), np.nan)
         records["log_normalizers"], records["entropies"] = log_sums, columns["entropy"]
         with np.errstate(invalid="ignore"):

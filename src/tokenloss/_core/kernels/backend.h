@@ -237,7 +237,7 @@ typedef struct {
 typedef struct {
     double base[TL_GROUP], other[TL_GROUP];
     double sum[TL_DIVERGENCE_SUMS][TL_GROUP]; /* of all 16 lanes, compensated */
-    double alone[TL_GROUP]; /* the largest other logit of a class impossible in the base; -inf without one */
+    double unmatched[TL_GROUP]; /* the largest other logit of a class impossible in the base; -inf without one */
 } tl_short_divergences;
 
 #define TL_TOLERANCE 1e-3 /* by which rounding may take probabilities out of [0, 1], and log-probabilities above 0 */

@@ -129,7 +129,7 @@ void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const t
 }
 
 /* The losses of rows whose logits and masses are in groups, and factors of softmax. Returns a bit for each row whose loss
- * is finite: those of the others are not written. */
+ * is finite. Other losses are not written. */
 static uint64_t losses_of_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                                  const tl_loss *losses, const tl_masses *masses, double *softmax_factor,
                                  double *values) {

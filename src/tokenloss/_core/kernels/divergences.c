@@ -123,7 +123,7 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
             double sum[TL_DIVERGENCE_SUMS];
             for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
                 sum[k] = of.sum[k][r];
-            if (of.alone[r] == -(double)INFINITY)
+            if (of.unmatched[r] == -(double)INFINITY)
                 found[start + r] = of_sums(sum, wanted);
             else
                 usable &= ~((uint64_t)1 << (start + r));

@@ -154,7 +154,7 @@ TL_INLINE double tl_sum_of_parts(const tl_term_sums *sums) {
     return sums->lost - sums->lost == 0 ? sums->sum + sums->lost : sums->sum;
 }
 
-/* The first class with mass whose score is refused, -1 if there is none. */
+/* The first class with mass whose score is refused, and the score; the class is -1 if no score is refused. */
 typedef struct {
     int64_t class_id;
     double score;

@@ -191,7 +191,7 @@ static tl_pair end(const tl_backend *backend, const tl_row *base, const tl_row *
     return pair;
 }
 
-/* The probabilities of `count` pairs: their changes, and those of the base's tops in place of their logarithms. */
+/* Sets how the targets' probabilities change, and turns log-probabilities of the base's tops into probabilities. */
 static void find_probabilities(const tl_backend *backend, tl_pair *pairs, int count, uint64_t which) {
     double p[TL_BLOCK_ROWS] = {0}, base_p[TL_BLOCK_ROWS] = {0}, top_p[TL_BLOCK_ROWS] = {0};
     for (int i = 0; i < count; i++)

@@ -38,7 +38,7 @@ TL_INLINE double tl_soft_target_at(const tl_soft_target *soft, int64_t k) {
     return mass == 0 ? -0.0 : mass;
 }
 
-/* The class of the largest mass, of those that contribute; -1 if there is none. */
+/* The class of the largest mass among the classes that contribute; -1 if none does. */
 int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count, tl_cancel *cancel);
 
 /* The class of masses that are one-hot without smoothing and class weights: a single 1, all others 0; or -1. */

@@ -87,6 +87,7 @@ static void stats_of_transposed(const tl_backend *backend, const tl_row_block *r
     }
 }
 
+/* The statistics of long class-major rows; returns which of them were found. */
 static uint64_t stats_of_long(const tl_backend *backend, const tl_row_block *rows, tl_topk *top,
                               tl_token_block *tokens, tl_cancel *cancel) {
     const int most = TL_ROWS_PER_CACHE_LINE(rows->row.dtype);

@@ -82,8 +82,7 @@ static int find_worst(const tl_topk *topk, double *worst) {
 }
 
 /* A number above `worst` that at least k logits of [start, end) reach, rounded to float, or -inf: the k-th largest of the
- * maxima of lanes. A lane has every 512th class (or 256th ... for small k), so that few other logits reach it in rows in
- * any order as well as in ascending ones, of which the last lanes are pushed first: no other is, then. */
+ * maxima of lanes, of every 512th class (256th ... for small k). Few other logits reach it in shuffled or ascending rows. */
 static double reached_by(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end, int64_t k,
                          double worst) {
     float lane[TL_CHUNK];
@@ -103,7 +102,7 @@ static double reached_by(const tl_backend *backend, const tl_row *raw, int64_t s
     for (; lanes / 2 >= 2 * k; lanes /= 2)
         for (int64_t i = 0; i < lanes / 2; i++)
             lane[i] = larger(lane[i], lane[i + lanes / 2]);
-    for (int64_t i = lanes; i-- > 0;)
+    for (int64_t i = lanes; i-- > 0;) /* of an ascending row, only k lanes are pushed */
         if ((double)lane[i] > worst)
             heap_push(&best, (double)lane[i], i);
     if (best.count < k)

@@ -94,7 +94,7 @@ TL_TARGET TL_INLINE void OP(set_terms)(OP(divergence_terms) * of, size_t i, OP(v
 }
 
 /* The logit under q of a class that is impossible only under p, if it is above `before`. */
-TL_TARGET TL_INLINE OP(vec) OP(most_alone)(OP(vec) given, OP(vec) other, OP(vec) before) {
+TL_TARGET TL_INLINE OP(vec) OP(most_unmatched)(OP(vec) given, OP(vec) other, OP(vec) before) {
     return OP(max_skip_nan)(OP(if_less)(given, OP(set)(-OP(OTHER_LIMIT)), other, before), before);
 }
 
@@ -151,7 +151,7 @@ TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t
     of_pair = {OP(root_init)(base), OP(root_init)(of_other), OP(set)(log_p), OP(set)(log_q),
                OP(set)((REAL)((acc->other - (double)log_q) - (acc->base - (double)log_p)))};
     const OP(table) powers = OP(load_powers)(OP(POWERS), GUARD);
-    OP(vec) least = OP(set)((REAL)INFINITY), least_other = least, alone = OP(sub)(OP(set)(0), least);
+    OP(vec) least = OP(set)((REAL)INFINITY), least_other = least, unmatched = OP(sub)(OP(set)(0), least);
     tl_lanes sums[TL_DIVERGENCE_SUMS];
     for (size_t k = 0; k < TL_DIVERGENCE_SUMS; k++)
         sums[k] = f64_load_lanes(acc->sum[k], acc->comp[k]);
@@ -162,7 +162,7 @@ TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t
                 OP(vec) given = OP(load)(x + start + 16 * i + j), other = OP(load)(y + start + 16 * i + j);
                 OP(set_terms)(&of, i, given, other, &of_pair, powers, clamps);
                 if (clamps)
-                    alone = OP(most_alone)(given, other, alone);
+                    unmatched = OP(most_unmatched)(given, other, unmatched);
                 least = OP(min)(least, given);
                 least_other = OP(min)(least_other, other);
             }
@@ -182,7 +182,7 @@ TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t
         return -1;
     for (size_t k = 0; k < TL_DIVERGENCE_SUMS; k++)
         f64_store_lanes(&sums[k], acc->sum[k], acc->comp[k]);
-    return clamps && OP(mask_ge)(alone, OP(set)(OP(LOWEST)));
+    return clamps && OP(mask_ge)(unmatched, OP(set)(OP(LOWEST)));
 }
 
 TL_TARGET static int OP(divergences)(const void *base, const void *other, size_t count, tl_divergence_acc *acc) {

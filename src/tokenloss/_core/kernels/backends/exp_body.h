@@ -13,7 +13,7 @@ typedef struct {
     OP(vec) rounder; /* rounds 8 x / ln 2 to k, and leaves k less that of the least power in the low bits */
     OP(table) powers;
     OP(vec) shift, threshold;
-    OP(vec) maximum[2], alone;
+    OP(vec) maximum[2], unmatched;
     OP(bits) count_ge[2];
     OP(bits) or_bits[2]; /* of all k */
 } OP(acc);

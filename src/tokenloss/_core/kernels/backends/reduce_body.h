@@ -27,8 +27,8 @@ TL_TARGET TL_INLINE void NAME(add_elements_)(const ELEMENT *x, const ELEMENT *ot
     OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(add_rest)(&exp, exp.power);
     acc->maximum[i % 2] = OP(max_skip_nan)(value, acc->maximum[i % 2]);
     if (mode == KL && clamps) {
-        OP(vec) alone = OP(if_less)(y, OP(set)(-OP(OTHER_LIMIT)), value, acc->alone);
-        acc->alone = OP(max_skip_nan)(alone, acc->alone);
+        OP(vec) unmatched = OP(if_less)(y, OP(set)(-OP(OTHER_LIMIT)), value, acc->unmatched);
+        acc->unmatched = OP(max_skip_nan)(unmatched, acc->unmatched);
         y = OP(max_keep_nan)(OP(set)(-OP(OTHER_LIMIT)), y);
     }
     if (mode == KL)
@@ -211,7 +211,7 @@ TL_TARGET TL_INLINE int NAME(try_kl_)(const ELEMENT *p, const ELEMENT *q, size_t
     base->exp_overflow |= p_out_of_range;
     other->exp_overflow |= q_out_of_range;
     base->maximum = NAME(max_of_)(p_acc.maximum, 2, base->maximum);
-    return clamps_q && OP(mask_ge)(p_acc.alone, OP(set)(OP(LOWEST)));
+    return clamps_q && OP(mask_ge)(p_acc.unmatched, OP(set)(OP(LOWEST)));
 }
 
 /* A function of its own, whose registers the compiler divides better. */

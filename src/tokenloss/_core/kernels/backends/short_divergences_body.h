@@ -12,7 +12,7 @@ TL_TARGET TL_INLINE f64_vec NAME(sum_of_)(const f64_vec *x, size_t most) {
  * `most` is a literal, so that the loops unroll. */
 TL_TARGET TL_INLINE void NAME(add_four_)(const double *base, const double *other, size_t first, size_t classes,
                                          size_t most, const f64_pair_acc *acc, f64_table powers, int wanted,
-                                         f64_vec *alone, NAME(lane_) (*lanes)[16]) {
+                                         f64_vec *unmatched, NAME(lane_) (*lanes)[16]) {
     f64_divergence_terms of;
     const size_t lane = first % 16;
     for (size_t i = 0; i < most; i++) {
@@ -21,7 +21,7 @@ TL_TARGET TL_INLINE void NAME(add_four_)(const double *base, const double *other
         f64_vec given = is_there ? f64_load(base + at) : f64_set(-(double)INFINITY);
         f64_vec of_other = is_there ? f64_load(other + at) : f64_set(-(double)INFINITY);
         f64_set_terms(&of, i, given, of_other, acc, powers, 1);
-        *alone = f64_most_alone(given, of_other, *alone);
+        *unmatched = f64_most_unmatched(given, of_other, *unmatched);
     }
     if (wanted & (TL_REVERSE_KL | TL_JS))
         f64_set_log_terms(&of, most, wanted);
@@ -44,19 +44,19 @@ TL_TARGET TL_INLINE void NAME(divergences_of_rows_)(const double *base, const do
     const f64_table powers = f64_load_powers(f64_POWERS, GUARD);
     const f64_pair_acc acc = {f64_root_init(of->base + row), f64_root_init(of->other + row),
                               f64_load(of->base + row), f64_load(of->other + row), f64_set(0)};
-    f64_vec alone = f64_set(-(double)INFINITY);
+    f64_vec unmatched = f64_set(-(double)INFINITY);
     for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
         for (size_t l = 0; l < 16; l++)
             lanes[k][l].sum[0] = lanes[k][l].comp[0] = f64_set(0);
     for (size_t start = 0; start < classes; start += TL_LANES)
         for (size_t l = 0; l < 16 && start + l < classes; l++)
             if (start + l + 16 < classes)
-                NAME(add_four_)(base, other, start + l, classes, 4, &acc, powers, wanted, &alone, lanes);
+                NAME(add_four_)(base, other, start + l, classes, 4, &acc, powers, wanted, &unmatched, lanes);
             else
-                NAME(add_four_)(base, other, start + l, classes, 1, &acc, powers, wanted, &alone, lanes);
+                NAME(add_four_)(base, other, start + l, classes, 1, &acc, powers, wanted, &unmatched, lanes);
     for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
         NAME(end_lanes_)(lanes[k], count, 1, of->sum[k] + row);
-    f64_store(of->alone + row, alone);
+    f64_store(of->unmatched + row, unmatched);
 }
 
 TL_TARGET static void NAME(short_divergences_)(const double *base, const double *other, size_t classes, int wanted,
