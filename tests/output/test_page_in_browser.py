@@ -6,7 +6,7 @@ import time
 import laid_texts
 import numpy as np
 import pytest
-from browser import CARD, assert_quiet, middle
+from browser import CARD, PATIENCE, assert_quiet, middle
 from html_pages import NASTY, Reader, sample, scores_of
 
 from tokenloss import compare_texts, page, sinks
@@ -403,16 +403,29 @@ def test_browser_prints_all_tokens_in_color(browser, tmp_path):
     assert browser.run(count) < 6000
 
 
+def names_when_drawn(browser, expected):
+    """All names in the tree that screen readers use, once the expected one is among them.
+
+    Parts of the text enter the tree when the first frame is drawn. `settle` waits for frames by a script.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        tree = browser.call("Accessibility.getFullAXTree")["nodes"]
+        names = " ".join(one.get("name", {}).get("value", "") for one in tree)
+        if expected in names:
+            return names
+        assert time.monotonic() < deadline, f"after {PATIENCE} s, {expected!r} is not in {names!r}"
+        time.sleep(0.05)
+
+
 def test_browser_without_scripts_shows_the_text(browser, long):
     path, _, words = long
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.open(path)
-        tree = browser.call("Accessibility.getFullAXTree")["nodes"]
+        shown = names_when_drawn(browser, "Without JavaScript, this page shows the numbers and the text")
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
-    shown = " ".join(one.get("name", {}).get("value", "") for one in tree)
-    assert "Without JavaScript, this page shows the numbers and the text" in shown
     assert "".join(words[:99]).strip() in shown
     assert "Next worst token" not in shown
 
