@@ -28,7 +28,7 @@ cdef double BF16_ELEMENT = 0.005  # of a product by the instruction for bfloat16
 cdef double NAMED_CLASS = 4  # of class_log_probs
 cdef double SOFT_CLASS = 0.6  # of distributions: a mass that is not 0, which may take a logarithm
 
-cdef double SEQUENCE = 40  # exact sums over a sequence, and over each of its tokens
+cdef double SEQUENCE = 90  # exact sums over a sequence, and over each of its tokens
 cdef double TOKEN = 1.5
 cdef double WEIGHTED_TOKEN = 12
 

@@ -100,14 +100,6 @@ typedef struct {
     tl_moment *moment;
 } tl_lse_acc;
 
-/* A sum in lanes, the sum of its rounding errors, and the sum of the absolute rounding errors of the latter. Where
- * `lost` is 0, as it nearly always is, sum + error is exact. See Ogita, Rump and Oishi, "Accurate sum and dot product",
- * SIAM J. Sci. Comput. 26 (2005). */
-#define TL_SUM_LANES 8
-typedef struct {
-    double sum[TL_SUM_LANES], error[TL_SUM_LANES], lost[TL_SUM_LANES];
-} tl_error_free_sum;
-
 /* Sum of mass (shift - x) and sum of mass over classes, each in 16 lanes; with their rounding errors, if the compute
  * dtype is float64. */
 typedef struct {
@@ -331,9 +323,6 @@ typedef struct {
     /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the bins of an exact sum, as far as all numbers of a
      * group fit. Returns how many groups were added. */
     size_t (*add_exactly)(const double *x, size_t groups, int are_squares, uint64_t (*bin)[TL_BIN_LANES]);
-
-    /* Adds terms, a multiple of TL_SUM_LANES of them, with the rounding errors of the additions. */
-    void (*add_with_errors)(const double *x, size_t count, tl_error_free_sum *to);
 
     /* Makes class ids TL_MASKED where they are ignored, or where the byte of `mask` is 0 if that is not NULL. Returns
      * whether there are some, and whether one of the others is no class, which stays negative or too large. */

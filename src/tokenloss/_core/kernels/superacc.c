@@ -68,7 +68,7 @@ void tl_superacc_add_product(tl_superacc *products, double a, double b) {
 }
 
 static void pour(tl_sum_kind kind, tl_superacc *sum, const tl_bins *bins) {
-    for (size_t k = 0; bins->groups > 0 && k < kinds[kind].bins; k++) {
+    for (size_t k = 0; k < kinds[kind].bins; k++) {
         unsigned position;
         int negative;
         uint64_t units = 0;
@@ -82,6 +82,8 @@ static void pour(tl_sum_kind kind, tl_superacc *sum, const tl_bins *bins) {
 }
 
 static void empty(tl_sum_kind kind, tl_superacc *sum, tl_bins *bins) {
+    if (bins->groups == 0)
+        return;
     pour(kind, sum, bins);
     memset(bins, 0, sizeof *bins);
 }
@@ -145,7 +147,8 @@ void tl_superacc_merge(tl_sum_kind kind, tl_superacc *sum, const tl_superacc *ot
         sum->limb[i] += other->limb[i];
     sum->special += other->special;
     count_terms(kind, sum, other->uncarried + 1); /* what has no carries is a term */
-    pour(kind, sum, &other->bins);
+    if (other->bins.groups > 0)
+        pour(kind, sum, &other->bins);
 }
 
 double tl_superacc_round(tl_superacc *sum) { return tl_superacc_round_scaled(sum, 0); }
@@ -154,13 +157,13 @@ double tl_superacc_round_scaled(tl_superacc *sum, int exponent) {
     if (sum->special != 0)
         return sum->special;
     empty(TL_SUM, sum, &sum->bins);
-    int64_t limb[TL_SUM_LIMBS];
-    memcpy(limb, sum->limb, sizeof limb);
-    propagate_carries(limb, TL_SUM_LIMBS);
-    int negative = limb[TL_SUM_LIMBS - 1] < 0;
+    propagate_carries(sum->limb, TL_SUM_LIMBS);
+    int64_t opposite[TL_SUM_LIMBS], *limb = sum->limb;
+    const int negative = limb[TL_SUM_LIMBS - 1] < 0;
     if (negative) {
         for (int i = 0; i < TL_SUM_LIMBS; i++)
-            limb[i] = -limb[i];
+            opposite[i] = -limb[i];
+        limb = opposite;
         propagate_carries(limb, TL_SUM_LIMBS);
     }
     assert(limb[TL_SUM_LIMBS - 1] >= 0);

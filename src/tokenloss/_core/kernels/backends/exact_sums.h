@@ -89,23 +89,3 @@ TL_TARGET TL_INLINE f64_vec f64_add_with_error(f64_vec *sum, f64_vec x) {
     *sum = after;
     return f64_add(f64_sub(before, f64_sub(after, added)), f64_sub(x, added));
 }
-
-TL_TARGET static void JOIN(add_with_errors_, BACKEND)(const double *x, size_t count, tl_error_free_sum *to) {
-    f64_vec sum[TL_SUM_LANES / f64_WIDTH], error[TL_SUM_LANES / f64_WIDTH], lost[TL_SUM_LANES / f64_WIDTH];
-    for (size_t j = 0; j < TL_SUM_LANES / f64_WIDTH; j++) {
-        sum[j] = f64_load(&to->sum[j * f64_WIDTH]);
-        error[j] = f64_load(&to->error[j * f64_WIDTH]);
-        lost[j] = f64_load(&to->lost[j * f64_WIDTH]);
-    }
-    for (size_t i = 0; i < count; i += TL_SUM_LANES)
-        for (size_t j = 0; j < TL_SUM_LANES / f64_WIDTH; j++) {
-            f64_vec rest = f64_add_with_error(&sum[j], f64_load(x + i + j * f64_WIDTH));
-            rest = f64_add_with_error(&error[j], rest);
-            lost[j] = f64_add(lost[j], f64_and_bits(rest, 0x7fffffffffffffffu));
-        }
-    for (size_t j = 0; j < TL_SUM_LANES / f64_WIDTH; j++) {
-        f64_store(&to->sum[j * f64_WIDTH], sum[j]);
-        f64_store(&to->error[j * f64_WIDTH], error[j]);
-        f64_store(&to->lost[j * f64_WIDTH], lost[j]);
-    }
-}

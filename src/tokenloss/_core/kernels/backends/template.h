@@ -309,7 +309,6 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .largest_mass = COMPUTE_DTYPES(largest_mass_),
     .short_dots = COMPUTE_DTYPES(short_dots_),
     .add_exactly = JOIN(add_exactly_, BACKEND),
-    .add_with_errors = JOIN(add_with_errors_, BACKEND),
     .mask_targets = JOIN(mask_targets_, BACKEND),
     .nonzeros = JOIN(nonzeros_, BACKEND),
     .class_losses = {[TL_FLOAT32] = f32_class_losses, [TL_FLOAT64] = f64_class_losses},
