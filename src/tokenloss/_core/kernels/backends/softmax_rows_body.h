@@ -6,12 +6,6 @@
  * as a tree, and these sums in double; then the lanes are added as a tree. lane_softmax_ of short_rows_body.h has the
  * same order. */
 
-/* What a batch of up to TL_GROUP rows adds up: 8 lanes of all classes, and a bit for each row that is not near. */
-typedef struct {
-    double eight[TL_GROUP][8];
-    uint32_t far;
-} NAME(row_sums_);
-
 /* Keeps the exponentials of a group of n classes, which fill `vectors`, and adds them to 16 lanes. The last vector may
  * have more elements, unless n is 64. Near logits are not clamped: the bits of their k are collected. */
 TL_TARGET TL_INLINE void NAME(exp_group_)(const ELEMENT *x, size_t n, size_t vectors, int is_near, OP(acc) * acc,
@@ -40,30 +34,28 @@ TL_TARGET TL_INLINE void NAME(exp_group_)(const ELEMENT *x, size_t n, size_t vec
     }
 }
 
-/* The exponentials of near rows and their sums. The classes after whole groups of 64 fill `vectors`, perhaps none:
- * mostly known to the compiler, so that nothing of a row branches. */
-TL_TARGET TL_INLINE void NAME(exp_near_rows_)(const char *row, ptrdiff_t apart, size_t count, size_t classes,
-                                              size_t vectors, REAL *kept, size_t kept_apart, NAME(row_sums_) * to) {
+/* The exponentials of rows and 8 lanes of their sums; returns whether all rows are near. The classes after whole groups
+ * of 64 fill `vectors`, perhaps none: mostly known to the compiler, so that nothing of a row branches. */
+TL_TARGET TL_INLINE int NAME(exp_near_rows_)(const char *row, ptrdiff_t apart, size_t count, size_t classes,
+                                             size_t vectors, REAL *kept, size_t kept_apart, double (*eight)[8]) {
+    const size_t rest = classes % 64, whole = classes - rest;
     OP(acc) acc = OP(acc_near)();
     for (size_t r = 0; r < count; r++, row += apart, kept += kept_apart) {
         const ELEMENT *x = (const ELEMENT *)(const void *)row;
         tl_lanes lanes = zero_lanes();
-        size_t k = 0;
-        acc.or_bits[0] = OP(set_bits)(0);
-        for (; k + 64 <= classes; k += 64)
+        for (size_t k = 0; k < whole; k += 64)
             NAME(exp_group_)(x + k, 64, 64 / OP(WIDTH), 1, &acc, kept + k, &lanes);
         if (vectors > 0)
-            NAME(exp_group_)(x + k, classes - k, vectors, 1, &acc, kept + k, &lanes);
-        to->far |= (uint32_t)OP(is_beyond)(acc.or_bits[0], OP(NEAR_K)) << r;
-        store_eight(OP(whole_lanes)(lanes), to->eight[r]);
+            NAME(exp_group_)(x + whole, rest, vectors, 1, &acc, kept + whole, &lanes);
+        store_eight(OP(whole_lanes)(lanes), eight[r]);
     }
+    return !OP(is_beyond)(acc.or_bits[0], OP(NEAR_K));
 }
 
-#define LAST(vectors) NAME(exp_near_rows_)(row, apart, count, classes, vectors, kept, kept_apart, to); break
-TL_TARGET TL_OUTLINE void NAME(exp_near_)(const char *row, ptrdiff_t apart, size_t count, size_t classes, REAL *kept,
-                                      size_t kept_apart, NAME(row_sums_) * to) {
+#define LAST(vectors) return NAME(exp_near_rows_)(row, apart, count, classes, vectors, kept, kept_apart, eight)
+TL_TARGET TL_OUTLINE int NAME(exp_near_)(const char *row, ptrdiff_t apart, size_t count, size_t classes, REAL *kept,
+                                         size_t kept_apart, double (*eight)[8]) {
     const size_t vectors = (classes % 64 + OP(WIDTH) - 1) / OP(WIDTH);
-    to->far = 0;
     switch (OP(WIDTH) < 8 && vectors > 0 ? 9 : vectors) {
     case 0: LAST(0);
     case 1: LAST(1);
@@ -155,20 +147,18 @@ TL_TARGET static size_t NAME(softmax_rows_)(const char *rows, ptrdiff_t apart, s
                                             char *out, ptrdiff_t out_apart) {
     const size_t kept_apart = is_log ? 0 : tl_kept_row(classes); /* of a log_softmax, none is read */
     REAL memory[TL_MAX_KEPT + 16 + 64 / sizeof(REAL)], *kept = memory + (-(uintptr_t)memory & 63) / sizeof(REAL);
-    double ref_exp[TL_GROUP] = {0}, sum[TL_GROUP], operand[TL_GROUP];
-    NAME(row_sums_) sums;
+    double ref_exp[TL_GROUP] = {0}, eight[TL_GROUP][8], sum[TL_GROUP], operand[TL_GROUP];
     size_t most = (TL_MAX_KEPT + 16) / tl_kept_row(classes), done = 0, n;
     if (most > TL_GROUP || (is_log && 2 * most >= TL_GROUP)) /* a log_softmax reads the logits again */
         most = TL_GROUP;
     for (; done < count; done += n) {
         n = count - done < most ? count - done : most;
-        NAME(exp_near_)(rows, apart, n, classes, kept, kept_apart, &sums);
-        for (size_t r = 0; sums.far != 0 && r < n; r++)
-            if (sums.far >> r & 1)
-                ref_exp[r] = NAME(exp_far_)((const ELEMENT *)(const void *)(rows + (ptrdiff_t)r * apart), classes,
-                                            kept + r * kept_apart, sums.eight[r]);
+        const int are_near = NAME(exp_near_)(rows, apart, n, classes, kept, kept_apart, eight);
+        for (size_t r = 0; r < n && !are_near; r++)
+            ref_exp[r] = NAME(exp_far_)((const ELEMENT *)(const void *)(rows + (ptrdiff_t)r * apart), classes,
+                                        kept + r * kept_apart, eight[r]);
         uint32_t good = ~(uint32_t)0 << n;
-        add_lanes_of_rows(sums.eight, n, sum);
+        add_lanes_of_rows(eight, n, sum);
         for (size_t r = 0; r < n; r += f64_WIDTH)
             good |= NAME(end_softmax_)(f64_load(sum + r), f64_load(ref_exp + r), is_log, operand + r) << r;
         if (~good != 0)
@@ -181,7 +171,7 @@ TL_TARGET static size_t NAME(softmax_rows_)(const char *rows, ptrdiff_t apart, s
             else
                 NAME(map_row_)(SCALE, kept + r * kept_apart, classes, OP(set)(high), OP(set)(low), NULL, to, 0);
         }
-        if (sums.far != 0)
+        if (!are_near)
             memset(ref_exp, 0, sizeof ref_exp);
     }
     return done;
