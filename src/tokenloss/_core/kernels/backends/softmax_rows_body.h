@@ -35,14 +35,19 @@ TL_TARGET TL_INLINE void NAME(exp_group_)(const ELEMENT *x, size_t n, size_t vec
 }
 
 /* The exponentials of rows and 8 lanes of their sums; returns whether all rows are near. The classes after whole groups
- * of 64 fill `vectors`, perhaps none: mostly known to the compiler, so that nothing of a row branches. */
+ * of 64 fill `vectors`, perhaps none: mostly known to the compiler, so that nothing of a row branches.
+ * Meanwhile, memory is asked for the lines that are written next. */
 TL_TARGET TL_INLINE int NAME(exp_near_rows_)(const char *row, ptrdiff_t apart, size_t count, size_t classes,
-                                             size_t vectors, REAL *kept, size_t kept_apart, double (*eight)[8]) {
+                                             size_t vectors, REAL *kept, size_t kept_apart, double (*eight)[8],
+                                             const char *out, ptrdiff_t out_apart) {
     const size_t rest = classes % 64, whole = classes - rest;
+    const int asks = classes > 64 && classes <= TL_CHUNK; /* others gain nothing */
     OP(acc) acc = OP(acc_near)();
-    for (size_t r = 0; r < count; r++, row += apart, kept += kept_apart) {
+    for (size_t r = 0; r < count; r++, row += apart, kept += kept_apart, out += out_apart) {
         const ELEMENT *x = (const ELEMENT *)(const void *)row;
         tl_lanes lanes = zero_lanes();
+        for (size_t k = 0; asks && k < classes; k += 64 / sizeof(ELEMENT))
+            tl_prefetch(out + k * sizeof(ELEMENT));
         for (size_t k = 0; k < whole; k += 64)
             NAME(exp_group_)(x + k, 64, 64 / OP(WIDTH), 1, &acc, kept + k, &lanes);
         if (vectors > 0)
@@ -52,9 +57,10 @@ TL_TARGET TL_INLINE int NAME(exp_near_rows_)(const char *row, ptrdiff_t apart, s
     return !OP(is_beyond)(acc.or_bits[0], OP(NEAR_K));
 }
 
-#define LAST(vectors) return NAME(exp_near_rows_)(row, apart, count, classes, vectors, kept, kept_apart, eight)
+#define LAST(vectors) \
+    return NAME(exp_near_rows_)(row, apart, count, classes, vectors, kept, kept_apart, eight, out, out_apart)
 TL_TARGET TL_OUTLINE int NAME(exp_near_)(const char *row, ptrdiff_t apart, size_t count, size_t classes, REAL *kept,
-                                         size_t kept_apart, double (*eight)[8]) {
+                                         size_t kept_apart, double (*eight)[8], const char *out, ptrdiff_t out_apart) {
     const size_t vectors = (classes % 64 + OP(WIDTH) - 1) / OP(WIDTH);
     switch (OP(WIDTH) < 8 && vectors > 0 ? 9 : vectors) {
     case 0: LAST(0);
@@ -153,7 +159,7 @@ TL_TARGET static size_t NAME(softmax_rows_)(const char *rows, ptrdiff_t apart, s
         most = TL_GROUP;
     for (; done < count; done += n) {
         n = count - done < most ? count - done : most;
-        const int are_near = NAME(exp_near_)(rows, apart, n, classes, kept, kept_apart, eight);
+        const int are_near = NAME(exp_near_)(rows, apart, n, classes, kept, kept_apart, eight, out, out_apart);
         for (size_t r = 0; r < n && !are_near; r++)
             ref_exp[r] = NAME(exp_far_)((const ELEMENT *)(const void *)(rows + (ptrdiff_t)r * apart), classes,
                                         kept + r * kept_apart, eight[r]);
