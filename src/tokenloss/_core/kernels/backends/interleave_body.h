@@ -1,19 +1,33 @@
 /* TL_GROUP rows of REAL side by side, and back: element k of row r is at [TL_GROUP k + r] of a group. Included once for
  * float and once for double, with OP defined as in dtype_body.h. */
 
-/* OP(PIECE) classes from k on, of rows that are given, or `apart` bytes from the first to the second one and so on. */
+#if OP(PIECE) == OP(WIDTH)
+TL_TARGET TL_INLINE OP(vec) OP(load_pieces)(const char *const *rows, size_t offset) {
+    return OP(load)((const REAL *)(const void *)(rows[0] + offset));
+}
+TL_TARGET TL_INLINE void OP(store_pieces)(char *const *rows, size_t offset, OP(vec) piece) {
+    OP(store)((REAL *)(void *)(rows[0] + offset), piece);
+}
+#endif
+
+/* OP(PIECE) classes from k on, of rows that are given, or `apart` bytes from the first to the second one and so on: a
+ * vector of rows each. */
+TL_TARGET TL_INLINE void OP(load_classes)(const char *const *rows, const char *first, ptrdiff_t apart, size_t k,
+                                          OP(vec) * v) {
+    for (size_t i = 0; i < OP(PIECE); i++) {
+        const char *at[OP(WIDTH)]; /* each piece of a vector */
+        for (size_t j = 0; j < OP(WIDTH); j += OP(PIECE))
+            at[j] = rows ? rows[i + j] : first + (ptrdiff_t)(i + j) * apart;
+        v[i] = OP(load_pieces)(at, k * sizeof(REAL));
+    }
+    OP(transpose_pieces)(v);
+}
+
 TL_TARGET TL_INLINE void OP(interleave_piece)(const char *const *rows, const char *first, ptrdiff_t apart, size_t k,
                                               REAL *group) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         OP(vec) v[OP(PIECE)];
-        for (size_t i = 0; i < OP(PIECE); i++) {
-            const char *at[OP(WIDTH)]; /* each piece of a vector */
-            const char *start = rows ? NULL : first + (ptrdiff_t)(r + i) * apart;
-            for (size_t j = 0; j < OP(WIDTH); j += OP(PIECE))
-                at[j] = rows ? rows[r + i + j] : start + (ptrdiff_t)j * apart;
-            v[i] = OP(load_pieces)(at, k * sizeof(REAL));
-        }
-        OP(transpose_pieces)(v);
+        OP(load_classes)(rows ? rows + r : NULL, rows ? NULL : first + (ptrdiff_t)r * apart, apart, k, v);
         for (size_t i = 0; i < OP(PIECE); i++)
             OP(store)(group + TL_GROUP * (k + i) + r, v[i]);
     }
@@ -62,16 +76,23 @@ TL_TARGET TL_OUTLINE void OP(interleave_apart)(const char *first, ptrdiff_t apar
     OP(interleave_any)(NULL, first, apart, classes, group);
 }
 
-/* The same; adjacent rows of 2 and 3 classes are split by permutations. */
+/* Rows of n classes, 2 or 3, that follow each other. */
+TL_TARGET TL_INLINE void OP(split_rows)(const REAL *x, int n, REAL *group) {
+    for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH), x += (size_t)n * OP(WIDTH)) {
+        OP(vec) v[3];
+        for (int k = 0; k < n; k++)
+            v[k] = OP(column)(x, n, k);
+        for (int k = 0; k < n; k++)
+            OP(store)(group + TL_GROUP * (size_t)k + r, v[k]);
+    }
+}
+
 TL_TARGET TL_INLINE void OP(interleave_rows)(const char *first, ptrdiff_t apart, size_t classes, REAL *group) {
-    const REAL *x = (const REAL *)(const void *)first;
-    int are_neighbours = apart == (ptrdiff_t)(classes * sizeof(REAL));
+    const int are_neighbours = apart == (ptrdiff_t)(classes * sizeof(REAL));
     if (are_neighbours && classes == 2)
-        for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH))
-            OP(split_pairs)(x + 2 * r, group + r);
-    else if (are_neighbours && classes == 3 && sizeof(REAL) == sizeof(float))
-        for (size_t r = 0; r < TL_GROUP; r += f32_WIDTH)
-            f32_split_triples((const float *)(const void *)(x + 3 * r), (float *)(void *)(group + r));
+        OP(split_rows)((const REAL *)(const void *)first, 2, group);
+    else if (are_neighbours && classes == 3)
+        OP(split_rows)((const REAL *)(const void *)first, 3, group);
     else
         OP(interleave_apart)(first, apart, classes, group);
 }

@@ -28,9 +28,9 @@ TL_TARGET TL_INLINE tl_lanes OP(whole_lanes)(tl_lanes lanes) {
     return lanes;
 }
 
-/* Adds terms, times a factor, to the lanes from `lane` on. */
-TL_TARGET TL_INLINE void OP(accumulate_times)(tl_lanes *lanes, size_t lane, OP(vec) term, double factor) {
-    f64_vec wide[PARTS], *sum = &lanes->sum[lane / f64_WIDTH], *comp = &lanes->comp[lane / f64_WIDTH];
+/* Adds terms, times a factor of at most 24 bits if they are floats, to PARTS vectors of lanes. */
+TL_TARGET TL_INLINE void OP(add_times)(f64_vec *sum, f64_vec *comp, OP(vec) term, double factor) {
+    f64_vec wide[PARTS];
     OP(widen)(term, wide);
     for (size_t i = 0; i < PARTS; i++) {
         f64_vec product = factor == 1 ? wide[i] : f64_mul(wide[i], f64_set(factor));
@@ -41,13 +41,14 @@ TL_TARGET TL_INLINE void OP(accumulate_times)(tl_lanes *lanes, size_t lane, OP(v
     }
 }
 
+/* Adds terms to the lanes from `lane` on. */
 TL_TARGET TL_INLINE void OP(accumulate)(tl_lanes *lanes, size_t lane, OP(vec) term) {
-    OP(accumulate_times)(lanes, lane, term, 1);
+    OP(add_times)(&lanes->sum[lane / f64_WIDTH], &lanes->comp[lane / f64_WIDTH], term, 1);
 }
 
 /* Adds LEADING times the terms, a product that is exact of floats. */
 TL_TARGET TL_INLINE void OP(accumulate_rest)(tl_lanes *lanes, size_t lane, OP(vec) term) {
-    OP(accumulate_times)(lanes, lane, term, (double)OP(LEADING));
+    OP(add_times)(&lanes->sum[lane / f64_WIDTH], &lanes->comp[lane / f64_WIDTH], term, (double)OP(LEADING));
 }
 
 TL_TARGET TL_INLINE void OP(store_f64)(double *p, OP(vec) a) {

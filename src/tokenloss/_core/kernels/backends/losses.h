@@ -29,7 +29,6 @@ TL_TARGET TL_INLINE f32_vec f32_below_line(f32_vec x) {
  * are clipped. LOGS: minus log-probabilities, which are the losses. Functions that take a kind are inlined for each. */
 enum kind_of_scores { INSIDE, CLIPPED, LOGS };
 enum layout_of_rows { NEXT, APART, SPLIT }; /* see losses_body.h */
-#define f64_split_triples(p, to) (void)(p), (void)(to) /* is not called */
 
 /* The losses of probabilities; of nan, any number. */
 TL_TARGET TL_INLINE void f32_losses(f32_vec p, enum kind_of_scores kind, const tl_clip *clip, f64_vec *loss) {
@@ -122,8 +121,12 @@ TL_TARGET TL_INLINE f64_vec lanes_of_row(const double *term, size_t classes, int
  * none. */
 TL_TARGET TL_INLINE f64_vec sums_of_vector(const double *term, size_t count, size_t classes, int are_few) {
     f64_vec row[f64_WIDTH];
-    if (classes <= 3)
-        return classes == 1 ? f64_load(term) : classes == 2 ? f64_sum_pairs(term) : f64_sum_triples(term);
+    if (classes == 1)
+        return f64_load(term);
+    if (classes == 2)
+        return f64_add(f64_column(term, 2, 0), f64_column(term, 2, 1));
+    if (classes == 3)
+        return f64_add(f64_add(f64_column(term, 3, 0), f64_column(term, 3, 2)), f64_column(term, 3, 1));
     if (count >= f64_WIDTH * classes)
         for (size_t r = 0; r < f64_WIDTH; r++)
             row[r] = lanes_of_row(term + r * classes, classes, are_few);

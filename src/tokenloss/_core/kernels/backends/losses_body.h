@@ -108,7 +108,7 @@ TL_TARGET static int OP(add_losses)(const void *scores, const void *masses, int 
 /* -- rows with a single mass: each in a lane ------------------------------------------------------------------------ */
 
 /* Vectors of rows: where the first one lies, and how many bytes are between rows that are APART, whose classes are
- * neighbours, or between classes, if rows are NEXT to each other. SPLIT rows, of two classes or three floats, have both. */
+ * neighbours, or between classes, if rows are NEXT to each other. SPLIT rows, of 2 or 3 classes, have both. */
 typedef struct {
     const char *data;
     ptrdiff_t apart;
@@ -116,25 +116,14 @@ typedef struct {
 } OP(rows_at);
 
 /* The classes from k on of a vector of rows. Rows that are apart have a whole piece of them. */
-TL_TARGET TL_INLINE void OP(load_classes)(const OP(rows_at) * from, size_t k, size_t end, OP(vec) * v) {
+TL_TARGET TL_INLINE void OP(load_from)(const OP(rows_at) * from, size_t k, size_t end, OP(vec) * v) {
     if (from->layout == SPLIT) {
-        REAL split[3 * TL_GROUP]; /* in registers */
-        if (end == 2)
-            OP(split_pairs)((const REAL *)(const void *)from->data, split);
-        else
-            OP(split_triples)((const REAL *)(const void *)from->data, split);
-        for (size_t i = 0; i < OP(PIECE) && i < end; i++)
-            v[i] = OP(load)(split + i * TL_GROUP);
+        for (size_t i = 0; i < OP(PIECE) && k + i < end; i++)
+            v[i] = OP(column)((const REAL *)(const void *)from->data, (int)end, (int)(k + i));
         return;
     }
     if (from->layout == APART) {
-        for (size_t i = 0; i < OP(PIECE); i++) {
-            const char *at[OP(WIDTH)]; /* each piece of a vector */
-            for (size_t j = 0; j < OP(WIDTH); j += OP(PIECE))
-                at[j] = from->data + (ptrdiff_t)(i + j) * from->apart;
-            v[i] = OP(load_pieces)(at, k * sizeof(REAL));
-        }
-        OP(transpose_pieces)(v);
+        OP(load_classes)(NULL, from->data, from->apart, k, v);
         return;
     }
     for (size_t i = 0; i < OP(PIECE); i++)
@@ -151,8 +140,8 @@ TL_TARGET TL_INLINE int OP(pick)(const OP(rows_at) * scores, const OP(rows_at) *
     for (size_t k = 0; k < classes; k += OP(PIECE)) {
         const size_t start = are_pieces && classes - k < OP(PIECE) ? classes - OP(PIECE) : k;
         OP(vec) x[OP(PIECE)], m[OP(PIECE)];
-        OP(load_classes)(scores, start, classes, x);
-        OP(load_classes)(masses, start, classes, m);
+        OP(load_from)(scores, start, classes, x);
+        OP(load_from)(masses, start, classes, m);
         UNROLLED for (size_t i = 0; i < OP(PIECE); i++) {
             if (start + i < k || start + i >= classes)
                 continue;
@@ -167,7 +156,7 @@ TL_TARGET TL_INLINE int OP(pick)(const OP(rows_at) * scores, const OP(rows_at) *
 }
 
 TL_TARGET TL_INLINE OP(rows_at) OP(first_rows)(const tl_few_rows *rows, size_t classes) {
-    const int is_split = OP(PIECE) > 1 && (classes == 2 || (classes == 3 && sizeof(REAL) == sizeof(float)));
+    const int is_split = OP(PIECE) > 1 && (classes == 2 || classes == 3);
     if (!rows->are_apart)
         return (OP(rows_at)){rows->data, rows->class_stride, NEXT};
     return (OP(rows_at)){rows->data, rows->apart,

@@ -34,21 +34,9 @@ typedef struct {
     f64_vec sum[PARTS], comp[PARTS];
 } NAME(lane_);
 
-/* Adds a term, times a factor of at most 24 bits if REAL is float. */
-TL_TARGET TL_INLINE void NAME(add_times_)(NAME(lane_) * lane, OP(vec) term, double factor) {
-    f64_vec wide[PARTS];
-    OP(widen)(term, wide);
-    for (size_t i = 0; i < PARTS; i++) {
-        if (factor != 1) /* known to the compiler */
-            wide[i] = f64_mul(wide[i], f64_set(factor));
-        if (sizeof(REAL) == sizeof(double))
-            lane->comp[i] = f64_add(lane->comp[i], f64_add_with_error(&lane->sum[i], wide[i]));
-        else
-            lane->sum[i] = f64_add(lane->sum[i], wide[i]);
-    }
+TL_TARGET TL_INLINE void NAME(add_)(NAME(lane_) * lane, OP(vec) term) {
+    OP(add_times)(lane->sum, lane->comp, term, 1);
 }
-
-TL_TARGET TL_INLINE void NAME(add_)(NAME(lane_) * lane, OP(vec) term) { NAME(add_times_)(lane, term, 1); }
 
 /* The compensated sum of the first `count` lanes of 16, scaled by a power of two; the others would be 0. See
  * tl_lanes_sum_compensated. */
@@ -180,7 +168,7 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_t
             if (sums_of_powers > 1)
                 NAME(add_)(&lanes[l], of.powers[OP(SUMS) - 1]);
         } while (++q < columns);
-        NAME(add_times_)(&lanes[l], NAME(sum_of_4_)(rest, columns), (double)OP(LEADING));
+        OP(add_times)(lanes[l].sum, lanes[l].comp, NAME(sum_of_4_)(rest, columns), (double)OP(LEADING));
         if (mode != SUMEXP)
             OP(widen)(NAME(sum_of_4_)(moment, columns), moment_lanes[l].sum);
     } while (++l < count);

@@ -76,23 +76,21 @@ OPERATION void f32_store_pieces(char *const *rows, size_t offset, __m256 all) {
     _mm_storeu_ps((float *)(void *)(rows[0] + offset), _mm256_castps256_ps128(all));
     _mm_storeu_ps((float *)(void *)(rows[4] + offset), _mm256_extractf128_ps(all, 1));
 }
-/* rows of two elements, and of three, as vectors that are TL_GROUP apart: one of the first elements, and so on */
-OPERATION void f32_split_pairs(const float *p, float *to) {
+/* element k of each row of n, 2 or 3; rows follow each other */
+OPERATION __m256 f32_column(const float *p, int n, int k) {
+    const __m256i at = _mm256_setr_epi32(k, 3 + k, 6 + k, 9 + k, 12 + k, 15 + k, 18 + k, 21 + k); /* modulo 8 */
     __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
-    __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
-    _mm256_storeu_ps(to, _mm256_shuffle_ps(low, high, 0x88));
-    _mm256_storeu_ps(to + 16, _mm256_shuffle_ps(low, high, 0xdd));
+    if (n == 2) {
+        __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
+        return k == 0 ? _mm256_shuffle_ps(low, high, 0x88) : _mm256_shuffle_ps(low, high, 0xdd);
+    }
+    __m256 c = _mm256_loadu_ps(p + 16);
+    a = k == 0   ? _mm256_blend_ps(_mm256_blend_ps(a, b, 0x92), c, 0x24)
+        : k == 1 ? _mm256_blend_ps(_mm256_blend_ps(a, b, 0x24), c, 0x49)
+                 : _mm256_blend_ps(_mm256_blend_ps(a, b, 0x49), c, 0x92);
+    return _mm256_permutevar8x32_ps(a, at);
 }
-OPERATION void f32_split_triples(const float *p, float *to) {
-    __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8), c = _mm256_loadu_ps(p + 16);
-    __m256 first = _mm256_blend_ps(_mm256_blend_ps(a, b, 0x92), c, 0x24);
-    __m256 second = _mm256_blend_ps(_mm256_blend_ps(a, b, 0x24), c, 0x49);
-    __m256 third = _mm256_blend_ps(_mm256_blend_ps(a, b, 0x49), c, 0x92);
-    _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(first, _mm256_setr_epi32(0, 3, 6, 1, 4, 7, 2, 5)));
-    _mm256_storeu_ps(to + 16, _mm256_permutevar8x32_ps(second, _mm256_setr_epi32(1, 4, 7, 2, 5, 0, 3, 6)));
-    _mm256_storeu_ps(to + 32, _mm256_permutevar8x32_ps(third, _mm256_setr_epi32(2, 5, 0, 3, 6, 1, 4, 7)));
-}
-/* and back */
+/* rows from columns, which are TL_GROUP apart */
 OPERATION void f32_join_pairs(const float *from, float *p) {
     __m256 a = _mm256_loadu_ps(from), b = _mm256_loadu_ps(from + 16);
     __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
@@ -135,12 +133,6 @@ OPERATION __m256d f64_power(__m256d k, f64_table table) {
 OPERATION __m256d f64_zero_if_negative(__m256d a) { return _mm256_blendv_pd(a, _mm256_setzero_pd(), a); }
 
 #define f64_PIECE 4
-OPERATION __m256d f64_load_pieces(const char *const *rows, size_t offset) {
-    return _mm256_loadu_pd((const double *)(const void *)(rows[0] + offset));
-}
-OPERATION void f64_store_pieces(char *const *rows, size_t offset, __m256d all) {
-    _mm256_storeu_pd((double *)(void *)(rows[0] + offset), all);
-}
 OPERATION void f64_transpose_pieces(__m256d *v) {
     __m256d ab_low = _mm256_unpacklo_pd(v[0], v[1]), ab_high = _mm256_unpackhi_pd(v[0], v[1]),
             cd_low = _mm256_unpacklo_pd(v[2], v[3]), cd_high = _mm256_unpackhi_pd(v[2], v[3]);
@@ -149,11 +141,16 @@ OPERATION void f64_transpose_pieces(__m256d *v) {
     v[2] = _mm256_permute2f128_pd(ab_low, cd_low, 0x31);
     v[3] = _mm256_permute2f128_pd(ab_high, cd_high, 0x31);
 }
-OPERATION void f64_split_pairs(const double *p, double *to) {
+OPERATION __m256d f64_column(const double *p, int n, int k) {
     __m256d a = _mm256_loadu_pd(p), b = _mm256_loadu_pd(p + 4);
-    __m256d low = _mm256_permute2f128_pd(a, b, 0x20), high = _mm256_permute2f128_pd(a, b, 0x31);
-    _mm256_storeu_pd(to, _mm256_unpacklo_pd(low, high));
-    _mm256_storeu_pd(to + 16, _mm256_unpackhi_pd(low, high));
+    if (n == 2) {
+        __m256d low = _mm256_permute2f128_pd(a, b, 0x20), high = _mm256_permute2f128_pd(a, b, 0x31);
+        return k == 0 ? _mm256_unpacklo_pd(low, high) : _mm256_unpackhi_pd(low, high);
+    }
+    __m256d c = _mm256_loadu_pd(p + 8);
+    return k == 0   ? _mm256_permute4x64_pd(_mm256_blend_pd(_mm256_blend_pd(a, b, 4), c, 2), 0x6c)
+           : k == 1 ? _mm256_permute4x64_pd(_mm256_blend_pd(_mm256_blend_pd(a, b, 9), c, 4), 0xb1)
+                    : _mm256_permute4x64_pd(_mm256_blend_pd(_mm256_blend_pd(a, b, 2), c, 9), 0xc6);
 }
 OPERATION void f64_join_pairs(const double *from, double *p) {
     __m256d a = _mm256_loadu_pd(from), b = _mm256_loadu_pd(from + 16);
@@ -161,18 +158,7 @@ OPERATION void f64_join_pairs(const double *from, double *p) {
     _mm256_storeu_pd(p, _mm256_permute2f128_pd(low, high, 0x20));
     _mm256_storeu_pd(p + 4, _mm256_permute2f128_pd(low, high, 0x31));
 }
-/* sums of two and of three neighbours, and of each of f64_WIDTH vectors, by halves */
-OPERATION __m256d f64_sum_pairs(const double *p) {
-    return _mm256_permute4x64_pd(_mm256_hadd_pd(_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)), 0xd8);
-}
-OPERATION __m256d f64_sum_triples(const double *p) {
-    __m256d a = _mm256_loadu_pd(p), b = _mm256_loadu_pd(p + 4), c = _mm256_loadu_pd(p + 8);
-    __m256d first = _mm256_blend_pd(_mm256_blend_pd(a, b, 4), c, 2);
-    __m256d second = _mm256_blend_pd(_mm256_blend_pd(a, b, 9), c, 4);
-    __m256d third = _mm256_blend_pd(_mm256_blend_pd(a, b, 2), c, 9);
-    first = _mm256_add_pd(_mm256_permute4x64_pd(first, 0x6c), _mm256_permute4x64_pd(third, 0xc6));
-    return _mm256_add_pd(first, _mm256_permute4x64_pd(second, 0xb1));
-}
+/* sums of each of f64_WIDTH vectors, by halves */
 OPERATION __m256d f64_sum_each(const __m256d *v) {
     __m256d two[2];
     for (int i = 0; i < 2; i++)

@@ -72,25 +72,16 @@ OPERATION void f32_store_pieces(char *const *rows, size_t offset, __m512 all) {
     _mm_storeu_ps((float *)(void *)(rows[8] + offset), _mm512_extractf32x4_ps(all, 2));
     _mm_storeu_ps((float *)(void *)(rows[12] + offset), _mm512_extractf32x4_ps(all, 3));
 }
-/* rows of two elements, and of three, as vectors that are TL_GROUP apart: one of the first elements, and so on */
-OPERATION void f32_split_pairs(const float *p, float *to) {
-    const __m512i place = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    __m512 low = _mm512_loadu_ps(p), high = _mm512_loadu_ps(p + 16);
-    _mm512_storeu_ps(to, _mm512_permutex2var_ps(low, place, high));
-    _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(low, _mm512_add_epi32(place, _mm512_set1_epi32(1)), high));
+/* element k of each row of n, 2 or 3; rows follow each other */
+OPERATION __m512 f32_column(const float *p, int n, int k) {
+    const __m512i row = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i at = _mm512_add_epi32(_mm512_mullo_epi32(row, _mm512_set1_epi32(n)), _mm512_set1_epi32(k));
+    __m512 of_two = _mm512_permutex2var_ps(_mm512_loadu_ps(p), at, _mm512_loadu_ps(p + 16));
+    if (n == 2)
+        return of_two;
+    return _mm512_mask_permutexvar_ps(of_two, (__mmask16)(0xffff << (34 - k) / 3), at, _mm512_loadu_ps(p + 32));
 }
-OPERATION void f32_split_triples(const float *p, float *to) {
-    const __m512i place = _mm512_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45);
-    const __m512i own = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m512 low = _mm512_loadu_ps(p), middle = _mm512_loadu_ps(p + 16), high = _mm512_loadu_ps(p + 32);
-    for (int k = 0; k < 3; k++) {
-        __m512i at = _mm512_add_epi32(place, _mm512_set1_epi32(k)), last = _mm512_sub_epi32(at, _mm512_set1_epi32(16));
-        __m512 found = _mm512_permutex2var_ps(low, at, middle); /* of places from 32 on, any */
-        at = _mm512_mask_blend_epi32(_mm512_cmplt_epi32_mask(at, _mm512_set1_epi32(32)), last, own);
-        _mm512_storeu_ps(to + 16 * k, _mm512_permutex2var_ps(found, at, high));
-    }
-}
-/* and back */
+/* rows from columns, which are TL_GROUP apart */
 OPERATION void f32_join_pairs(const float *from, float *p) {
     const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     __m512 a = _mm512_loadu_ps(from), b = _mm512_loadu_ps(from + 16);
@@ -139,11 +130,13 @@ OPERATION void f64_transpose_pieces(__m512d *v) {
     v[2] = _mm512_permutex2var_pd(ab_low, odd, cd_low);
     v[3] = _mm512_permutex2var_pd(ab_high, odd, cd_high);
 }
-OPERATION void f64_split_pairs(const double *p, double *to) {
-    const __m512i place = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
-    __m512d low = _mm512_loadu_pd(p), high = _mm512_loadu_pd(p + 8);
-    _mm512_storeu_pd(to, _mm512_permutex2var_pd(low, place, high));
-    _mm512_storeu_pd(to + 16, _mm512_permutex2var_pd(low, _mm512_add_epi64(place, _mm512_set1_epi64(1)), high));
+OPERATION __m512d f64_column(const double *p, int n, int k) {
+    const __m512i row = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m512i at = _mm512_add_epi64(_mm512_mullo_epi64(row, _mm512_set1_epi64(n)), _mm512_set1_epi64(k));
+    __m512d of_two = _mm512_permutex2var_pd(_mm512_loadu_pd(p), at, _mm512_loadu_pd(p + 8));
+    if (n == 2)
+        return of_two;
+    return _mm512_mask_permutexvar_pd(of_two, (__mmask8)(0xff << (18 - k) / 3), at, _mm512_loadu_pd(p + 16));
 }
 OPERATION void f64_join_pairs(const double *from, double *p) {
     const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
@@ -151,25 +144,7 @@ OPERATION void f64_join_pairs(const double *from, double *p) {
     _mm512_storeu_pd(p, _mm512_permutex2var_pd(a, low, b));
     _mm512_storeu_pd(p + 8, _mm512_permutex2var_pd(a, _mm512_add_epi64(low, _mm512_set1_epi64(4)), b));
 }
-/* sums of two and of three neighbours, and of each of f64_WIDTH vectors, by halves */
-OPERATION __m512d f64_sum_pairs(const double *p) {
-    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), one = _mm512_set1_epi64(1);
-    __m512d low = _mm512_loadu_pd(p), high = _mm512_loadu_pd(p + 8);
-    return _mm512_add_pd(_mm512_permutex2var_pd(low, even, high),
-                         _mm512_permutex2var_pd(low, _mm512_add_epi64(even, one), high));
-}
-OPERATION __m512d f64_sum_triples(const double *p) {
-    const __m512i place = _mm512_setr_epi64(0, 3, 6, 9, 12, 15, 18, 21);
-    const __m512i own = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7);
-    __m512d v[3];
-    for (int k = 0; k < 3; k++) {
-        __m512i at = _mm512_add_epi64(place, _mm512_set1_epi64(k)), last = _mm512_sub_epi64(at, _mm512_set1_epi64(8));
-        v[k] = _mm512_permutex2var_pd(_mm512_loadu_pd(p), at, _mm512_loadu_pd(p + 8)); /* of places from 16 on, any */
-        at = _mm512_mask_blend_epi64(_mm512_cmplt_epi64_mask(at, _mm512_set1_epi64(16)), last, own);
-        v[k] = _mm512_permutex2var_pd(v[k], at, _mm512_loadu_pd(p + 16));
-    }
-    return _mm512_add_pd(_mm512_add_pd(v[0], v[2]), v[1]);
-}
+/* sums of each of f64_WIDTH vectors, by halves */
 OPERATION __m512d f64_sum_each(const __m512d *v) {
     __m512d four[4], two[2];
     for (int i = 0; i < 4; i++) { /* 0 and 2, 1 and 3, 4 and 6, 5 and 7 */

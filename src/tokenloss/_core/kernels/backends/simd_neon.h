@@ -76,12 +76,6 @@ TL_INLINE void f32_transpose_pieces(float32x4_t *v) {
     v[2] = vreinterpretq_f32_f64(vzip1q_f64(ab_high, cd_high));
     v[3] = vreinterpretq_f32_f64(vzip2q_f64(ab_high, cd_high));
 }
-/* the same of three elements as split_pairs */
-TL_INLINE void f32_split_triples(const float *p, float *to) {
-    float32x4x3_t of = vld3q_f32(p);
-    for (int k = 0; k < 3; k++)
-        vst1q_f32(to + 16 * k, of.val[k]);
-}
 TL_INLINE void f32_join_triples(const float *from, float *p) {
     float32x4x3_t of = {{vld1q_f32(from), vld1q_f32(from + 16), vld1q_f32(from + 32)}};
     vst3q_f32(p, of);
@@ -127,10 +121,5 @@ TL_INLINE void f64_transpose_pieces(float64x2_t *v) {
     v[1] = vzip2q_f64(v[0], v[1]);
     v[0] = low;
 }
-/* sums of two and of three neighbours, and of each of f64_WIDTH vectors */
-TL_INLINE float64x2_t f64_sum_pairs(const double *p) { return vpaddq_f64(vld1q_f64(p), vld1q_f64(p + 2)); }
-TL_INLINE float64x2_t f64_sum_triples(const double *p) {
-    float64x2x3_t of = vld3q_f64(p);
-    return vaddq_f64(vaddq_f64(of.val[0], of.val[2]), of.val[1]);
-}
+/* sums of each of f64_WIDTH vectors */
 TL_INLINE float64x2_t f64_sum_each(const float64x2_t *v) { return vpaddq_f64(v[0], v[1]); }

@@ -54,19 +54,11 @@ TL_INLINE OP(bits) OP(or_bits)(OP(bits) a, OP(vec) b, OP(vec) c) {
 /* whether any element has a bit of a mask */
 TL_INLINE int OP(any_of_bits)(OP(bits) a, UINT mask) { return OP(mask)(INTS(vtstq)(a, INTS(vdupq_n)(mask))) != 0; }
 
-/* a piece of a row, a whole vector, `offset` bytes into it */
-TL_INLINE OP(vec) OP(load_pieces)(const char *const *rows, size_t offset) {
-    return FLOATS(vld1q)((const REAL *)(const void *)(rows[0] + offset));
+/* element k of each row of n, 2 or 3; rows follow each other */
+TL_INLINE OP(vec) OP(column)(const REAL *p, int n, int k) {
+    return n == 2 ? FLOATS(vld2q)(p).val[k] : FLOATS(vld3q)(p).val[k];
 }
-TL_INLINE void OP(store_pieces)(char *const *rows, size_t offset, OP(vec) piece) {
-    FLOATS(vst1q)((REAL *)(void *)(rows[0] + offset), piece);
-}
-/* rows of two elements as vectors that are TL_GROUP apart, of the first elements and of the second ones; and back */
-TL_INLINE void OP(split_pairs)(const REAL *p, REAL *to) {
-    OP(pair) of = FLOATS(vld2q)(p);
-    OP(store)(to, of.val[0]);
-    OP(store)(to + 16, of.val[1]);
-}
+/* rows from columns, which are TL_GROUP apart */
 TL_INLINE void OP(join_pairs)(const REAL *from, REAL *p) {
     OP(pair) of = {{OP(load)(from), OP(load)(from + 16)}};
     FLOATS(vst2q)(p, of);

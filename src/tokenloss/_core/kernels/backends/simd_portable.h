@@ -56,8 +56,6 @@ TL_INLINE float f32_fma(float a, float b, float c) {
 #endif
 
 #define f32_PIECE 1
-#define f32_split_pairs(p, to) (void)((to)[0] = f32_load(p), (to)[TL_GROUP] = f32_load((p) + 1))
-#define f32_split_triples(p, to) (f32_split_pairs(p, to), (void)((to)[2 * TL_GROUP] = f32_load((p) + 2)))
 #define f32_join_pairs(from, p) (f32_store(p, (from)[0]), f32_store((p) + 1, (from)[TL_GROUP]))
 #define f32_join_triples(from, p) (f32_join_pairs(from, p), f32_store((p) + 2, (from)[2 * TL_GROUP]))
 TL_INLINE void f32_widen(float a, double *wide) { *wide = (double)a; }
@@ -125,9 +123,6 @@ TL_OUTLINE double f64_fma(double a, double b, double c) {
 TL_INLINE uint64_t f64_add_bits(uint64_t a, double b) { return a + tl_to_bits(b); }
 
 #define f64_PIECE 1
-#define f64_split_pairs(p, to) (void)((to)[0] = f64_load(p), (to)[TL_GROUP] = f64_load((p) + 1))
 #define f64_join_pairs(from, p) (f64_store(p, (from)[0]), f64_store((p) + 1, (from)[TL_GROUP]))
-/* sums of two and of three neighbours, and of each of f64_WIDTH vectors */
-TL_INLINE double f64_sum_pairs(const double *p) { return p[0] + p[1]; }
-TL_INLINE double f64_sum_triples(const double *p) { return (p[0] + p[2]) + p[1]; }
+/* sums of each of f64_WIDTH vectors */
 TL_INLINE double f64_sum_each(const double *v) { return *v; }

@@ -60,14 +60,12 @@ TL_INLINE REAL OP(power)(REAL k, OP(table) table) {
     UINT bits = OP(to_bits)(k);
     return OP(from_bits)((bits << (MANTISSA - 3)) + (table.powers[bits & 7] - table.drop));
 }
+/* element k of a row of n */
+TL_INLINE REAL OP(column)(const REAL *p, int n, int k) {
+    (void)n;
+    return OP(load)(p + k);
+}
 
-/* a piece of a row, one element, `offset` bytes into it */
-TL_INLINE REAL OP(load_pieces)(const char *const *rows, size_t offset) {
-    return OP(load)((const REAL *)(const void *)(rows[0] + offset));
-}
-TL_INLINE void OP(store_pieces)(char *const *rows, size_t offset, REAL piece) {
-    OP(store)((REAL *)(void *)(rows[0] + offset), piece);
-}
 TL_INLINE void OP(transpose_pieces)(REAL *v) { (void)v; }
 
 #undef REAL
