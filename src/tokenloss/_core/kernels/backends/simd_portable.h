@@ -33,24 +33,30 @@ TL_INLINE void f32_store_float16(uint16_t *p, float value) { tl_store((char *)p,
 TL_INLINE void f32_store_bfloat16(uint16_t *p, float value) { tl_store((char *)p, TL_BFLOAT16, (double)value); }
 TL_INLINE void half_stream(uint16_t *p, const uint16_t *halves) { *p = *halves; }
 
+/* a + b and what its rounding lost. */
+TL_INLINE double f64_two_sum(double a, double b, double *lost) {
+    double sum = a + b, other = sum - a;
+    *lost = (a - (sum - other)) + (b - other);
+    return sum;
+}
+
+/* a + b rounded to odd: where it is not exact, the last bit is set, so that rounding it again to fewer bits is right. */
+TL_INLINE double f64_add_to_odd(double a, double b) {
+    double lost, sum = f64_two_sum(a, b, &lost);
+    uint64_t bits = tl_to_bits(sum);
+    if ((lost < 0 || lost > 0) && !(bits & 1)) /* not nan */
+        sum = tl_from_bits((lost > 0) == (sum > 0) ? bits + 1 : bits - 1);
+    return sum;
+}
+
 #if TL_BASELINE_FMA
 TL_INLINE float f32_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 #else
 TL_INLINE float f32_fma(float a, float b, float c) {
-    double product = (double)a * (double)b; /* exact */
-    double sum = product + (double)c;
-    uint64_t bits = tl_to_bits(sum);
-    /* Rounding twice is wrong only where the first result is halfway between two floats: step off it towards the
-     * exact sum. Below the normal numbers, floats are multiples of 2^-149. */
-    int halfway = (bits & 0x1fffffff) == 0x10000000;
-    if (TL_UNLIKELY(tl_abs(sum) < 0x1p-126))
-        halfway = (int64_t)(sum * 0x1p150) % 2 != 0 && (double)(int64_t)(sum * 0x1p150) == sum * 0x1p150;
-    if (TL_UNLIKELY(halfway)) {
-        double other = sum - product;
-        double lost = (product - (sum - other)) + ((double)c - other);
-        if (lost != 0)
-            sum = tl_from_bits((lost > 0) == (sum > 0) ? bits + 1 : bits - 1);
-    }
+    double product = (double)a * (double)b, sum = product + (double)c; /* the product is exact */
+    /* rounding twice is wrong only where the first result is halfway between two floats, or is no normal one */
+    if (TL_UNLIKELY((tl_to_bits(sum) & 0x1fffffff) == 0x10000000 || tl_abs(sum) < 0x1p-126))
+        sum = f64_add_to_odd(product, (double)c);
     return (float)sum;
 }
 #endif
@@ -66,13 +72,6 @@ TL_INLINE void f32_widen_bits(float a, double *wide) {
     *wide = (double)bits - (bits >> 31 != 0 ? 0x1p32 : 0);
 }
 TL_INLINE float f32_narrow(const double *wide) { return (float)*wide; }
-
-/* a + b and what its rounding lost. */
-TL_INLINE double f64_two_sum(double a, double b, double *lost) {
-    double sum = a + b, other = sum - a;
-    *lost = (a - (sum - other)) + (b - other);
-    return sum;
-}
 
 #if TL_BASELINE_FMA
 TL_INLINE double f64_fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
@@ -99,16 +98,12 @@ TL_OUTLINE double f64_fma(double a, double b, double c) {
     wide = 134217729.0 * b;
     double b_high = wide - (wide - b), b_low = b - b_high;
     double product_low = a_low * b_low - (((product - a_high * b_high) - a_low * b_high) - a_high * b_low);
-    double carried_low, sum_low, lost;
+    double carried_low, sum_low;
     double carried = f64_two_sum(c, product_low, &carried_low);
     double sum = f64_two_sum(product, carried, &sum_low);
-    double odd = f64_two_sum(sum_low, carried_low, &lost);
-    if (lost != 0) {
-        uint64_t bits = tl_to_bits(odd);
-        if (!(bits & 1))
-            odd = tl_from_bits((lost > 0) == (odd > 0) ? bits + 1 : bits - 1);
-    }
+    double odd = f64_add_to_odd(sum_low, carried_low);
     if (TL_UNLIKELY(tiny)) {
+        double lost;
         sum = f64_two_sum(sum, odd, &lost);
         double result = sum * 0x1p-537 * 0x1p-537; /* rounds again, which is wrong only where sum looks like a tie */
         if (lost != 0 && tl_abs(sum - result * 0x1p537 * 0x1p537) == 0.5)
