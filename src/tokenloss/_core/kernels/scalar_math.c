@@ -12,3 +12,6 @@ double tl_log_of_sum(double sum, double ref_exp, int dtype) { return f64_log_of_
 double tl_softmax_factor(double logsumexp, int dtype, double *exponent) {
     return f64_softmax_factor(logsumexp, dtype, exponent);
 }
+double tl_entropy(double log_odds, double nll, double others_nll, double of_others) {
+    return f64_entropy(log_odds, nll, others_nll, of_others);
+}

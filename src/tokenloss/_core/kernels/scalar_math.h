@@ -48,6 +48,9 @@ double tl_log_of_sum(double sum, double ref_exp, int dtype);
 /* The exponent and factor with which exp(x) 2^-exponent factor is softmax(x). */
 double tl_softmax_factor(double logsumexp, int dtype, double *exponent);
 
+/* The entropy of a row from the log-odds against a class, both sides' losses, and the entropy of the other classes. */
+double tl_entropy(double log_odds, double nll, double others_nll, double of_others);
+
 /* log(1 + exp(d)): the loss of a target whose logit is d below the logsumexp of the others. */
 TL_INLINE double tl_softplus(double d) { return d > 0 ? d + tl_log1p(tl_exp(-d)) : tl_log1p(tl_exp(d)); }
 

@@ -15,20 +15,6 @@ static int64_t count_not_nan(const tl_row *raw, int64_t start, int64_t end, int6
     return count;
 }
 
-/* Entropy by the chain rule: H = p_others H(others) + H_b(p_others), where p_others = 1 - p(target) and H_b is the
- * entropy of the choice between the target and the others, whose losses are given. */
-static double entropy_of(double nll, double others_nll, double log_odds, const tl_lse_acc *others, double log_others) {
-    double odds_against = tl_exp(log_odds), p = 1 / (1 + odds_against);
-    double p_others = odds_against > 0x1p1000 ? 1 : odds_against / (1 + odds_against);
-    double entropy_others = (log_others - others->moment->shift) - tl_moment_mean(others);
-    double entropy = 0;
-    if (p_others > 0)
-        entropy += p_others * ((entropy_others > 0 ? entropy_others : 0) + others_nll);
-    if (p > 0)
-        entropy += p * nll;
-    return entropy;
-}
-
 /* Accumulates one block, unless the sum is nan already. Also max and #{logit >= target} over the raw logits (before
  * scale and softcap), except the target. */
 static void reduce_and_count_ge(const tl_backend *backend, const tl_row *row, const tl_row *raw, int64_t start,
@@ -117,8 +103,8 @@ void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double tar
     token->logsumexp = tl_logsumexp(lse);
     token->nll = log_odds > 0 ? log_odds + likelier : likelier;
     double others_nll = log_odds < 0 ? likelier - log_odds : likelier;
-    token->entropy =
-        log_odds == log_odds ? entropy_of(token->nll, others_nll, log_odds, &token->state, others.log) : log_odds;
+    double of_others = (others.log - token->moment.shift) - tl_moment_mean(&token->state);
+    token->entropy = log_odds == log_odds ? tl_entropy(log_odds, token->nll, others_nll, of_others) : log_odds;
     if (topk)
         tl_topk_sort(topk);
     for (int64_t i = 0; topk && i < topk->count; i++)

@@ -45,19 +45,13 @@ TL_TARGET SCHEDULED static uint64_t JOIN(softmax_factors_, BACKEND)(const double
     return near;
 }
 
-/* As entropy_of in token_stats.c. */
 TL_TARGET static void JOIN(entropies_, BACKEND)(const tl_odds *odds, const double *log, const double *sum,
                                                 const tl_short_moments *moments, size_t count, double *entropy) {
-    const f64_vec zero = f64_set(0), one = f64_set(1);
     for (size_t i = 0; i < count; i += f64_WIDTH) {
-        f64_vec against = f64_exp(f64_load(odds->log_odds + i)), both = f64_add(one, against), p = f64_div(one, both);
-        f64_vec p_others = f64_if_less(f64_set(0x1p1000), against, one, f64_div(against, both));
         f64_vec mean = f64_div(f64_load(moments->sum + i), f64_load(sum + i));
         f64_vec of_others = f64_sub(f64_sub(f64_load(log + i), f64_load(moments->shift + i)), mean);
-        of_others = f64_add(f64_if_less(zero, of_others, of_others, zero), f64_load(odds->others_nll + i));
-        of_others = f64_if_less(zero, p_others, f64_mul(p_others, of_others), zero);
-        f64_vec of_target = f64_if_less(zero, p, f64_mul(p, f64_load(odds->nll + i)), zero);
-        f64_store(entropy + i, f64_add(of_others, of_target));
+        f64_vec nll = f64_load(odds->nll + i), others_nll = f64_load(odds->others_nll + i);
+        f64_store(entropy + i, f64_entropy(f64_load(odds->log_odds + i), nll, others_nll, of_others));
     }
 }
 

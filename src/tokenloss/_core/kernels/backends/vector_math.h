@@ -188,3 +188,14 @@ TL_TARGET TL_INLINE f64_vec f64_exponent_near(f64_vec maximum) {
     f64_vec near = f64_if_less(f64_set(TL_MAX_EXACT_REDUCTION), size, zero, maximum);
     return f64_nearest(f64_mul(near, f64_set(TL_LOG2E)));
 }
+
+/* Entropy by the chain rule: H = p_others H(others) + H_b(p_others), where p_others = 1 - p(target) and H_b is the
+ * entropy of the choice between the target and the others, whose losses are given. */
+TL_TARGET TL_INLINE f64_vec f64_entropy(f64_vec log_odds, f64_vec nll, f64_vec others_nll, f64_vec of_others) {
+    const f64_vec zero = f64_set(0), one = f64_set(1);
+    f64_vec against = f64_exp(log_odds), both = f64_add(one, against), p = f64_div(one, both);
+    f64_vec p_others = f64_if_less(f64_set(0x1p1000), against, one, f64_div(against, both));
+    of_others = f64_add(f64_if_less(zero, of_others, of_others, zero), others_nll);
+    of_others = f64_if_less(zero, p_others, f64_mul(p_others, of_others), zero);
+    return f64_add(of_others, f64_if_less(zero, p, f64_mul(p, nll), zero));
+}
