@@ -191,27 +191,17 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 #include "losses_body.h"
 #include "nll_body.h"
 #include "divergence_body.h"
-#undef REAL
-#undef UINT
-#undef OP
 
 TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_t start, ptrdiff_t end) {
-    const ptrdiff_t width = (ptrdiff_t)sizeof(f64_vec), run = 512;
     for (; start + 64 <= end; start += 64) {
-        uint64_t word[8];
-        memcpy(word, data + start, 64);
-        if ((word[0] | word[1] | word[2] | word[3]) | (word[4] | word[5] | word[6] | word[7]))
-            return start;
-        for (; start + 64 + run <= end; start += run) {
-            const double *next = (const double *)(const void *)(data + start + 64);
-            f64_bits seen = f64_set_bits(0);
-            for (ptrdiff_t k = 0; k < run / 8; k += 2 * width / 8)
-                seen = f64_or_bits(seen, f64_load(next + k), f64_load(next + k + width / 8));
-            for (ptrdiff_t k = 0; k < run; k += 64)
-                tl_prefetch_stream(data + start + k);
-            if (f64_any_of_bits(seen, ~(uint64_t)0))
-                break;
+        f64_bits seen = f64_set_bits(0);
+        for (ptrdiff_t k = start; k < start + 64; k += (ptrdiff_t)sizeof(f64_vec)) {
+            const f64_vec next = f64_load((const double *)(const void *)(data + k));
+            seen = f64_or_bits(seen, next, next);
         }
+        if (f64_any_of_bits(seen, ~(uint64_t)0))
+            return start;
+        tl_prefetch_stream(data + start);
     }
     return start;
 }
@@ -219,9 +209,6 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
 /* Rows of a matrix, and vectors, that are multiplied in one pass: as many as there are registers for. */
 #define DOT_ROWS (OP(WIDTH) > 4 ? OP(WIDTH) / 4 : 1)
 #define DOT_VECTORS (f32_WIDTH == 16 ? 4 : 2)
-
-#define REAL float
-#define OP(f) f32_##f
 
 /* Sums of up to TL_GROUP rows, from what `store_eight` left of their lanes. */
 TL_TARGET TL_INLINE void add_lanes_of_rows(double (*eight)[8], size_t count, double *sum) {
@@ -258,8 +245,10 @@ enum { OF_float16 = TL_FLOAT16, OF_bfloat16 = TL_BFLOAT16, OF_float32 = TL_FLOAT
 #include "short_rows_body.h"
 
 #undef REAL
+#undef UINT
 #undef OP
 #define REAL double
+#define UINT uint64_t
 #define OP(f) f64_##f
 
 #define DTYPE float64
