@@ -187,10 +187,6 @@ typedef struct {
     double log_odds[TL_BLOCK_ROWS], nll[TL_BLOCK_ROWS], others_nll[TL_BLOCK_ROWS];
 } tl_odds;
 
-/* Adds `count` contiguous elements at x, in native byte order, to the accumulator. Memory is read up to the next
- * multiple of TL_READ_MULTIPLE elements; elements from `count` on must be -inf. */
-typedef void tl_reduce_fn(const void *x, size_t count, tl_lse_acc *state);
-
 /* Which class ids are classes, and which marks rows to ignore. */
 typedef struct {
     int64_t classes, ignored;
@@ -253,8 +249,9 @@ typedef struct {
 typedef struct {
     const char *name;
 
-    /* Reductions of one row: see tl_reduce_kind. */
-    tl_reduce_fn *reduce[TL_REDUCE_KINDS][TL_FLOAT_DTYPES];
+    /* Reductions of one row, see tl_reduce_kind: add contiguous elements, in native byte order, to the accumulator. Up
+     * to the next multiple of TL_READ_MULTIPLE, elements must be -inf. */
+    void (*reduce[TL_REDUCE_KINDS][TL_FLOAT_DTYPES])(const void *x, size_t count, tl_lse_acc *state);
 
     /* Reductions of two rows: both sums, the moment of the base with regard to the other row, and the maximum of the
      * base. `count` is below TL_CHUNK or a multiple of it. Returns 1 if a possible class of the base has -inf (or, in

@@ -126,17 +126,14 @@ TL_INLINE uint16_t tl_to_half(double value, int mantissa) {
     const uint64_t biased = rounded - ((uint64_t)(1023 - bias) << mantissa);
     return (uint16_t)(sign | (biased < infinity ? biased : infinity));
 }
-TL_INLINE uint16_t tl_to_float16(double value) { return tl_to_half(value, 10); }
-TL_INLINE uint16_t tl_to_bfloat16(double value) { return tl_to_half(value, 7); }
 
 /* Rounds a double to one of the four dtypes of logits, in either byte order. */
 TL_INLINE void tl_store(char *address, int dtype, double value) {
-    const int is_bfloat16 = (dtype & ~TL_SWAPPED) == TL_BFLOAT16;
     const float single = (float)value;
     uint16_t half;
     switch (tl_itemsize(dtype)) {
     case 2:
-        half = is_bfloat16 ? tl_to_bfloat16(value) : tl_to_float16(value);
+        half = tl_to_half(value, (dtype & ~TL_SWAPPED) == TL_BFLOAT16 ? 7 : 10);
         tl_copy_element((const char *)&half, address, dtype);
         break;
     case 4: tl_copy_element((const char *)&single, address, dtype); break;

@@ -99,8 +99,9 @@ void tl_softmax_by_sum(const tl_backend *backend, const tl_row *row, int is_log,
         map_op op = {1, 0, 0, lse.log, large};
         map_row(backend, row, lse.offset, &op, out, cancel);
     } else {
-        double exponent = (double)(state.ref_exp - tl_kept_bits(row->compute_dtype));
-        map_op op = {0, exponent, tl_softmax_factor_of(sum, row->compute_dtype), 0, large};
+        const int is_double = row->compute_dtype == TL_FLOAT64;
+        double exponent = (double)(state.ref_exp - (is_double ? TL_DOUBLE_KEPT_BITS : TL_FLOAT_KEPT_BITS));
+        map_op op = {0, exponent, (is_double ? TL_DOUBLE_UNKEPT : TL_FLOAT_UNKEPT) / sum, 0, large};
         map_row(backend, row, state.offset, &op, out, cancel);
     }
 }

@@ -13,12 +13,6 @@ void tl_softmax(const tl_backend *backend, const tl_row *row, int is_log, const 
 void tl_softmax_by_sum(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out, int large,
                        tl_cancel *cancel);
 
-/* How many powers of two too large exponentials are kept, and the factor that makes them a softmax. */
-TL_INLINE int tl_kept_bits(int dtype) { return dtype == TL_FLOAT64 ? TL_DOUBLE_KEPT_BITS : TL_FLOAT_KEPT_BITS; }
-TL_INLINE double tl_softmax_factor_of(double sum, int dtype) {
-    return (dtype == TL_FLOAT64 ? TL_DOUBLE_UNKEPT : TL_FLOAT_UNKEPT) / sum;
-}
-
 /* d logit / d raw logit, from the logit. */
 TL_INLINE double tl_softcap_grad(const tl_row *row, double logit) {
     if (row->softcap == 0)

@@ -82,19 +82,16 @@ TARGET TL_INLINE void add_slab(const char *rows, ptrdiff_t stride, int64_t depth
         }
 }
 
-typedef void slab_adder(const char *rows, ptrdiff_t stride, int64_t depth, const char *panel, float *sums);
-
-/* The same for a number of vectors that is known to the compiler. */
-#define ADD_SLAB(vectors)                                                                                         \
-    TARGET TL_OUTLINE void add_slab_of_##vectors(const char *rows, ptrdiff_t stride, int64_t depth, const char *panel, \
-                                                 float *sums) {                                                   \
-        add_slab(rows, stride, depth, panel, vectors, sums);                                                      \
+/* The same of a panel with this number of vectors: for each, a loop of its own. */
+TARGET TL_OUTLINE void add_slab_of(int64_t vectors, const char *rows, ptrdiff_t stride, int64_t depth,
+                                   const char *panel, float *sums) {
+    switch (vectors) {
+    case 1: add_slab(rows, stride, depth, panel, 1, sums); break;
+    case 2: add_slab(rows, stride, depth, panel, 2, sums); break;
+    case 3: add_slab(rows, stride, depth, panel, 3, sums); break;
+    default: add_slab(rows, stride, depth, panel, 4, sums);
     }
-ADD_SLAB(1)
-ADD_SLAB(2)
-ADD_SLAB(3)
-ADD_SLAB(4)
-static slab_adder *const add_slab_of[] = {add_slab_of_1, add_slab_of_2, add_slab_of_3, add_slab_of_4};
+}
 
 /* Writes 16 vectors of sums, `stride` floats apart, as their columns: the first `count` columns, `width` of each. */
 TARGET static void store_transposed(const float *sums, int64_t stride, int64_t count, int64_t width, char *out,
@@ -132,8 +129,8 @@ TARGET static void multiply_panel(const char *weights, ptrdiff_t stride, int64_t
             int is_whole = count - c >= TILE;
             for (int i = 0; i < TILE && !is_whole; i++) /* the last row is repeated */
                 memcpy(copied[i], rows + (c + i < count ? i : count - c - 1) * stride, (size_t)depth * 2);
-            add_slab_of[lanes / LANES - 1](is_whole ? rows : *copied, is_whole ? stride : 2 * SLAB, depth,
-                                           panel + k / 2 * lanes * 4, sums + c * lanes);
+            add_slab_of(lanes / LANES, is_whole ? rows : *copied, is_whole ? stride : 2 * SLAB, depth,
+                        panel + k / 2 * lanes * 4, sums + c * lanes);
         }
     for (int64_t lane = 0; lane < lanes; lane += LANES)
         for (int64_t c = 0; c < count; c += LANES)

@@ -2,10 +2,6 @@
 
 _Static_assert(TL_CANCEL_INTERVAL % TL_TOKEN_CHUNK == 0, "chunks");
 
-TL_INLINE size_t chunk_length(int64_t at, int64_t stop) {
-    return (size_t)(stop - at < TL_TOKEN_CHUNK ? stop - at : TL_TOKEN_CHUNK);
-}
-
 /* Loads tokens from `start` on, and counts the unmasked ones. */
 static void load_chunk(const tl_tokens *tokens, int64_t start, size_t count, tl_token_chunk *to,
                        tl_sequence *sequence) {
@@ -76,7 +72,8 @@ tl_sequence tl_sum_sequence(const tl_backend *backend, const tl_tokens *tokens, 
         weight = nll;
     for (int64_t run = 0; run < runs; run++)
         for (int64_t at = start[run]; at < stop[run]; at += TL_TOKEN_CHUNK) {
-            load_chunk(tokens, at, chunk_length(at, stop[run]), &terms, &sequence);
+            const int64_t left = stop[run] - at;
+            load_chunk(tokens, at, (size_t)(left < TL_TOKEN_CHUNK ? left : TL_TOKEN_CHUNK), &terms, &sequence);
             add_tokens(backend, &terms, sums);
             tl_superacc_add_many(backend, TL_SUM, &nll, terms.nll, terms.count);
             if (tokens->weight)

@@ -27,11 +27,6 @@ TL_TARGET TL_INLINE void f64_store_bin(uint64_t *bin, f64_bits sum, uint64_t par
     memcpy(bin, &sum, sizeof sum);
 }
 
-/* x x - square, exactly: what the rounding of a square lost. */
-TL_TARGET TL_INLINE f64_vec f64_square_lost(f64_vec x, f64_vec square) {
-    return f64_fma(x, x, f64_sub(f64_set(0), square));
-}
-
 /* 0 where the size of a number is 0 or in (below, above), else that size. */
 TL_TARGET TL_INLINE f64_vec f64_if_unfit(f64_vec x, double below, double above) {
     f64_vec size = f64_and_bits(x, 0x7fffffffffffffffu), zero = f64_set(0);
@@ -49,7 +44,7 @@ TL_TARGET TL_INLINE int JOIN(add_group_, BACKEND)(const double *x, int are_squar
     for (size_t i = 0; i < TL_SUM_GROUP; i += f64_WIDTH) {
         f64_vec number = f64_load(x + i), odd = number;
         if (are_squares) {
-            f64_vec square = f64_mul(number, number), lost = f64_square_lost(number, square);
+            f64_vec square = f64_mul(number, number), lost = f64_fma(number, number, f64_sub(f64_set(0), square));
             odd = f64_if_unfit(number, TL_SQUARE_BELOW, TL_SQUARE_ABOVE);
             for (size_t k = 0; k + 1 < bins; k++) {
                 (void)f64_add_to_bin(&sum[k], &square, f64_set(rounders[k]));
