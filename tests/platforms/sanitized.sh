@@ -6,7 +6,7 @@
 # process to fail. So does memory that _core has leaked by the end of a process, which no test notices.
 #
 # With BEST_ONLY=1 only the best instruction set of the machine has sanitizers, since they take most of the time to compile:
-# for a run that leaves out the others. It asks the installed package which one that is.
+# for a run that leaves out the others, which CC compiles. It asks the installed package which one that is.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -19,7 +19,7 @@ if [ -n "${BEST_ONLY:-}" ]; then
 for word; do
     case "\$word" in
     ${others:-none})
-        exec gcc "\$@" -fno-sanitize=all ;;
+        exec "${CC:-gcc}" "\$@" -fno-sanitize=all ;;
     esac
 done
 exec gcc "\$@"
