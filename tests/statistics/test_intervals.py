@@ -196,7 +196,7 @@ def test_losses_that_are_0_but_for_rounding_have_a_narrow_interval():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [3, 5, 10, 50])
+@pytest.mark.parametrize("number", [3, 50])
 @pytest.mark.parametrize("kind", LENGTHS)
 def test_interval_coverage_of_perplexity_bits_per_byte_and_words(kind, number, rng):
     shares = shares_covered(LENGTHS[kind](number), rng, 3000)
@@ -205,7 +205,7 @@ def test_interval_coverage_of_perplexity_bits_per_byte_and_words(kind, number, r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", LENGTHS)
+@pytest.mark.parametrize("kind", ["equal", "geometric", "one that outweighs the others"])
 def test_interval_coverage_of_comparisons(kind, rng):
     """Of the divergence, of the ratio of perplexities and of the same top, that vary by sequence."""
     number = 5
