@@ -3,6 +3,8 @@
 # libFuzzer may follow `kernels`. What is found is left in the current directory (kernels), or printed with the line that
 # repeats it (formats). Needs clang with libclang-rt-*-dev for the first, and the package with its tests' extras for the
 # second. The corpus of the kernels is what libFuzzer's -merge=1 -use_counters=0 kept of longer runs.
+#
+# If OBJECT is that of a backend, it is linked instead of one with sanitizers, which takes a minute to compile.
 set -euo pipefail
 seconds=${1:-60}
 what=${2:-kernels formats}
@@ -15,8 +17,11 @@ fuzz_kernels() {
     local compiler
     compiler=${CC:-$(compgen -c clang | grep -E '^clang(-[0-9]+)?$' | sort -V | tail -n 1)}
     [ -n "$compiler" ] || { echo "needs clang"; exit 1; }
+    local object=${OBJECT:-}
+    [ -z "$object" ] || cp "$object" "$scratch"
     # comparisons of logits do not guide the fuzzer, and tracing them takes most of the time
-    find "$here/kernels.c" "$kernels" -name '*.c' | xargs -P "$(nproc)" -I{} sh -c \
+    find "$here/kernels.c" "$kernels" -name '*.c' ! -path "*/backends/$(basename "$object" .o).c" |
+        xargs -P "$(nproc)" -I{} sh -c \
         '"$1" -std=c11 -gline-tables-only -O1 -ffp-contract=off -fno-trapping-math -Wall -Wextra -Wconversion -Werror \
             -fsanitize=fuzzer-no-link,address,undefined,float-cast-overflow -fno-sanitize-recover=all \
             -fno-sanitize-coverage=trace-cmp -I"$2" -c "$4" -o "$3/$(basename "$4").o"' \
