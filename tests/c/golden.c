@@ -482,7 +482,7 @@ static void take_scalar_math(void) {
             tl_superacc_add(&sum, any);
         tl_superacc_add(&sum, some);
         if (i % 1000 == 0)
-            take(Q_exact_sum, tl_superacc_round(&sum));
+            take(Q_exact_sum, tl_superacc_round(&sum, 0));
     }
 }
 

@@ -129,7 +129,7 @@ static double run_threads(work *w, const tl_backend *backend, int threads, int s
             exit(2);
     for (int i = 0; i < threads; i++)
         pthread_join(thread[i], NULL);
-    return tl_superacc_round(&w->losses);
+    return tl_superacc_round(&w->losses, 0);
 }
 
 int main(void) {

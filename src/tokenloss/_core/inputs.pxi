@@ -404,7 +404,7 @@ cdef class Positions:
         memset(&weights, 0, sizeof(weights))
         unmasked = self.count(&weights if weighs else NULL)
         tl_fp_enter(&environment)
-        divisor = tl_superacc_round(&weights) if weighs else <double> unmasked
+        divisor = tl_superacc_round(&weights, 0) if weighs else <double> unmasked
         tl_fp_leave(&environment)
         return divisor
 

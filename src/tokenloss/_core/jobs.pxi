@@ -347,16 +347,16 @@ cdef class RowJob(Job):
         cdef tl_superacc *losses = &self.totals.losses
         cdef double total, divisor = 1
         tl_fp_enter(&environment)
-        total = tl_superacc_round(losses)
+        total = tl_superacc_round(losses, 0)
         if mean:
             divisor = <double> self.totals.unmasked
             if self.weighs_class_ids or self.weighs_rows:
-                divisor = tl_superacc_round(&self.totals.weights)
+                divisor = tl_superacc_round(&self.totals.weights, 0)
         if divisor - divisor != 0 and losses.special == 0 and self.totals.weights.special == 0:
             # a mean may fit where its sums do not
-            total = tl_superacc_round_scaled(losses, -64) / tl_superacc_round_scaled(&self.totals.weights, -64)
+            total = tl_superacc_round(losses, -64) / tl_superacc_round(&self.totals.weights, -64)
         elif mean and total - total != 0 and losses.special == 0:
-            total = tl_superacc_round_scaled(losses, -64) / divisor * 18446744073709551616.0
+            total = tl_superacc_round(losses, -64) / divisor * 18446744073709551616.0
         else:
             total /= divisor
         tl_fp_leave(&environment)

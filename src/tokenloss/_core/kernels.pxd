@@ -276,8 +276,7 @@ cdef extern from "kernels/superacc.h" nogil:
     void tl_superacc_add(tl_superacc *, double)
     void tl_superacc_add_product(tl_superacc *, double, double)
     void tl_superacc_merge(tl_sum_kind, tl_superacc *, const tl_superacc *)
-    double tl_superacc_round(tl_superacc *)
-    double tl_superacc_round_scaled(tl_superacc *, int)
+    double tl_superacc_round(tl_superacc *, int)
     int tl_superacc_limbs(tl_sum_kind, tl_superacc *, unsigned char *)
 
 cdef extern from "kernels/sequences.h" nogil:

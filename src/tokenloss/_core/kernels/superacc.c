@@ -151,9 +151,7 @@ void tl_superacc_merge(tl_sum_kind kind, tl_superacc *sum, const tl_superacc *ot
         pour(kind, sum, &other->bins);
 }
 
-double tl_superacc_round(tl_superacc *sum) { return tl_superacc_round_scaled(sum, 0); }
-
-double tl_superacc_round_scaled(tl_superacc *sum, int exponent) {
+double tl_superacc_round(tl_superacc *sum, int exponent) {
     if (sum->special != 0)
         return sum->special;
     empty(TL_SUM, sum, &sum->bins);

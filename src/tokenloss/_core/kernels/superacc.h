@@ -73,11 +73,8 @@ void tl_superacc_pour(tl_superacc *sum, tl_bins *bins);
 
 void tl_superacc_merge(tl_sum_kind kind, tl_superacc *sum, const tl_superacc *other);
 
-/* The sum of numbers, rounded once to the nearest double. */
-double tl_superacc_round(tl_superacc *sum);
-
-/* The same times 2^exponent, for sums that are too large for a double. */
-double tl_superacc_round_scaled(tl_superacc *sum, int exponent);
+/* The sum of numbers times 2^exponent, rounded once to the nearest double. */
+double tl_superacc_round(tl_superacc *sum, int exponent);
 
 /* Writes the limbs as little-endian two's complement, four bytes each, and returns how many these are. */
 int tl_superacc_limbs(tl_sum_kind kind, tl_superacc *sum, unsigned char *bytes);
