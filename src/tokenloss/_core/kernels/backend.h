@@ -9,8 +9,8 @@
 
 #define TL_LANES 64           /* element i of a row is added in lane i % 64, whatever the width of a vector */
 #define TL_CHUNK 512 /* elements whose terms are added in the compute dtype before they go to 16 double lanes */
-#define TL_DOT_ROWS 4     /* rows of a matrix that are multiplied at a time */
-#define TL_DOT_VECTORS 4  /* vectors that they are multiplied with */
+#define TL_DOT_ROWS 4     /* of a matrix: a multiple of those that are multiplied at a time */
+#define TL_DOT_VECTORS 4  /* vectors that all rows are multiplied with before others */
 #define TL_DOT_CHUNK 512 /* products that are added in the compute dtype before they go to 16 double lanes */
 #define TL_READ_MULTIPLE 128 /* functions of a backend read whole multiples of so many elements */
 #define TL_GROUP 16 /* short rows side by side in a group: element k of row r is at [TL_GROUP k + r] */
@@ -285,11 +285,10 @@ typedef struct {
     void (*to_f64[TL_FLOAT_DTYPES])(const void *x, size_t count, double factor, double *out);
     void (*to_compute[TL_FLOAT_DTYPES])(const void *x, size_t count, void *out);
 
-    /* Dot products of some rows, TL_DOT_ROWS at most, with some vectors of the compute dtype, TL_DOT_VECTORS at most. Reads
-     * exactly `depth` elements of each. `from_memory` prefetches the rows. */
-    void (*dot_rows[TL_FLOAT_DTYPES])(const void *x, ptrdiff_t stride, size_t rows, size_t depth,
-                                      const tl_vectors *vectors, int from_memory,
-                                      double dots[TL_DOT_ROWS][TL_DOT_VECTORS]);
+    /* Dot products of rows, which should fit in the second cache, with vectors of the compute dtype, rounded to it:
+     * those with vector v are vector v of `out`. Reads exactly `depth` elements of each. */
+    void (*dot_rows[TL_FLOAT_DTYPES])(const char *x, ptrdiff_t stride, size_t rows, size_t depth,
+                                      const tl_vectors *vectors, const tl_vectors *out);
 
     /* Of a multiple of TL_GROUP: x = softcap tanh(scale x / softcap) in place, or scale x if the softcap is 0.
      * Infinities stay. */

@@ -31,12 +31,10 @@ TL_TARGET TL_INLINE OP(vec) NAME(load_first_)(const ELEMENT *x, size_t n, REAL o
 #endif
 }
 
-/* Writes a vector past the caches. */
+/* Writes a vector, past the caches if it is not of halves, which take longer to compute than to write. */
 TL_TARGET TL_INLINE void NAME(stream_)(ELEMENT *p, OP(vec) a) {
 #ifdef HALF
-    ELEMENT rounded[OP(WIDTH)];
-    STORE(rounded, a);
-    half_stream(p, rounded);
+    STORE(p, a);
 #else
     OP(stream)(p, a);
 #endif
@@ -328,32 +326,36 @@ TL_TARGET TL_INLINE void NAME(dot_tile_)(const ELEMENT *const *x, const REAL *co
         dots[i / count][i % count] = sum_of_lanes(sums[i / count][i % count]);
 }
 
-TL_TARGET static void NAME(dot_rows_)(const void *start, ptrdiff_t stride, size_t rows, size_t depth,
-                                      const tl_vectors *vectors, int from_memory,
-                                      double dots[TL_DOT_ROWS][TL_DOT_VECTORS]) {
-    const size_t columns = (size_t)vectors->count;
-    for (size_t r = 0; r < rows; r += DOT_ROWS)
-        for (size_t v = 0; v < columns; v += DOT_VECTORS) {
+/* The products of some rows with the vectors from v on, rounded: of row r and vector v + i in column r of vector v + i. */
+TL_TARGET TL_INLINE void NAME(dot_vectors_)(const ELEMENT *const *x, size_t depth, size_t r, size_t rows, int64_t v,
+                                            const tl_vectors *vectors, const tl_vectors *out) {
+    const REAL *with[DOT_VECTORS];
+    double products[DOT_ROWS][DOT_VECTORS];
+    const int64_t left = vectors->count - v;
+    for (int64_t i = 0; i < DOT_VECTORS; i++) /* the last one is repeated */
+        with[i] = (const REAL *)(const void *)(vectors->data + (v + (i < left ? i : left - 1)) * vectors->stride);
+    if (left == 1)
+        NAME(dot_tile_)(x, with, depth, 1, v == 0, products);
+    else if (DOT_VECTORS > 2 && left == 2)
+        NAME(dot_tile_)(x, with, depth, 2, v == 0, products);
+    else
+        NAME(dot_tile_)(x, with, depth, DOT_VECTORS, v == 0, products);
+    for (int64_t i = 0; i < DOT_VECTORS && i < left; i++)
+        for (size_t k = 0; k < DOT_ROWS && r + k < rows; k++) {
+            const REAL product = (REAL)products[k][i];
+            memcpy(out->data + (v + i) * out->stride + (r + k) * sizeof product, &product, sizeof product);
+        }
+}
+
+TL_TARGET static void NAME(dot_rows_)(const char *start, ptrdiff_t stride, size_t rows, size_t depth,
+                                      const tl_vectors *vectors, const tl_vectors *out) {
+    for (int64_t some = 0; some < vectors->count; some += TL_DOT_VECTORS)
+        for (size_t r = 0; r < rows; r += DOT_ROWS) {
             const ELEMENT *x[DOT_ROWS];
-            const REAL *with[DOT_VECTORS];
-            double products[DOT_ROWS][DOT_VECTORS];
-            int reads = from_memory && v == 0;
-            for (size_t i = 0; i < DOT_ROWS; i++) /* the last one is repeated */
-                x[i] = (const ELEMENT *)(const void *)((const char *)start +
-                                                       (ptrdiff_t)(r + i < rows ? r + i : rows - 1) * stride);
-            for (size_t i = 0; i < DOT_VECTORS; i++) {
-                ptrdiff_t number = (ptrdiff_t)(v + i < columns ? v + i : columns - 1);
-                with[i] = (const REAL *)(const void *)(vectors->data + number * vectors->stride);
-            }
-            if (columns - v == 1)
-                NAME(dot_tile_)(x, with, depth, 1, reads, products);
-            else if (DOT_VECTORS > 2 && columns - v == 2)
-                NAME(dot_tile_)(x, with, depth, 2, reads, products);
-            else
-                NAME(dot_tile_)(x, with, depth, DOT_VECTORS, reads, products);
-            for (size_t i = 0; i < DOT_ROWS && r + i < rows; i++)
-                for (size_t k = 0; k < DOT_VECTORS && v + k < columns; k++)
-                    dots[r + i][v + k] = products[i][k];
+            for (size_t i = 0; i < DOT_ROWS; i++)
+                x[i] = (const ELEMENT *)(const void *)(start + (ptrdiff_t)(r + i < rows ? r + i : rows - 1) * stride);
+            for (int64_t v = some; v < vectors->count && v < some + TL_DOT_VECTORS; v += DOT_VECTORS)
+                NAME(dot_vectors_)(x, depth, r, rows, v, vectors, out);
         }
 }
 

@@ -46,7 +46,6 @@ TL_INLINE void f32_store_bfloat16(uint16_t *p, float32x4_t a) {
     uint32x4_t bits = vreinterpretq_u32_f32(a), is_odd = vtstq_u32(bits, vdupq_n_u32(0x10000));
     vst1_u16(p, vaddhn_u32(bits, vsubq_u32(vdupq_n_u32(0x7fff), is_odd)));
 }
-TL_INLINE void half_stream(uint16_t *p, const uint16_t *halves) { memcpy(p, halves, 8); }
 /* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
 typedef uint8x16x2_t f32_table;
 TL_INLINE uint8x16x2_t f32_load_powers(const uint32_t *powers, int guard) {

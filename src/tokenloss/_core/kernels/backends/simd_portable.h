@@ -31,7 +31,6 @@ TL_INLINE float f32_load_bfloat16(const uint16_t *p) {
 }
 TL_INLINE void f32_store_float16(uint16_t *p, float value) { tl_store((char *)p, TL_FLOAT16, (double)value); }
 TL_INLINE void f32_store_bfloat16(uint16_t *p, float value) { tl_store((char *)p, TL_BFLOAT16, (double)value); }
-TL_INLINE void half_stream(uint16_t *p, const uint16_t *halves) { *p = *halves; }
 
 /* a + b and what its rounding lost. */
 TL_INLINE double f64_two_sum(double a, double b, double *lost) {

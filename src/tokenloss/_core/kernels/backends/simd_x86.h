@@ -58,9 +58,6 @@ OPERATION void f32_store_bfloat16(uint16_t *p, f32_vec a) {
     bits = INTRINSIC(add_epi32)(bits, INTRINSIC(add_epi32)(odd, INTRINSIC(set1_epi32)(0x7fff)));
     HALF_WHOLE(storeu)((HALF_VEC *)(void *)p, LOW_WORDS(INTRINSIC(srli_epi32)(bits, 16)));
 }
-OPERATION void half_stream(uint16_t *p, const uint16_t *halves) {
-    HALF_WHOLE(stream)((HALF_VEC *)(void *)p, HALF_WHOLE(loadu)((const HALF_VEC *)(const void *)halves));
-}
 OPERATION void f32_widen(f32_vec a, f64_vec *wide) {
     wide[0] = INTRINSIC(cvtps_pd)(LOW_HALF(a));
     wide[1] = INTRINSIC(cvtps_pd)(HIGH_HALF(a));
