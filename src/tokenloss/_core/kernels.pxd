@@ -246,6 +246,7 @@ cdef extern from "kernels/kernels.h" nogil:
         pass
     tl_clip tl_new_clip(bint, double, int)
     void tl_prefetch(const void *)
+    void tl_prefetch_early(const void *)
     bint tl_is_refused(const tl_clip *, double)
     double tl_score_at(const tl_clip *, const void *, size_t)
     void tl_set_score(const tl_clip *, void *, size_t, double)

@@ -16,10 +16,13 @@ cdef struct GatherBlock:
 
 
 cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_bfloat16, void *gathered) noexcept nogil:
-    """Read the score of each row's class id: as float32 if it is of that or of half precision."""
+    """Read the score of each row's class id: as float32 if it is of that or of half precision. For NULL, ask memory."""
     cdef score_t score
     cdef int i
     for i in range(block.count):
+        if gathered == NULL:
+            tl_prefetch_early(&scores[block.start + (i if block.is_whole else block.rows[i]), block.targets[i]])
+            continue
         score = scores[block.start + (i if block.is_whole else block.rows[i]), block.targets[i]]
         if score_t is uint16_t:
             (<float *> gathered)[i] = tl_from_bfloat16(score) if is_bfloat16 else tl_from_float16(score)
@@ -35,6 +38,7 @@ cdef class ClassIdLoss(RowJob):
     """
 
     cdef tl_clip clip
+    cdef bint is_large  # memory is asked for scores early
     # One of these holds the scores, rows by classes; none if they are no matrix in memory, or the rows are few.
     cdef const uint16_t[:, :] halves
     cdef const float[:, :] floats
@@ -45,6 +49,7 @@ cdef class ClassIdLoss(RowJob):
         self.need_class_ids()
         self.is_probability, self.clip = is_probability, tl_new_clip(is_probability, epsilon, scores.dtype)
         self.refuses_bad_targets = True
+        self.is_large = scores.view.buffer.len > CACHE_BYTES
         self.halves = self.floats = self.doubles = None
         if scores.rows >= BLOCK_ROWS and scores.is_matrix():  # opening a memoryview takes as long as reading few rows
             if scores.dtype == TL_FLOAT32:
@@ -69,7 +74,7 @@ cdef class ClassIdLoss(RowJob):
         block.start, block.count = start, count if block.is_whole else unmasked
 
     cdef void load_scores(self, const GatherBlock *block, void *scores) noexcept nogil:
-        """The score of each row's class id."""
+        """The score of each row's class id; for NULL, memory is asked for it."""
         cdef const View *view = &self.scores.view
         cdef int i
         if self.floats is not None:
@@ -78,7 +83,7 @@ cdef class ClassIdLoss(RowJob):
             gather(self.doubles, block, False, scores)
         elif self.halves is not None:
             gather(self.halves, block, view.dtype == TL_BFLOAT16, scores)
-        else:
+        elif scores != NULL:
             for i in range(block.count):
                 tl_set_score(&self.clip, scores, i,
                              tl_load(address_of(view, block.start + block.rows[i])
@@ -104,15 +109,23 @@ cdef class ClassIdLoss(RowJob):
         self.add_many(block.start, block.rows, nll, weights if self.weighs_class_ids else NULL, block.count, totals)
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef GatherBlock block
+        cdef GatherBlock blocks[2]  # this one and the next
+        cdef GatherBlock *block
         cdef double scores[GATHERED_ROWS], nll[GATHERED_ROWS]  # scores may be floats
+        cdef int turn = 0
+        self.load_block(start, <int> min(stop - start, GATHERED_ROWS), &blocks[0], totals)
         while start < stop:
-            self.load_block(start, <int> min(stop - start, GATHERED_ROWS), &block, totals)
-            self.load_scores(&block, scores)
-            if tl_negative_log(backend, &self.clip, scores, block.count, nll):
-                self.check_scores(&block, scores, totals)
-            self.add_block(&block, nll, totals)
+            block = &blocks[turn]
+            turn ^= 1
             start += GATHERED_ROWS
+            self.load_scores(block, scores)
+            if start < stop:
+                self.load_block(start, <int> min(stop - start, GATHERED_ROWS), &blocks[turn], totals)
+                if self.is_large:
+                    self.load_scores(&blocks[turn], NULL)
+            if tl_negative_log(backend, &self.clip, scores, block.count, nll):
+                self.check_scores(block, scores, totals)
+            self.add_block(block, nll, totals)
 
 
 @cython.final

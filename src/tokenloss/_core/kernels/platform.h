@@ -70,27 +70,23 @@ TL_INLINE float tl_float_from_bits(uint32_t bits) {
     return value;
 }
 
-TL_INLINE void tl_prefetch(const void *address) {
-#if TL_X86
-    _mm_prefetch((const char *)address, _MM_HINT_T0);
-#elif defined(__GNUC__)
-    __builtin_prefetch(address);
+#if defined(__GNUC__)
+#define TL_PREFETCH(address, level) __builtin_prefetch(address, 0, 4 - (level))
+#elif TL_X86
+#define TL_PREFETCH(address, level) _mm_prefetch((const char *)(address), (level) == 1 ? _MM_HINT_T0 : _MM_HINT_T1)
 #else
-    (void)address;
+#define TL_PREFETCH(address, level) (void)(address)
 #endif
-}
 
-/* Asks for a cache line of what is read in order: early into the second level, where many requests can wait for
- * memory, and again, shortly before its use, into the first. Together they reach 0.88 of a plain read's speed where
- * either alone reaches 0.74 and less. */
+/* Asks for a cache line: soon, or early, into the second level, where many requests can wait for memory. */
+TL_INLINE void tl_prefetch(const void *address) { TL_PREFETCH(address, 1); }
+TL_INLINE void tl_prefetch_early(const void *address) { TL_PREFETCH(address, 2); }
+
+/* Asks for a cache line of what is read in order: early, and again, shortly before its use. Together they reach 0.88 of a
+ * plain read's speed where either alone reaches 0.74 and less. */
 TL_INLINE void tl_prefetch_stream(const void *address) {
-    const char *line = (const char *)address;
-#if TL_X86
-    _mm_prefetch(line + 32768, _MM_HINT_T1);
-#elif defined(__GNUC__)
-    __builtin_prefetch(line + 32768, 0, 2);
-#endif
-    tl_prefetch(line + 4096);
+    tl_prefetch_early((const char *)address + 32768);
+    tl_prefetch((const char *)address + 4096);
 }
 
 /* The position of the lowest bit of a number that is not 0. */
