@@ -161,8 +161,7 @@ cdef extern from "kernels/kernels.h" nogil:
         tl_lse base
         tl_lse other
     tl_kl tl_kl_divergence(const tl_backend *, const tl_row *, const tl_row *, tl_cancel *)
-    uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, double, tl_kl *,
-                            tl_cancel *)
+    uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, tl_kl *, tl_cancel *)
     int TL_REVERSE_KL, TL_JS, TL_TV, TL_HELLINGER
     ctypedef struct tl_divergences:
         double reverse_kl
@@ -200,7 +199,7 @@ cdef extern from "kernels/kernels.h" nogil:
         pass
     void tl_pair_range(const tl_backend *, const tl_row *, const tl_row *, int64_t, int64_t, int64_t, int64_t, int,
                        tl_definitions, tl_pair_acc *, tl_cancel *)
-    bint tl_pair_end(const tl_backend *, const tl_row *, const tl_row *, int64_t, double, double, int, tl_pair_acc *,
+    bint tl_pair_end(const tl_backend *, const tl_row *, const tl_row *, int64_t, double, double, tl_pair_acc *,
                      tl_pair *)
     void tl_pair_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, int, tl_definitions, int,
                           tl_pair *, tl_cancel *)

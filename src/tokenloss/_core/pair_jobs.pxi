@@ -114,7 +114,7 @@ cdef class KLDivergence(PairJob):
         cdef int i
         self.find_other(block, &other)
         base.row.compute_dtype = other.row.compute_dtype = self.compute_dtype
-        reduced = tl_kl_of_block(backend, base, &other, -INFINITY, kl, cancel)
+        reduced = tl_kl_of_block(backend, base, &other, kl, cancel)
         for i in range(base.count):
             if base.wanted >> i & 1 and not reduced >> i & 1:
                 kl[i] = self.kl_of_row(block.number[i], cancel)

@@ -197,7 +197,7 @@ cdef class Tiles(Job):
         if tiled.has_pair:
             tiled.is_open = not tl_divergences_end(&tiled.state.further, &tiled.pair.further)
         elif tl_pair_end(backend, &base, logits, tiled.target, tiled.base_target_raw, tiled.target_raw,
-                         tiled.compute_dtype, &tiled.state.pair, &tiled.pair):
+                         &tiled.state.pair, &tiled.pair):
             tiled.has_pair = tiled.is_open = self.pair_job.divergences != 0
             dtype = self.pair_job.compute_dtype
         else:

@@ -22,26 +22,16 @@ void tl_divergences_begin(tl_lse base, tl_lse other, int64_t count, int dtype, i
 
 void tl_divergences_range(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start,
                           int64_t end, tl_divergence_state *state, tl_cancel *cancel) {
-    const int dtype = state->dtype, in_place = tl_can_read_in_place(base, dtype, state->base_offset) &&
-                                               tl_can_read_in_place(other, dtype, state->offset);
-    tl_chunk_buf bufs[2];
+    tl_two_rows rows;
     assert(start % TL_CHUNK == 0 && end <= base->count && base->count == other->count);
-    tl_chunk_invalidate(&bufs[0]);
-    tl_chunk_invalidate(&bufs[1]);
+    tl_begin_two(base, other, state->dtype, &rows);
+    rows.offset[0] = state->base_offset;
+    rows.offset[1] = state->offset;
     for (int64_t next; start < end && state->has_softmaxes; start = next) {
-        int64_t left = end - start < TL_BLOCK ? end - start : TL_BLOCK;
-        int64_t count = in_place ? left / TL_CHUNK * TL_CHUNK : 0;
-        const void *x = base->data + start * base->stride, *y = other->data + start * other->stride;
-        if (count == 0) {
-            count = left < TL_CHUNK ? left : TL_CHUNK;
-            tl_load_chunk(backend, base, start, count, -1, state->base_offset, dtype, &bufs[0]);
-            tl_load_chunk(backend, other, start, count, -1, state->offset, dtype, &bufs[1]);
-            x = &bufs[0].at;
-            y = &bufs[1].at;
-        }
-        next = start + count;
-        if (TL_UNLIKELY(backend->divergences[dtype](x, y, (size_t)tl_padded(count), &state->sums)))
-            state->is_infinite |= tl_has_infinite_kl(backend, other, -(double)INFINITY, base, start, next);
+        next = start + tl_read_two(backend, &rows, start, end - start < TL_BLOCK ? end : start + TL_BLOCK);
+        size_t padded = (size_t)tl_padded(next - start);
+        if (TL_UNLIKELY(backend->divergences[state->dtype](rows.at[0], rows.at[1], padded, &state->sums)))
+            state->is_infinite |= tl_has_infinite_kl(backend, other, base, start, next);
         if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return;
     }

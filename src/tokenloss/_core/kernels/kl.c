@@ -9,68 +9,28 @@
 #include "logsumexp.h"
 #include "scalar_math.h"
 
-/* Makes elements that are not above the floor -inf: x - inf is -inf, and x - 0 is x. */
-static void drop_below(void *x, int dtype, size_t count, double floor) {
-    const float least = (float)floor;
-    double *wide = x;
-    float *narrow = x;
-    if (dtype == TL_FLOAT64)
-        for (size_t i = 0; i < count; i++)
-            wide[i] -= tl_from_bits(0x7ff0000000000000u & (0 - (uint64_t)(wide[i] <= floor)));
-    else
-        for (size_t i = 0; i < count; i++)
-            narrow[i] -= tl_float_from_bits(0x7f800000u & (0 - (uint32_t)(narrow[i] <= least)));
-}
-
-/* Whether the logit of a class is above the floor. */
-TL_INLINE int is_possible(const tl_backend *backend, const tl_row *row, int64_t class, double floor) {
-    return tl_logit_at(backend, row, class) > floor;
-}
-
-int tl_has_infinite_kl(const tl_backend *backend, const tl_row *base, double floor, const tl_row *other, int64_t start,
-                       int64_t end) {
+int tl_has_infinite_kl(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start, int64_t end) {
+    const double impossible = -(double)INFINITY;
     for (int64_t i = start; i < end; i++)
-        if (!is_possible(backend, other, i, -(double)INFINITY) && is_possible(backend, base, i, floor))
+        if (!(tl_logit_at(backend, other, i) > impossible) && tl_logit_at(backend, base, i) > impossible)
             return 1;
     return 0;
 }
 
-static int can_read_in_place(const tl_kl_side *of, int dtype) {
-    return of->floor == -(double)INFINITY && tl_can_read_in_place(of->row, dtype, of->state.offset);
-}
-
-/* The elements from `start` on: in place if possible, else from the chunk buffer. */
-static const void *elements(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t count, int dtype) {
-    if (count % TL_CHUNK == 0 && can_read_in_place(of, dtype))
-        return of->row->data + start * of->row->stride;
-    tl_load_chunk(backend, of->row, start, count, -1, of->state.offset, dtype, of->buf);
-    if (of->floor > -(double)INFINITY)
-        drop_below(&of->buf->at, dtype, (size_t)count, of->floor - of->state.offset);
-    return &of->buf->at;
-}
-
-/* Accumulates the elements [start, end) of both rows. Returns 1 if a class makes the divergence infinite. */
-static int reduce_both(const tl_backend *backend, tl_kl_side *base, tl_kl_side *other, int64_t start, int64_t end) {
-    int dtype = base->row->compute_dtype, found = 0;
-    if (base->floor > -(double)INFINITY)
-        dtype = tl_single_or_double(dtype);
-    int is_whole = can_read_in_place(base, dtype) && can_read_in_place(other, dtype);
-    while (start < end) {
-        int64_t count = is_whole ? (end - start) / TL_CHUNK * TL_CHUNK : 0;
-        if (count == 0)
-            count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
-        const void *p = elements(backend, base, start, count, dtype);
-        const void *q = elements(backend, other, start, count, dtype);
-        if (TL_UNLIKELY(backend->kl[dtype](p, q, (size_t)count, &base->state, &other->state)))
-            found |= tl_has_infinite_kl(backend, base->row, base->floor, other->row, start, start + count);
-        start += count;
+/* Accumulates the elements [start, end) of both rows. */
+static void reduce_both(const tl_backend *backend, tl_two_rows *rows, int64_t start, int64_t end, tl_kl_acc *acc) {
+    rows->offset[0] = acc->base.offset;
+    rows->offset[1] = acc->other.offset;
+    for (int64_t count; start < end; start += count) {
+        count = tl_read_two(backend, rows, start, end);
+        if (TL_UNLIKELY(backend->kl[acc->dtype](rows->at[0], rows->at[1], (size_t)count, &acc->base, &acc->other)))
+            acc->is_infinite |= tl_has_infinite_kl(backend, rows->row[0], rows->row[1], start, start + count);
     }
-    return found;
 }
 
-static double maximum_of(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t end) {
-    double maximum = tl_maximum_between(backend, of->row, start, end, -1, of->buf);
-    return maximum > of->floor ? maximum : -(double)INFINITY;
+/* The largest logit of [start, end) of one of two rows. */
+static double maximum_of(const tl_backend *backend, tl_two_rows *rows, int i, int64_t start, int64_t end) {
+    return tl_maximum_between(backend, rows->row[i], start, end, -1, &rows->buf[i]);
 }
 
 /* What logits of the other row are shifted by: its logit at the argmax of the base, as far as the dtype holds it. */
@@ -82,143 +42,82 @@ static double other_shift_of(double logit, int dtype) {
     return logit < (double)-FLT_MAX ? (double)-FLT_MAX : (double)(float)logit;
 }
 
-/* The first class of [start, end) that has the maximum; `end` if that is not finite. */
-static int64_t argmax_of(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t end, double maximum) {
-    if (maximum - maximum != 0)
-        return end;
-    for (int64_t count; start < end; start += count) {
-        int32_t found[TL_CHUNK];
-        int dtype = of->row->compute_dtype;
-        count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
-        tl_load_chunk(backend, of->row, start, count, -1, 0, dtype, of->buf);
-        if (backend->indices_ge[dtype](&of->buf->at, (size_t)tl_padded(count), maximum, found) > 0)
-            return start + found[0];
-    }
-    return end;
-}
-
-/* Moves the shifts to the class of the maximum of the base in [start, end). */
-static void kl_reshift(const tl_backend *backend, tl_kl_side *base, tl_kl_side *other, int64_t start, int64_t end,
-                       double maximum) {
-    tl_moment *moment = base->state.moment;
-    int64_t class = argmax_of(backend, base, start, end, maximum);
-    if (class == end)
+/* Rebases what is out of range and moves the shifts to the first class of the base's maximum in [start, end), so that
+ * these elements can be accumulated. Sets the stage. */
+static void rebase(const tl_backend *backend, tl_two_rows *rows, int64_t start, int64_t end, int base_out_of_range,
+                   int other_out_of_range, tl_kl_acc *acc) {
+    double maximum = maximum_of(backend, rows, 0, start, end), offset = acc->other.offset;
+    acc->stage = TL_KL_NAN;
+    if (base_out_of_range && !tl_lse_rebase(maximum, acc->dtype, &acc->base))
         return;
-    double shift = maximum - base->state.offset, sum = tl_lanes_sum_in_order(base->state.sum);
-    double other_shift =
-        other_shift_of(tl_logit_at(backend, other->row, class) - other->state.offset, base->row->compute_dtype);
-    if (base->row->compute_dtype != TL_FLOAT64)
-        shift = (double)(float)shift;
-    if (sum != 0)
-        moment->sum[0] += ((moment->shift - shift) - (moment->other_shift - other_shift)) * sum;
-    moment->shift = shift;
-    moment->other_shift = other_shift;
+    if (other_out_of_range && !tl_lse_rebase(maximum_of(backend, rows, 1, start, end), acc->dtype, &acc->other))
+        return;
+    acc->moment.other_shift -= acc->other.offset - offset;
+    int is_far_out = (acc->base.offset != 0 || acc->other.offset != 0) && acc->dtype != TL_FLOAT64;
+    acc->stage = is_far_out ? TL_KL_TOO_FAR : TL_KL_OPEN; /* differences may be too large for a float */
+    int64_t class = maximum - maximum == 0 ? tl_find(backend, rows->row[0], start, end, maximum) : end;
+    if (class < end) {
+        double logit = tl_logit_at(backend, rows->row[1], class) - acc->other.offset;
+        tl_moment_reshift(maximum - acc->base.offset, other_shift_of(logit, acc->dtype), acc->dtype, &acc->base);
+    }
 }
 
-/* Rebases what is out of range, so that the elements [start, end) can be accumulated. Returns 0 if a sum is nan. */
-static int kl_rebase(const tl_backend *backend, tl_kl_side *base, tl_kl_side *other, int64_t start, int64_t end,
-                     int base_out_of_range, int other_out_of_range) {
-    double maximum = maximum_of(backend, base, start, end), offset = other->state.offset;
-    if (base_out_of_range && !tl_lse_rebase(maximum, base->row->compute_dtype, &base->state))
-        return 0;
-    if (other_out_of_range &&
-        !tl_lse_rebase(maximum_of(backend, other, start, end), other->row->compute_dtype, &other->state))
-        return 0;
-    base->state.moment->other_shift -= other->state.offset - offset;
-    kl_reshift(backend, base, other, start, end, maximum);
-    return 1;
-}
-
-/* Reads rows from now on, by way of two buffers. */
-static void set_rows(const tl_row *base, const tl_row *other, tl_chunk_buf *bufs, tl_kl_acc *acc) {
-    acc->base.row = base;
-    acc->other.row = other;
-    acc->base.buf = bufs;
-    acc->other.buf = bufs + 1;
-    tl_chunk_invalidate(bufs);
-    tl_chunk_invalidate(bufs + 1);
-}
-
-static int begin(const tl_backend *backend, tl_kl_side *of, double floor, tl_moment *moment) {
-    of->floor = floor;
-    int64_t first = of->row->count < TL_CHUNK ? of->row->count : TL_CHUNK;
-    return tl_lse_begin(maximum_of(backend, of, 0, first), of->row->compute_dtype, moment, &of->state);
-}
-
-/* Whether differences of the rows may be too large for a float. */
-static int is_far_out(const tl_kl_acc *acc) {
-    return (acc->base.state.offset != 0 || acc->other.state.offset != 0) &&
-           acc->base.row->compute_dtype != TL_FLOAT64;
-}
-
-void tl_kl_begin(const tl_backend *backend, const tl_row *base, const tl_row *other, double floor, int64_t block,
-                 tl_kl_acc *acc) {
-    tl_chunk_buf bufs[2];
-    assert(base->count == other->count && base->compute_dtype == other->compute_dtype);
+/* Begins two rows, whose first blocks have so many elements. */
+static void begin(const tl_backend *backend, tl_two_rows *rows, int64_t block, tl_kl_acc *acc) {
+    int64_t count = rows->row[0]->count, first = count < TL_CHUNK ? count : TL_CHUNK;
+    acc->dtype = rows->dtype;
     acc->is_infinite = 0;
     acc->stage = TL_KL_NAN;
-    set_rows(base, other, bufs, acc);
-    if (!begin(backend, &acc->base, floor, &acc->moment) || !begin(backend, &acc->other, -(double)INFINITY, NULL))
-        return;
-    acc->stage = is_far_out(acc) ? TL_KL_TOO_FAR : TL_KL_OPEN;
-    if (acc->stage == TL_KL_OPEN)
-        kl_rebase(backend, &acc->base, &acc->other, 0, base->count < block ? base->count : block, 0, 0);
+    if (tl_lse_begin(maximum_of(backend, rows, 0, 0, first), acc->dtype, &acc->moment, &acc->base) &&
+        tl_lse_begin(maximum_of(backend, rows, 1, 0, first), acc->dtype, NULL, &acc->other))
+        rebase(backend, rows, 0, count < block ? count : block, 0, 0, acc);
 }
 
-void tl_kl_block(const tl_backend *backend, const tl_row *base_row, const tl_row *other_row, int64_t start, int64_t end,
-                 tl_kl_acc *acc) {
-    tl_kl_side *base = &acc->base, *other = &acc->other;
-    tl_chunk_buf bufs[2];
-    if (acc->stage != TL_KL_OPEN)
-        return;
-    set_rows(base_row, other_row, bufs, acc);
-    base->state.maximum = -(double)INFINITY;
-    tl_lse_acc base_before = base->state, other_before = other->state;
-    tl_moment moment_before = acc->moment;
-    int found = reduce_both(backend, base, other, start, end);
-    int base_out_of_range = tl_sum_out_of_range(&base->state), other_out_of_range = tl_sum_out_of_range(&other->state);
-    if (TL_UNLIKELY(base_out_of_range || other_out_of_range || tl_moment_shift_stale(&base->state))) {
-        base->state = base_before;
-        other->state = other_before;
-        acc->moment = moment_before;
-        acc->stage = TL_KL_NAN;
-        if (!kl_rebase(backend, base, other, start, end, base_out_of_range, other_out_of_range))
+/* Accumulates a block, and rebases where needed. */
+static void add_block(const tl_backend *backend, tl_two_rows *rows, int64_t start, int64_t end, tl_kl_acc *acc) {
+    acc->base.maximum = -(double)INFINITY;
+    const tl_kl_acc before = *acc;
+    reduce_both(backend, rows, start, end, acc);
+    int base_out_of_range = tl_sum_out_of_range(&acc->base), other_out_of_range = tl_sum_out_of_range(&acc->other);
+    if (TL_UNLIKELY(base_out_of_range || other_out_of_range || tl_moment_shift_stale(&acc->base))) {
+        *acc = before;
+        rebase(backend, rows, start, end, base_out_of_range, other_out_of_range, acc);
+        if (acc->stage != TL_KL_OPEN)
             return;
-        acc->stage = is_far_out(acc) ? TL_KL_TOO_FAR : TL_KL_OPEN;
-        if (acc->stage == TL_KL_TOO_FAR)
-            return;
-        found = reduce_both(backend, base, other, start, end);
+        reduce_both(backend, rows, start, end, acc);
     }
-    acc->is_infinite |= found;
-    double sums = tl_lanes_sum_fast(base->state.sum) + tl_lanes_sum_fast(other->state.sum);
+    double sums = tl_lanes_sum_fast(acc->base.sum) + tl_lanes_sum_fast(acc->other.sum);
     if (sums != sums)
         acc->stage = TL_KL_NAN;
 }
 
-/* Accumulates two whole rows. */
-static void read_rows(const tl_backend *backend, const tl_row *base, const tl_row *other, double floor, tl_kl_acc *acc,
-                      tl_cancel *cancel) {
-    int64_t count = base->count;
-    tl_kl_begin(backend, base, other, floor, TL_BLOCK, acc);
-    for (int64_t start = 0, end; start < count && acc->stage == TL_KL_OPEN; start = end) {
-        end = count - start < TL_BLOCK ? count : start + TL_BLOCK;
-        tl_kl_block(backend, base, other, start, end, acc);
-        if (end % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+void tl_kl_range(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start, int64_t end,
+                 int64_t block, tl_kl_acc *acc, tl_cancel *cancel) {
+    tl_two_rows rows;
+    assert(base->count == other->count && base->compute_dtype == other->compute_dtype);
+    tl_begin_two(base, other, base->compute_dtype, &rows);
+    if (start == 0)
+        begin(backend, &rows, block, acc);
+    for (int64_t next; start < end && acc->stage == TL_KL_OPEN; start = next) {
+        next = end - start < block ? end : start + block;
+        add_block(backend, &rows, start, next, acc);
+        if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return;
     }
 }
 
-tl_kl tl_kl_finish(const tl_row *base, const tl_row *other, tl_kl_acc *acc) {
+tl_kl tl_kl_finish(tl_kl_acc *acc) {
     const double nan = (double)NAN;
+    const tl_row like = {.compute_dtype = acc->dtype};
     tl_kl found = {nan, {0, nan}, {0, nan}};
     if (acc->stage != TL_KL_OPEN)
         return found;
-    found.base = tl_lse_finish(&acc->base.state, base);
-    found.other = tl_lse_finish(&acc->other.state, other);
+    found.base = tl_lse_finish(&acc->base, &like);
+    found.other = tl_lse_finish(&acc->other, &like);
     if (found.base.log == -(double)INFINITY)
         return found;
-    double mean = tl_moment_mean(&acc->base.state);
-    if (mean - mean != 0 && !acc->is_infinite && base->compute_dtype != TL_FLOAT64)
+    double mean = tl_moment_mean(&acc->base);
+    if (mean - mean != 0 && !acc->is_infinite && acc->dtype != TL_FLOAT64)
         acc->stage = TL_KL_TOO_FAR;
     found.kl = mean - ((found.base.log - acc->moment.shift) - (found.other.log - acc->moment.other_shift));
     if (acc->is_infinite)
@@ -226,17 +125,6 @@ tl_kl tl_kl_finish(const tl_row *base, const tl_row *other, tl_kl_acc *acc) {
     else if (found.kl < 0)
         found.kl = 0;
     return found;
-}
-
-tl_kl tl_kl_end(const tl_backend *backend, const tl_row *base_row, const tl_row *other_row, tl_kl_acc *acc,
-                tl_cancel *cancel) {
-    tl_kl found = tl_kl_finish(base_row, other_row, acc);
-    if (acc->stage != TL_KL_TOO_FAR)
-        return found;
-    tl_row base = *base_row, other = *other_row;
-    base.compute_dtype = other.compute_dtype = TL_FLOAT64;
-    read_rows(backend, &base, &other, acc->base.floor, acc, cancel);
-    return tl_kl_finish(&base, &other, acc);
 }
 
 /* Sums over two rows of probabilities, or over 16 such pairs side by side, with the errors of their additions. */
@@ -331,7 +219,7 @@ static tl_kl kl_of_probs(const tl_backend *backend, const tl_row *base, const tl
 const double *tl_load_wide_groups(const tl_backend *backend, const tl_row_block *rows, int count) {
     tl_row_block wide = *rows;
     wide.row.compute_dtype = TL_FLOAT64;
-    return tl_scale_groups(backend, &wide, count, tl_load_raw_groups(backend, &wide, count)).at;
+    return tl_load_scaled_groups(backend, &wide, count).at;
 }
 
 /* Short rows of probabilities. */
@@ -358,17 +246,16 @@ static uint64_t kl_of_prob_block(const tl_backend *backend, const tl_row_block *
 }
 
 tl_kl tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel) {
+    tl_row p = *base, q = *other;
     tl_kl_acc acc;
     if (base->of_probs && other->of_probs)
         return kl_of_probs(backend, base, other, cancel);
-    read_rows(backend, base, other, -(double)INFINITY, &acc, cancel);
-    return tl_kl_end(backend, base, other, &acc, cancel);
-}
-
-/* Loads a block into groups. */
-static tl_groups load_groups(const tl_backend *backend, const tl_row_block *rows, int count) {
-    assert(!rows->has_excluded);
-    return tl_scale_groups(backend, rows, count, tl_load_raw_groups(backend, rows, count));
+    for (;; p.compute_dtype = q.compute_dtype = TL_FLOAT64) {
+        tl_kl_range(backend, &p, &q, 0, p.count, TL_BLOCK, &acc, cancel);
+        tl_kl found = tl_kl_finish(&acc);
+        if (acc.stage != TL_KL_TOO_FAR)
+            return found;
+    }
 }
 
 /* The other rows' shifts. */
@@ -384,8 +271,9 @@ static void find_other_shifts(const tl_backend *backend, const tl_row_block *oth
 }
 
 /* Long class-major rows, which are transposed block by block. */
-static uint64_t kl_of_long(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, double floor,
+static uint64_t kl_of_long(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other,
                            tl_kl *found_of, tl_cancel *cancel) {
+    uint64_t found = base->wanted;
     int size = tl_itemsize(base->row.dtype), other_size = tl_itemsize(other->row.dtype);
     int most = 64 / (size > other_size ? size : other_size); /* of a cache line of the wider one */
     for (int first = 0, count; first < base->count; first += count) {
@@ -403,36 +291,40 @@ static uint64_t kl_of_long(const tl_backend *backend, const tl_row_block *base, 
             for (int r = 0; r < count; r++) {
                 tl_row row = tl_transposed_row(p, r, start, base->scratch);
                 tl_row other_row = tl_transposed_row(q, r, start, other->scratch);
-                if (start == 0)
-                    tl_kl_begin(backend, &row, &other_row, floor, TL_BLOCK, &acc[r]);
-                tl_kl_block(backend, &row, &other_row, start, end, &acc[r]);
+                tl_kl_range(backend, &row, &other_row, start, end, TL_BLOCK, &acc[r], cancel);
             }
             if (tl_cancelled(cancel))
-                return base->wanted;
+                return found;
         }
-        for (int r = 0; r < count; r++)
-            found_of[first + r] = tl_kl_end(backend, &p[r], &q[r], &acc[r], cancel);
+        for (int r = 0; r < count; r++) {
+            found_of[first + r] = tl_kl_finish(&acc[r]);
+            found &= ~((uint64_t)(acc[r].stage == TL_KL_TOO_FAR) << (first + r));
+        }
     }
-    return base->wanted;
+    return found;
 }
 
-uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, double floor,
-                        tl_kl *found_of, tl_cancel *cancel) {
+uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, tl_kl *found_of,
+                        tl_cancel *cancel) {
     int count = tl_grouped_rows(base);
+    if (base->row.of_probs && other->row.of_probs)
+        return kl_of_prob_block(backend, base, other, found_of);
+    if (base->class_major && base->row.count > TL_SHORT_ROW)
+        return kl_of_long(backend, base, other, found_of, cancel);
+    if (count == 0)
+        return 0;
+    return tl_kl_of_groups(backend, base, other, count, tl_load_scaled_groups(backend, base, count),
+                           tl_load_scaled_groups(backend, other, count), found_of);
+}
+
+uint64_t tl_kl_of_groups(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, int count,
+                         tl_groups p, tl_groups q, tl_kl *found_of) {
     size_t in_groups = tl_groups_for(count);
     double other_shift[TL_BLOCK_ROWS];
     tl_block_lse base_lse, other_lse;
     tl_short_moments moments;
     assert(base->row.count == other->row.count && base->row.compute_dtype == other->row.compute_dtype);
-    if (base->row.of_probs && other->row.of_probs)
-        return kl_of_prob_block(backend, base, other, found_of);
-    if (base->class_major && base->row.count > TL_SHORT_ROW)
-        return kl_of_long(backend, base, other, floor, found_of, cancel);
-    if (count == 0)
-        return 0;
-    tl_groups p = load_groups(backend, base, count), q = load_groups(backend, other, count);
-    if (floor != -(double)INFINITY)
-        drop_below(p.at, p.dtype, tl_group_elements(base) * in_groups, floor);
+    assert(!base->has_excluded && !other->has_excluded);
     find_other_shifts(backend, other, count, in_groups, p, q, other_shift);
     moments.other = q.at;
     moments.other_shift = other_shift;

@@ -20,12 +20,13 @@
 #define MAX_DROP 0.5 /* of its logit below the logsumexp; exp(-0.5) = 0.606 */
 #define DOMINANT_FRACTION 0.6 /* of the sum: the least that the lane of such a class holds */
 
-void tl_moment_reshift(double maximum, int dtype, tl_lse_acc *state) {
+void tl_moment_reshift(double maximum, double other_shift, int dtype, tl_lse_acc *state) {
     tl_moment *moment = state->moment;
     double shift = dtype == TL_FLOAT64 ? maximum : (double)(float)maximum, sum = tl_lanes_sum_in_order(state->sum);
     if (sum != 0)
-        moment->sum[0] += (moment->shift - shift) * sum;
+        moment->sum[0] += ((moment->shift - shift) - (moment->other_shift - other_shift)) * sum;
     moment->shift = shift;
+    moment->other_shift = other_shift;
 }
 
 int tl_lse_rebase(double maximum, int dtype, tl_lse_acc *state) {
@@ -55,7 +56,7 @@ int tl_lse_rebase(double maximum, int dtype, tl_lse_acc *state) {
     state->exp_overflow = state->clamps = 0;
     if (state->moment) {
         state->moment->shift -= moved;
-        tl_moment_reshift(maximum - offset, dtype, state);
+        tl_moment_reshift(maximum - offset, state->moment->other_shift, dtype, state);
     }
     return 1;
 }
@@ -109,7 +110,7 @@ int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, in
     } else if (state->moment && TL_UNLIKELY(tl_moment_shift_stale(state))) {
         double maximum = state->maximum;
         restore(&before, state);
-        tl_moment_reshift(maximum, tl_offset_dtype(row->compute_dtype, state->offset), state);
+        tl_moment_reshift(maximum, 0, tl_offset_dtype(row->compute_dtype, state->offset), state);
         tl_reduce_range(backend, kind, row, start, end, excluded, state, buf);
     }
     return sum == sum;

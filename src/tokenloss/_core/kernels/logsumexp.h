@@ -82,8 +82,8 @@ int tl_sum_out_of_range(const tl_lse_acc *state);
 TL_INLINE int tl_moment_shift_stale(const tl_lse_acc *state) { return state->maximum > state->moment->shift + 1; }
 
 /* Re-centres the moment on a new maximum (less the offset), to avoid cancellation in x - shift for the classes that
- * carry the probability mass. */
-void tl_moment_reshift(double maximum, int dtype, tl_lse_acc *state);
+ * carry the probability mass; of a divergence, the other row's moves along. */
+void tl_moment_reshift(double maximum, double other_shift, int dtype, tl_lse_acc *state);
 
 /* Accumulates the elements [start, end) except `excluded`, at most a block, and rebases where needed. Returns 0 if the
  * sum is nan, for a nan or +inf was met. */

@@ -10,9 +10,30 @@
 #define MIN_LOG_PROB (-16.0)           /* llama.cpp's divergence counts the log-probabilities above it */
 #define MIN_PROB 0x1.e355bbaee85cbp-24 /* its exponential */
 
-/* Log-probabilities of the base above it are counted. */
-static double floor_of(tl_definitions definitions) {
-    return definitions == TL_LLAMA_CPP ? MIN_LOG_PROB : -(double)INFINITY;
+/* Makes log-probabilities that are not counted -inf: x - inf is -inf, and x - 0 is x. */
+static void drop_uncounted(void *x, int dtype, size_t count) {
+    double *wide = x;
+    float *narrow = x;
+    if (dtype == TL_FLOAT64)
+        for (size_t i = 0; i < count; i++)
+            wide[i] -= tl_from_bits(0x7ff0000000000000u & (0 - (uint64_t)(wide[i] <= MIN_LOG_PROB)));
+    else
+        for (size_t i = 0; i < count; i++)
+            narrow[i] -= tl_float_from_bits(0x7f800000u & (0 - (uint32_t)(narrow[i] <= (float)MIN_LOG_PROB)));
+}
+
+/* Copies the elements [start, end) of a row, and leaves those that are not counted out; they alone are in the copy. */
+static tl_row counted_part(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double *copy) {
+    tl_row part = *row, counted = tl_raw(row);
+    counted.dtype = row->compute_dtype;
+    counted.compute_dtype = row->compute_dtype;
+    counted.stride = tl_itemsize(counted.dtype);
+    counted.data = (const char *)copy - start * counted.stride;
+    part.data += start * part.stride;
+    part.count = end - start;
+    tl_cast_row(backend, &part, counted.dtype, copy);
+    drop_uncounted(copy, counted.dtype, (size_t)part.count);
+    return counted;
 }
 
 /* The divergence. llama.cpp's is a sum over the counted classes, 0 of none. With s the sum of their probabilities,
@@ -48,18 +69,11 @@ static double maximum_of(const tl_backend *backend, const tl_row *raw, int64_t s
 
 /* Whether a range of two raw rows has the same bits. */
 static int has_same_bits(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end) {
-    tl_chunk_buf base_buf, buf;
-    if (base->dtype == row->dtype && base->stride == row->stride && row->stride == tl_itemsize(row->dtype)) {
-        size_t size = (size_t)((end - start) * row->stride);
-        return memcmp(base->data + start * row->stride, row->data + start * row->stride, size) == 0;
-    }
-    tl_chunk_invalidate(&base_buf);
-    tl_chunk_invalidate(&buf);
+    tl_two_rows rows;
+    tl_begin_two(base, row, base->compute_dtype == row->compute_dtype ? row->compute_dtype : TL_FLOAT64, &rows);
     for (int64_t count; start < end; start += count) {
-        count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
-        tl_load_chunk(backend, base, start, count, -1, 0, TL_FLOAT64, &base_buf);
-        tl_load_chunk(backend, row, start, count, -1, 0, TL_FLOAT64, &buf);
-        if (memcmp(base_buf.at.f64, buf.at.f64, (size_t)count * sizeof(double)) != 0)
+        count = tl_read_two(backend, &rows, start, end);
+        if (memcmp(rows.at[0], rows.at[1], (size_t)(count * tl_itemsize(rows.dtype))) != 0)
             return 0;
     }
     return 1;
@@ -122,12 +136,6 @@ static void find_margins(const tl_backend *backend, const tl_row *base, const tl
     pair->is_identical = !acc->differs;
 }
 
-static tl_row in_dtype(const tl_row *row, int dtype) {
-    tl_row of = *row;
-    of.compute_dtype = dtype;
-    return of;
-}
-
 /* Whether the divergence is that of probabilities, which is not found block by block. */
 static int is_of_probs(const tl_row *base, const tl_row *row, tl_definitions definitions) {
     return base->of_probs && row->of_probs && definitions == TL_EXACT;
@@ -136,18 +144,21 @@ static int is_of_probs(const tl_row *base, const tl_row *row, tl_definitions def
 void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
                    int64_t block, int64_t target, int dtype, tl_definitions definitions, tl_pair_acc *acc,
                    tl_cancel *cancel) {
-    tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype), raw_base = tl_raw(base), raw = tl_raw(row);
+    tl_row kl_base = *base, kl_row = *row, raw_base = tl_raw(base), raw = tl_raw(row);
     int reads_blocks = !is_of_probs(base, row, definitions);
+    double copy[TL_BLOCK];
     assert(start % block == 0 && block <= TL_BLOCK && target < row->count);
-    if (start == 0) {
+    kl_base.compute_dtype = kl_row.compute_dtype = definitions == TL_EXACT ? dtype : tl_single_or_double(dtype);
+    if (start == 0 && target >= 0)
         begin_pair(acc);
-        if (reads_blocks)
-            tl_kl_begin(backend, &kl_base, &kl_row, floor_of(definitions), block, &acc->kl);
-    }
-    for (int64_t next; start < end; start = next) {
-        next = end - start < block ? end : start + block;
-        if (reads_blocks) /* from memory; the others read from the caches */
-            tl_kl_block(backend, &kl_base, &kl_row, start, next, &acc->kl);
+    do {
+        const int64_t next = end - start < block ? end : start + block;
+        if (reads_blocks) { /* from memory; the others read from the caches */
+            tl_row counted = kl_base;
+            if (definitions == TL_LLAMA_CPP)
+                counted = counted_part(backend, &kl_base, start, next, copy);
+            tl_kl_range(backend, &counted, &kl_row, start, next, block, &acc->kl, cancel);
+        }
         if (target >= 0) {
             int64_t top = take_largest(backend, &raw_base, &raw, start, next, acc);
             if (top < next) {
@@ -162,7 +173,8 @@ void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *
         }
         if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return;
-    }
+        start = next;
+    } while (start < end);
 }
 
 static double nll_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *others, double target_raw) {
@@ -210,9 +222,8 @@ static void find_probabilities(const tl_backend *backend, tl_pair *pairs, int co
 }
 
 int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target,
-                double base_target_raw, double target_raw, int dtype, tl_pair_acc *acc, tl_pair *pair) {
-    tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype);
-    tl_kl found = tl_kl_finish(&kl_base, &kl_row, &acc->kl);
+                double base_target_raw, double target_raw, tl_pair_acc *acc, tl_pair *pair) {
+    tl_kl found = tl_kl_finish(&acc->kl);
     if (target < 0)
         *pair = (tl_pair){.kl = found.kl, .base_lse = found.base, .lse = found.other};
     else {
@@ -225,11 +236,18 @@ int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row
 
 tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target, int dtype,
                     tl_definitions definitions, tl_cancel *cancel) {
-    tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype);
     tl_pair_acc acc;
+    tl_kl found;
     tl_pair_range(backend, base, row, 0, row->count, TL_BLOCK, target, dtype, definitions, &acc, cancel);
-    tl_kl found = is_of_probs(base, row, definitions) ? tl_kl_divergence(backend, base, row, cancel)
-                                                       : tl_kl_end(backend, &kl_base, &kl_row, &acc.kl, cancel);
+    if (is_of_probs(base, row, definitions)) {
+        found = tl_kl_divergence(backend, base, row, cancel);
+    } else {
+        found = tl_kl_finish(&acc.kl);
+        if (acc.kl.stage == TL_KL_TOO_FAR) {
+            tl_pair_range(backend, base, row, 0, row->count, TL_BLOCK, -1, TL_FLOAT64, definitions, &acc, cancel);
+            found = tl_kl_finish(&acc.kl);
+        }
+    }
     double base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, base, target)
                                                   : nll_of_row(backend, base, &acc.base_others, target);
     double nll = nll_of_row(backend, row, &acc.others, target);
@@ -266,13 +284,14 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         return 0;
     p.has_excluded = q.has_excluded = 0;
     p.row.compute_dtype = q.row.compute_dtype = dtype;
-    uint64_t found = tl_kl_of_block(backend, &p, &q, floor_of(definitions), found_of, cancel);
+    tl_groups of_base = tl_load_scaled_groups(backend, &p, count), of_rows = tl_load_scaled_groups(backend, &q, count);
+    if (definitions == TL_LLAMA_CPP)
+        drop_uncounted(of_base.at, of_base.dtype, tl_group_elements(&p) * tl_groups_for(count));
+    uint64_t found = tl_kl_of_groups(backend, &p, &q, count, of_base, of_rows, found_of);
     if (found == 0)
         return 0;
-    if (definitions == TL_LLAMA_CPP) /* which dropped the classes below its floor */
-        tl_scale_groups(backend, &p, count, tl_load_raw_groups(backend, &p, count));
-    const int groups_dtype = tl_single_or_double(dtype);
-    const tl_groups of_base = {tl_groups_of(&p), groups_dtype}, of_rows = {tl_groups_of(&q), groups_dtype};
+    if (definitions == TL_LLAMA_CPP)
+        of_base = tl_load_scaled_groups(backend, &p, count);
     find_tops(backend, &p, count, of_base, &base_tops);
     find_seconds(backend, &p, count, of_base, found, &base_tops, &base_seconds);
     find_tops(backend, &q, count, of_rows, &tops);

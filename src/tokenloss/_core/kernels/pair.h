@@ -46,7 +46,7 @@ void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *
                    tl_cancel *cancel);
 /* Its end, given the raw logits of the class id: 0 if all ranges must be read again with double as the dtype. */
 int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target,
-                double base_target_raw, double target_raw, int dtype, tl_pair_acc *acc, tl_pair *pair);
+                double base_target_raw, double target_raw, tl_pair_acc *acc, tl_pair *pair);
 
 /* The same of the wanted rows of two blocks, which have the same rows and excluded classes: the class ids; and these
  * further divergences, a sum of codes of backend.h. */

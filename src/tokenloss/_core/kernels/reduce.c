@@ -45,21 +45,19 @@ double tl_maximum(const tl_backend *backend, const tl_row *row) {
 int64_t tl_indices_ge(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold,
                       int32_t *found) {
     int64_t length = end - start, count = 0, i = 0;
-    tl_row raw = tl_raw(row);
+    const int dtype = row->compute_dtype;
     tl_chunk_buf buf;
     assert(start >= 0 && length >= 0 && length <= TL_BLOCK && end <= row->count);
-    if (tl_can_read_in_place(&raw, raw.compute_dtype, 0)) {
+    if (tl_can_read_in_place(row, dtype, 0)) {
         i = length / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
-        count =
-            (int64_t)backend->indices_ge[raw.compute_dtype](raw.data + start * raw.stride, (size_t)i, threshold, found);
+        count = (int64_t)backend->indices_ge[dtype](row->data + start * row->stride, (size_t)i, threshold, found);
     }
     tl_chunk_invalidate(&buf);
     for (int64_t next; i < length; i = next) {
         next = length - i < TL_CHUNK ? length : i + TL_CHUNK;
-        tl_load_chunk(backend, &raw, start + i, next - i, -1, 0, raw.compute_dtype, &buf);
+        tl_load_chunk(backend, row, start + i, next - i, -1, 0, dtype, &buf);
         size_t padded = (size_t)tl_padded(next - i);
-        int64_t until =
-            count + (int64_t)backend->indices_ge[raw.compute_dtype](&buf.at, padded, threshold, found + count);
+        int64_t until = count + (int64_t)backend->indices_ge[dtype](&buf.at, padded, threshold, found + count);
         for (; count < until && found[count] + i < length; count++)
             found[count] += (int32_t)i;
     }

@@ -15,7 +15,7 @@ double tl_maximum_between(const tl_backend *backend, const tl_row *row, int64_t 
 /* The same of a whole row. It runs at the speed of memory: the yardstick of the benchmarks. */
 double tl_maximum(const tl_backend *backend, const tl_row *row);
 
-/* Finds the raw logits of [start, end), at most a block, that are >= threshold. Writes their distances from `start`;
+/* Finds the logits of [start, end), at most a block, that are >= threshold. Writes their distances from `start`;
  * returns how many there are. */
 int64_t tl_indices_ge(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold,
                       int32_t *found);

@@ -108,6 +108,31 @@ void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, 
     buf->offset = offset;
 }
 
+void tl_begin_two(const tl_row *row, const tl_row *other, int dtype, tl_two_rows *rows) {
+    rows->row[0] = row;
+    rows->row[1] = other;
+    rows->offset[0] = rows->offset[1] = 0;
+    rows->dtype = dtype;
+    tl_chunk_invalidate(&rows->buf[0]);
+    tl_chunk_invalidate(&rows->buf[1]);
+}
+
+int64_t tl_read_two(const tl_backend *backend, tl_two_rows *rows, int64_t start, int64_t end) {
+    int64_t count = (end - start) / TL_CHUNK * TL_CHUNK;
+    for (int i = 0; i < 2; i++) {
+        rows->at[i] = rows->row[i]->data + start * rows->row[i]->stride;
+        count = tl_can_read_in_place(rows->row[i], rows->dtype, rows->offset[i]) ? count : 0;
+    }
+    if (count > 0)
+        return count;
+    count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
+    for (int i = 0; i < 2; i++) {
+        tl_load_chunk(backend, rows->row[i], start, count, -1, rows->offset[i], rows->dtype, &rows->buf[i]);
+        rows->at[i] = &rows->buf[i].at;
+    }
+    return count;
+}
+
 void tl_cast_row(const tl_backend *backend, const tl_row *row, int dtype, void *out) {
     int64_t size = tl_itemsize(dtype), whole = row->count / TL_GROUP * TL_GROUP;
     if (row->dtype < TL_SWAPPED && row->stride == tl_itemsize(row->dtype) && whole > 0 &&

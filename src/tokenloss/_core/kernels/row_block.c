@@ -218,10 +218,8 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, tl_blo
         lse->offset[i] = lse->logit[i] = lse->sums.ref_exp[i] = 0;
         lse->sums.sum[i] = 1;
     }
-    if (count > 0) {
-        tl_groups raw = tl_load_raw_groups(backend, rows, count);
-        tl_reduce_groups(backend, rows, count, tl_scale_groups(backend, rows, count, raw), NULL, lse);
-    }
+    if (count > 0)
+        tl_reduce_groups(backend, rows, count, tl_load_scaled_groups(backend, rows, count), NULL, lse);
     if (rows->wanted & ~lse->grouped)
         reduce_others(backend, rows, lse, cancel);
     tl_end_lse(backend, &rows->row, padded, rows->has_excluded, lse);

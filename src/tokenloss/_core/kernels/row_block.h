@@ -225,6 +225,9 @@ void tl_load_groups(const tl_backend *backend, const tl_row_block *rows, int cou
 /* Loads these rows into groups: the logits as they are in memory, and then scaled and capped, in the compute dtype. */
 tl_groups tl_load_raw_groups(const tl_backend *backend, const tl_row_block *rows, int count);
 tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw);
+TL_INLINE tl_groups tl_load_scaled_groups(const tl_backend *backend, const tl_row_block *rows, int count) {
+    return tl_scale_groups(backend, rows, count, tl_load_raw_groups(backend, rows, count));
+}
 
 /* Reduces them, with moments unless that is NULL: sums, and logits of excluded classes, or else 0. From
  * these, the logarithms and log-odds of `padded` rows: whole groups. */

@@ -5,14 +5,10 @@
 #include "nll.h"
 #include "scalar_math.h"
 
-/* The number of raw logits in [start, end) that are not nan, except `excluded`. */
-static int64_t count_not_nan(const tl_row *raw, int64_t start, int64_t end, int64_t excluded) {
-    int64_t count = 0;
-    for (int64_t i = start; i < end; i++) {
-        double raw_logit = tl_load(raw->data + i * raw->stride, raw->dtype);
-        count += raw_logit == raw_logit && i != excluded;
-    }
-    return count;
+/* The number of raw logits of a block that are not nan. */
+static int64_t count_not_nan(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end) {
+    int32_t indices[TL_BLOCK];
+    return tl_indices_ge(backend, raw, start, end, -(double)INFINITY, indices);
 }
 
 /* Accumulates one block, unless the sum is nan already. Also max and #{logit >= target} over the raw logits (before
@@ -33,7 +29,7 @@ static void reduce_and_count_ge(const tl_backend *backend, const tl_row *row, co
         tl_reduce_range(backend, TL_REDUCE_MAX_COUNT, raw, start, end, target, raw_acc, &again);
     }
     if (raw_acc->threshold == -(double)INFINITY) /* which padding reaches too */
-        raw_acc->count_ge = count_not_nan(raw, start, end, target);
+        raw_acc->count_ge = count_not_nan(backend, raw, start, end) - (target >= start && target < end);
 }
 
 /* Initialises the statistics of a token. The first block gives the shift of the moment. */
@@ -56,7 +52,7 @@ static void begin(const tl_backend *backend, const tl_row *row, int64_t block, i
     }
     double max_other = valid ? maximum - state->offset : (double)NAN;
     if (max_other - max_other == 0)
-        tl_moment_reshift(max_other, tl_offset_dtype(row->compute_dtype, state->offset), state);
+        tl_moment_reshift(max_other, 0, tl_offset_dtype(row->compute_dtype, state->offset), state);
 }
 
 void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
