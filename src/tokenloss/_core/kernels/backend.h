@@ -78,6 +78,8 @@ typedef struct {
     double sum[16];
     double comp[16]; /* what their roundings lost */
     double shift, other_shift; /* representable in the compute dtype */
+    const void *other; /* the elements of the other row that belong to those which are added next */
+    int is_unmatched; /* whether a possible class had -inf (or, in double, less than -TL_MIN_FMA_SAFE) there */
 } tl_moment;
 
 /* Sums in lanes, and what their roundings lost. */
@@ -115,6 +117,7 @@ typedef struct {
 typedef enum {
     TL_REDUCE_SUMEXP,
     TL_REDUCE_MOMENT, /* sum, moment, maximum and count */
+    TL_REDUCE_KL, /* sum, moment of a divergence, and maximum; `clamps` must be set if it is for the sum of the other row */
     TL_REDUCE_MAX,
     TL_REDUCE_MAX_COUNT,
     TL_REDUCE_KINDS
@@ -221,11 +224,11 @@ typedef struct {
     int wanted, clamps; /* whether logits far below the logsumexp were met */
 } tl_divergence_acc;
 
-/* The same of a group of short rows: the logsumexps are given, and the others are found. */
+/* The same of short rows in groups: the logsumexps are given, and the others are found. */
 typedef struct {
-    double base[TL_GROUP], other[TL_GROUP];
-    double sum[TL_DIVERGENCE_SUMS][TL_GROUP]; /* of all 16 lanes, compensated */
-    double unmatched[TL_GROUP]; /* the largest other logit of a class impossible in the base; -inf without one */
+    double base[TL_BLOCK_ROWS], other[TL_BLOCK_ROWS];
+    double sum[TL_DIVERGENCE_SUMS][TL_BLOCK_ROWS]; /* of all 16 lanes, compensated */
+    double unmatched[TL_BLOCK_ROWS]; /* the largest other logit of a class impossible in the base; -inf without one */
 } tl_short_divergences;
 
 #define TL_TOLERANCE 1e-3 /* by which rounding may take probabilities out of [0, 1], and log-probabilities above 0 */
@@ -252,12 +255,6 @@ typedef struct {
     /* Reductions of one row, see tl_reduce_kind: add contiguous elements, in native byte order, to the accumulator. Up
      * to the next multiple of TL_READ_MULTIPLE, elements must be -inf. */
     void (*reduce[TL_REDUCE_KINDS][TL_FLOAT_DTYPES])(const void *x, size_t count, tl_lse_acc *state);
-
-    /* Reductions of two rows: both sums, the moment of the base with regard to the other row, and the maximum of the
-     * base. `count` is below TL_CHUNK or a multiple of it. Returns 1 if a possible class of the base has -inf (or, in
-     * double, anything below -TL_MIN_FMA_SAFE) in the other row. */
-    int (*kl[TL_FLOAT_DTYPES])(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
-                               tl_lse_acc *other_state);
 
     /* Writes the indices of elements >= threshold in rising order and returns how many there are. */
     size_t (*indices_ge[TL_FLOAT_DTYPES])(const void *x, size_t count, double threshold, int32_t *found);
@@ -302,8 +299,8 @@ typedef struct {
      * perhaps to those of others. Returns whether a class has a logit of -inf (or, in double, below -TL_MIN_FMA_SAFE)
      * in the first row alone. */
     int (*divergences[TL_FLOAT_DTYPES])(const void *base, const void *other, size_t count, tl_divergence_acc *acc);
-    /* The same sums of a group of short rows of float64: those that are wanted. */
-    void (*short_divergences)(const double *base, const double *other, size_t classes, int wanted,
+    /* The same sums of groups of short rows of float64: those that are wanted. */
+    void (*short_divergences)(const double *base, const double *other, size_t count, size_t classes, int wanted,
                               tl_short_divergences *of);
 
     /* Of masses and logits of one dtype, float32 or float64: adds mass (shift - x), which is 0 where mass is 0 or x is
@@ -361,7 +358,7 @@ typedef struct {
     void (*deinterleave_planes[TL_FLOAT_DTYPES])(const void *groups, ptrdiff_t class_stride, size_t classes,
                                                  size_t count, char *first);
 
-    /* Of groups of float32 or float64, with the bits that reduce, kl, sum and the maps of rows give each row:
+    /* Of groups of float32 or float64, with the bits that reduce, sum and the maps of rows give each row:
      * sums of exponentials, alone and with moments; ranks; the others for a single group, the maps in place. Memory is
      * asked for the next rows. */
     void (*short_sumexp[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,

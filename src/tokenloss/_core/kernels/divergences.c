@@ -47,13 +47,13 @@ static double within(double value, double most) {
     return value < 0 ? 0 : value > most ? most : value;
 }
 
-/* The divergences for finite sums, or for infinite ones, the first of which is infinite, too. */
-static tl_divergences of_sums(const double *sum, int wanted) {
-    const double both = sum[TL_SUM_OF_BOTH], reverse_kl = 2 * sum[TL_SUM_OF_REVERSE_KL] / both;
-    tl_divergences found = {reverse_kl < 0 ? 0 : reverse_kl, within(sum[TL_SUM_OF_JS] / both, TL_LN2),
-                            within(2 * sum[TL_SUM_OF_TV] / both, 1), 0};
+/* The divergences for finite sums, or for infinite ones, the first of which is infinite, too; sums are so far apart. */
+static tl_divergences of_sums(const double *sum, size_t apart, int wanted) {
+    const double both = sum[TL_SUM_OF_BOTH * apart], reverse_kl = 2 * sum[TL_SUM_OF_REVERSE_KL * apart] / both;
+    tl_divergences found = {reverse_kl < 0 ? 0 : reverse_kl, within(sum[TL_SUM_OF_JS * apart] / both, TL_LN2),
+                            within(2 * sum[TL_SUM_OF_TV * apart] / both, 1), 0};
     if (wanted & TL_HELLINGER)
-        found.hellinger = within(root_of(within(2 * sum[TL_SUM_OF_HELLINGER] / both, 1)), 1);
+        found.hellinger = within(root_of(within(2 * sum[TL_SUM_OF_HELLINGER * apart] / both, 1)), 1);
     return found;
 }
 
@@ -68,7 +68,7 @@ int tl_divergences_end(const tl_divergence_state *state, tl_divergences *found) 
     }
     for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
         sum[k] = tl_lanes_sum_compensated(acc->sum[k], acc->comp[k]);
-    *found = of_sums(sum, acc->wanted);
+    *found = of_sums(sum, 1, acc->wanted);
     if (state->is_infinite)
         found->reverse_kl = (double)INFINITY;
     return state->is_infinite || found->reverse_kl - found->reverse_kl == 0 || state->dtype == TL_FLOAT64;
@@ -90,35 +90,26 @@ tl_divergences tl_divergences_of(const tl_backend *backend, const tl_row *base, 
 static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other,
                            const tl_lse *base_lse, const tl_lse *lse, int wanted, tl_divergences *found) {
     const int count = tl_grouped_rows(base);
+    tl_short_divergences sums;
     uint64_t usable = 0;
+    memset(&sums, 0, sizeof sums);
     for (int i = 0; i < count; i++) {
         double logs = base_lse[i].log + lse[i].log;
-        if (tl_is_wanted(base, i) && base_lse[i].offset == 0 && lse[i].offset == 0 && logs - logs == 0)
+        if (tl_is_wanted(base, i) && base_lse[i].offset == 0 && lse[i].offset == 0 && logs - logs == 0) {
             usable |= (uint64_t)1 << i;
+            sums.base[i] = base_lse[i].log;
+            sums.other[i] = lse[i].log;
+        }
     }
     if (usable == 0)
         return 0;
     const double *p = tl_load_wide_groups(backend, base, count), *q = tl_load_wide_groups(backend, other, count);
-    for (int start = 0; start < count; start += TL_GROUP) {
-        tl_short_divergences of;
-        memset(&of, 0, sizeof of);
-        for (int r = 0; r < TL_GROUP && start + r < count; r++)
-            if (usable >> (start + r) & 1) {
-                of.base[r] = base_lse[start + r].log;
-                of.other[r] = lse[start + r].log;
-            }
-        size_t at = tl_place_in_groups(base, start, 0);
-        backend->short_divergences(p + at, q + at, (size_t)base->row.count, wanted, &of);
-        for (int r = 0; r < TL_GROUP && start + r < count; r++) {
-            double sum[TL_DIVERGENCE_SUMS];
-            for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
-                sum[k] = of.sum[k][r];
-            if (of.unmatched[r] == -(double)INFINITY)
-                found[start + r] = of_sums(sum, wanted);
-            else
-                usable &= ~((uint64_t)1 << (start + r));
-        }
-    }
+    backend->short_divergences(p, q, tl_groups_for(count), (size_t)base->row.count, wanted, &sums);
+    for (int i = 0; i < count; i++)
+        if (sums.unmatched[i] == -(double)INFINITY)
+            found[i] = of_sums(&sums.sum[0][i], TL_BLOCK_ROWS, wanted);
+        else
+            usable &= ~((uint64_t)1 << i);
     return usable;
 }
 

@@ -23,8 +23,14 @@ static void reduce_both(const tl_backend *backend, tl_two_rows *rows, int64_t st
     rows->offset[1] = acc->other.offset;
     for (int64_t count; start < end; start += count) {
         count = tl_read_two(backend, rows, start, end);
-        if (TL_UNLIKELY(backend->kl[acc->dtype](rows->at[0], rows->at[1], (size_t)count, &acc->base, &acc->other)))
+        acc->base.is_padded = acc->other.is_padded = count < TL_CHUNK;
+        backend->reduce[TL_REDUCE_SUMEXP][acc->dtype](rows->at[1], (size_t)count, &acc->other);
+        acc->base.clamps |= acc->other.clamps;
+        acc->moment.other = rows->at[1];
+        backend->reduce[TL_REDUCE_KL][acc->dtype](rows->at[0], (size_t)count, &acc->base);
+        if (TL_UNLIKELY(acc->moment.is_unmatched))
             acc->is_infinite |= tl_has_infinite_kl(backend, rows->row[0], rows->row[1], start, start + count);
+        acc->moment.is_unmatched = 0;
     }
 }
 

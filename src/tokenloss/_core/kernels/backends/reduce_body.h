@@ -152,13 +152,16 @@ TL_TARGET TL_INLINE double NAME(max_of_)(OP(vec) * maxima, size_t count, double 
  * have to be. */
 TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum tl_mode mode,
                                           int clamps) {
-    OP(acc) acc = OP(acc_init)(state->ref_exp, clamps, mode == SUMEXP ? 0 : state->moment->shift, state->threshold);
+    OP(acc)
+    acc = OP(acc_init)(state->ref_exp, clamps, mode == SUMEXP ? 0 : state->moment->shift,
+                       mode == KL ? state->moment->other_shift : state->threshold);
     tl_lanes sum = OP(load_lanes)(state->sum, state->comp), moment;
+    const ELEMENT *other = mode == KL ? (const ELEMENT *)state->moment->other : x;
     if (mode != SUMEXP)
         moment = OP(load_lanes)(state->moment->sum, state->moment->comp);
-    for (size_t done = 0; done < count; done += TL_CHUNK, x += TL_CHUNK) {
+    for (size_t done = 0; done < count; done += TL_CHUNK, x += TL_CHUNK, other += TL_CHUNK) {
         const size_t n = !clamps || count - done > TL_CHUNK ? TL_CHUNK : count - done;
-        NAME(reduce_chunk_)(x, n, &acc, &sum, &moment, mode, clamps, x);
+        NAME(reduce_chunk_)(x, n, &acc, &sum, &moment, mode, clamps, other);
     }
     int out_of_range = OP(is_out_of_range)(&acc);
     if (!clamps && (out_of_range || !is_finite_sum(sum)))
@@ -169,6 +172,8 @@ TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse
         state->maximum = NAME(max_of_)(acc.maximum, 2, state->maximum);
         state->count_ge += OP(sum_counts)(acc.count_ge[0]) + OP(sum_counts)(acc.count_ge[1]);
     }
+    if (mode == KL)
+        state->moment->is_unmatched |= clamps && OP(mask_ge)(acc.unmatched, OP(set)(OP(LOWEST)));
     state->exp_overflow |= out_of_range;
     return 1;
 }
@@ -188,51 +193,8 @@ TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_lse_acc *sta
     NAME(reduce_)((const ELEMENT *)x, count, state, MOMENT);
 }
 
-/* Adds whole chunks of two rows, and perhaps a last one. Returns what a kernel does; -1, with no sums changed, if
- * arguments of a row are not clamped and one would have to be. */
-TL_TARGET TL_INLINE int NAME(try_kl_)(const ELEMENT *p, const ELEMENT *q, size_t count, tl_lse_acc *base,
-                                      tl_lse_acc *other, int clamps_p, int clamps_q) {
-    OP(acc) p_acc = OP(acc_init)(base->ref_exp, clamps_p, base->moment->shift, base->moment->other_shift);
-    OP(acc) q_acc = OP(acc_init)(other->ref_exp, clamps_q, 0, 0);
-    tl_lanes p_sum = OP(load_lanes)(base->sum, base->comp), q_sum = OP(load_lanes)(other->sum, other->comp);
-    tl_lanes moment = OP(load_lanes)(base->moment->sum, base->moment->comp);
-    for (size_t done = 0; done < count; done += TL_CHUNK, p += TL_CHUNK, q += TL_CHUNK) {
-        const size_t n = !clamps_q || count - done > TL_CHUNK ? TL_CHUNK : count - done;
-        NAME(reduce_chunk_)(q, n, &q_acc, &q_sum, NULL, SUMEXP, clamps_q, q);
-        NAME(reduce_chunk_)(p, n, &p_acc, &p_sum, &moment, KL, clamps_p, q);
-    }
-    int p_out_of_range = OP(is_out_of_range)(&p_acc), q_out_of_range = OP(is_out_of_range)(&q_acc);
-    if ((!clamps_p && (p_out_of_range || !is_finite_sum(p_sum))) ||
-        (!clamps_q && (q_out_of_range || !is_finite_sum(q_sum))))
-        return -1;
-    OP(store_lanes)(&p_sum, base->sum, base->comp);
-    OP(store_lanes)(&q_sum, other->sum, other->comp);
-    OP(store_lanes)(&moment, base->moment->sum, base->moment->comp);
-    base->exp_overflow |= p_out_of_range;
-    other->exp_overflow |= q_out_of_range;
-    base->maximum = NAME(max_of_)(p_acc.maximum, 2, base->maximum);
-    return clamps_q && OP(mask_ge)(p_acc.unmatched, OP(set)(OP(LOWEST)));
-}
-
-/* A function of its own, whose registers the compiler divides better. */
-TL_TARGET TL_OUTLINE int NAME(kl_unclamped_)(const ELEMENT *p, const ELEMENT *q, size_t count, tl_lse_acc *base,
-                                             tl_lse_acc *other) {
-    return NAME(try_kl_)(p, q, count, base, other, 0, 0);
-}
-
-TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
-                               tl_lse_acc *other_state) {
-    const ELEMENT *p = (const ELEMENT *)base, *q = (const ELEMENT *)other;
-    int found = -1; /* a row that has logits far below its maximum may have more */
-    if (count >= TL_CHUNK && !other_state->clamps) {
-        if (!base_state->clamps)
-            found = NAME(kl_unclamped_)(p, q, count, base_state, other_state);
-        base_state->clamps |= found < 0;
-        if (found < 0)
-            found = NAME(try_kl_)(p, q, count, base_state, other_state, 1, 0);
-        other_state->clamps = found < 0;
-    }
-    return found < 0 ? NAME(try_kl_)(p, q, count, base_state, other_state, 1, 1) : found;
+TL_TARGET static void NAME(kl_)(const void *x, size_t count, tl_lse_acc *state) {
+    NAME(reduce_)((const ELEMENT *)x, count, state, KL);
 }
 
 /* The maximum and, if wanted, the number of elements >= threshold. */

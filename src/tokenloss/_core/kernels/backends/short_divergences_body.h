@@ -59,16 +59,18 @@ TL_TARGET TL_INLINE void NAME(divergences_of_rows_)(const double *base, const do
     f64_store(of->unmatched + row, unmatched);
 }
 
-TL_TARGET static void NAME(short_divergences_)(const double *base, const double *other, size_t classes, int wanted,
-                                               tl_short_divergences *of) {
+TL_TARGET static void NAME(short_divergences_)(const double *base, const double *other, size_t count,
+                                               size_t classes, int wanted, tl_short_divergences *of) {
     enum { BUT_JS = TL_TV | TL_HELLINGER | TL_REVERSE_KL };
-    for (size_t row = 0; row < TL_GROUP; row += f64_WIDTH)
+    for (size_t row = 0; row < TL_GROUP * count; row += f64_WIDTH) {
+        const size_t at = TL_GROUP * classes * (row / TL_GROUP) + row % TL_GROUP;
         if (wanted == TL_TV)
-            NAME(divergences_of_rows_)(base + row, other + row, classes, row, TL_TV, of);
+            NAME(divergences_of_rows_)(base + at, other + at, classes, row, TL_TV, of);
         else if (wanted & TL_JS)
-            NAME(divergences_of_rows_)(base + row, other + row, classes, row, BUT_JS | TL_JS, of);
+            NAME(divergences_of_rows_)(base + at, other + at, classes, row, BUT_JS | TL_JS, of);
         else
-            NAME(divergences_of_rows_)(base + row, other + row, classes, row, BUT_JS, of);
+            NAME(divergences_of_rows_)(base + at, other + at, classes, row, BUT_JS, of);
+    }
 }
 
 #undef NAME

@@ -119,7 +119,7 @@ static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5
 
 /* What a reduction adds up. SUMEXP: sum of e^x. MOMENT: also sum of e^x (x - shift), max x and #{x >= threshold}.
  * KL: also sum of e^x ((x - shift) - (y - shift_y)), max x, and the largest x whose y is -inf,
- * where y are the logits of the other row and shift_y is passed as `threshold`. */
+ * where y are the logits of the other row and shift_y takes the place of the threshold. */
 enum tl_mode { SUMEXP, MOMENT, KL };
 
 /* What is written of a row: exponentials that were kept, times a number; elements less a number; exponentials. */
@@ -278,10 +278,10 @@ const tl_backend JOIN(tl_, BACKEND) = {
         {
             [TL_REDUCE_SUMEXP] = ALL_DTYPES(sumexp_),
             [TL_REDUCE_MOMENT] = ALL_DTYPES(moment_),
+            [TL_REDUCE_KL] = ALL_DTYPES(kl_),
             [TL_REDUCE_MAX] = ALL_DTYPES(max_),
             [TL_REDUCE_MAX_COUNT] = ALL_DTYPES(max_count_),
         },
-    .kl = ALL_DTYPES(kl_),
     .indices_ge = ALL_DTYPES(indices_ge_),
     .softmax_rows = ALL_DTYPES(softmax_rows_),
     .exp_scaled_rows = ALL_DTYPES(exp_scaled_rows_),
