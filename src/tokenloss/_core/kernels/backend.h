@@ -117,7 +117,7 @@ typedef struct {
 typedef enum {
     TL_REDUCE_SUMEXP,
     TL_REDUCE_MOMENT, /* sum, moment, maximum and count */
-    TL_REDUCE_KL, /* sum, moment of a divergence, and maximum; `clamps` must be set if it is for the sum of the other row */
+    TL_REDUCE_KL, /* sum, moment of a divergence, and maximum; `clamps` must be set if it is for the other row */
     TL_REDUCE_MAX,
     TL_REDUCE_MAX_COUNT,
     TL_REDUCE_KINDS

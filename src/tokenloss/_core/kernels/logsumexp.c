@@ -69,50 +69,36 @@ int tl_lse_begin(double maximum, int dtype, tl_moment *moment, tl_lse_acc *state
     return tl_lse_rebase(maximum, dtype, state);
 }
 
-/* Whether a sum (of all lanes) is far from its reference exponent. */
-static int is_out_of_range(double total, const tl_lse_acc *state) {
+int tl_sum_out_of_range(const tl_lse_acc *state) {
+    double total = tl_lanes_sum_fast(state->sum);
     return !(total >= SUM_UNDERFLOW && total <= SUM_OVERFLOW) || state->exp_overflow;
-}
-
-int tl_sum_out_of_range(const tl_lse_acc *state) { return is_out_of_range(tl_lanes_sum_fast(state->sum), state); }
-
-/* What a block changes, to undo it before the block is accumulated again. */
-typedef struct {
-    tl_lse_acc state;
-    tl_moment moment;
-} snapshot;
-
-static void restore(const snapshot *before, tl_lse_acc *state) {
-    *state = before->state;
-    if (state->moment)
-        *state->moment = before->moment;
 }
 
 int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t excluded,
                  tl_lse_acc *state, tl_chunk_buf *buf) {
     tl_reduce_kind kind = TL_REDUCE_SUMEXP;
-    snapshot before;
+    tl_moment moment_before;
     if (state->moment) {
         kind = TL_REDUCE_MOMENT;
         state->maximum = -(double)INFINITY;
         state->count_ge = 0;
-        before.moment = *state->moment;
+        moment_before = *state->moment;
     }
-    before.state = *state;
+    const tl_lse_acc before = *state;
     tl_reduce_range(backend, kind, row, start, end, excluded, state, buf);
-    double sum = tl_lanes_sum_fast(state->sum);
-    if (TL_UNLIKELY(is_out_of_range(sum, state))) {
-        restore(&before, state);
-        if (!tl_lse_rebase(tl_maximum_between(backend, row, start, end, excluded, buf), row->compute_dtype, state))
+    int out_of_range = tl_sum_out_of_range(state), is_stale = state->moment && tl_moment_shift_stale(state);
+    if (TL_UNLIKELY(out_of_range || is_stale)) {
+        double maximum = state->maximum;
+        *state = before;
+        if (state->moment)
+            *state->moment = moment_before;
+        if (!out_of_range)
+            tl_moment_reshift(maximum, 0, tl_offset_dtype(row->compute_dtype, state->offset), state);
+        else if (!tl_lse_rebase(tl_maximum_between(backend, row, start, end, excluded, buf), row->compute_dtype, state))
             return 0;
         tl_reduce_range(backend, kind, row, start, end, excluded, state, buf);
-        sum = tl_lanes_sum_fast(state->sum);
-    } else if (state->moment && TL_UNLIKELY(tl_moment_shift_stale(state))) {
-        double maximum = state->maximum;
-        restore(&before, state);
-        tl_moment_reshift(maximum, 0, tl_offset_dtype(row->compute_dtype, state->offset), state);
-        tl_reduce_range(backend, kind, row, start, end, excluded, state, buf);
     }
+    double sum = tl_lanes_sum_fast(state->sum);
     return sum == sum;
 }
 

@@ -43,17 +43,13 @@ static void heap_push(tl_topk *topk, double value, int64_t id) {
     topk_put(topk, i, value, id);
 }
 
-static void heap_sort(tl_topk *topk) {
+void tl_topk_sort(tl_topk *topk) {
     for (int64_t count = topk->count; count > 1; count--) {
         double value = topk->value[count - 1];
         int64_t id = topk->id[count - 1];
         topk_put(topk, count - 1, topk->value[0], topk->id[0]);
         heap_sift(topk, count - 1, value, id);
     }
-}
-
-void tl_topk_sort(tl_topk *topk) {
-    heap_sort(topk);
     for (int64_t i = topk->count; i < topk->most; i++)
         topk_put(topk, i, (double)NAN, -1);
 }
@@ -72,14 +68,6 @@ static double next_above(double value, int dtype) {
 
 /* The larger one; `other` if x is nan. */
 TL_INLINE float larger(float x, float other) { return x > other ? x : other; }
-
-/* Gets the worst of the k best so far. Returns 0 if there are fewer. */
-static int find_worst(const tl_topk *topk, double *worst) {
-    if (topk->count < topk->most)
-        return 0;
-    *worst = topk->value[0];
-    return 1;
-}
 
 /* A number above `worst` that at least k logits of [start, end) reach, rounded to float, or -inf: the k-th largest of the
  * maxima of lanes, of every 512th class (256th ... for small k). Few other logits reach it in shuffled or ascending rows. */
@@ -113,23 +101,24 @@ static double reached_by(const tl_backend *backend, const tl_row *raw, int64_t s
 void tl_topk_scan(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end, double maximum,
                   tl_topk *topk) {
     int32_t found[TL_BLOCK];
-    double worst, least = -(double)INFINITY;
+    const double *worst = topk->value; /* of the k best so far, if there are as many */
+    double least = -(double)INFINITY;
     int64_t first = start, candidates = 0;
-    int is_full = find_worst(topk, &worst);
+    int is_full = topk->count == topk->most;
     assert(topk->most > 0);
-    if (is_full && !(maximum > worst))
+    if (is_full && !(maximum > *worst))
         return;
     /* where the block before had many, this may be an ascending row */
     if ((!is_full || topk->candidates >= topk->most) && topk->most <= TL_CHUNK && topk->most < end - start)
-        least = reached_by(backend, raw, start, end, topk->most, is_full ? worst : least);
+        least = reached_by(backend, raw, start, end, topk->most, is_full ? *worst : least);
     for (int64_t next; start < end; start = next) {
         double threshold = least;
         int64_t length = start - first < TL_READ_MULTIPLE ? TL_READ_MULTIPLE : start - first;
-        is_full = find_worst(topk, &worst); /* as soon as can be, since it raises the threshold */
-        if (is_full && !(maximum > worst))
+        is_full = topk->count == topk->most; /* as soon as can be, since it raises the threshold */
+        if (is_full && !(maximum > *worst))
             break;
-        if (is_full && !(worst < least))
-            threshold = next_above(worst, raw->compute_dtype);
+        if (is_full && !(*worst < least))
+            threshold = next_above(*worst, raw->compute_dtype);
         next = is_full || end - start < length ? end : start + length;
         int64_t count = tl_indices_ge(backend, raw, start, next, threshold, found);
         for (int64_t i = 0; i < count; i++) {
