@@ -257,8 +257,8 @@ def test_sums_of_many_equal_losses_are_exact(edge, backend):
 
 @pytest.mark.usefixtures("any_loss_is_taken")
 @pytest.mark.slow
-def test_a_million_updates_of_one_token_are_one_update_of_a_million_tokens(rng):
-    losses = rng.exponential(3, 1_000_000)
+def test_100_000_updates_of_one_token_are_one_update_of_100_000_tokens(rng):
+    losses = rng.exponential(3, 100_000)
     losses[:5] = 1e300, -1e300, 5e-324, 1e-310, 0.0
     once = meter_of(losses)
     each = LossMeter()
