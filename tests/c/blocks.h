@@ -225,26 +225,11 @@ static void check_softmaxes(tested_block *block, int is_log) {
 
 static void find_losses(tested_block *block, int has_grad, int keeps_logits) {
     const tl_out_block *grads = has_grad ? &block->out : NULL;
-    const loss_case *of = block->of->loss;
-    double weights[TL_BLOCK_ROWS] = {0}, scales[TL_BLOCK_ROWS] = {0};
-    tl_loss shared = plain_loss(-1);
+    const tl_masses none = {NULL, 0};
     block->rows.keeps_logits = keeps_logits;
     reduce_block(block, 1, 0);
-    for (int r = 0; r < block->of->count; r++)
-        if (is_expected(block, r)) {
-            shared = block->losses[r];
-            weights[r] = shared.target_weight;
-            scales[r] = shared.grad_scale;
-        }
-    shared.target = -1;
-    shared.target_weight = 1;
-    shared.grad_scale = (double)NAN; /* never read */
-    if (of->kind == CLASS_ID)
-        tl_class_losses_of_block(block->backend, &block->rows, &block->lse, &shared, of->has_weight ? weights : NULL,
-                                 scales, grads, block->values, block->cancel);
-    else
-        tl_mass_losses_of_block(block->backend, &block->rows, &block->lse, block->losses, NULL, grads, block->values,
-                                block->cancel);
+    tl_losses_of_block(block->backend, &block->rows, &block->lse, block->losses, &none, grads, block->values,
+                       block->cancel);
     require_values(block, "loss in a block");
 }
 

@@ -6,12 +6,12 @@
 #include "kernels.h"
 #include "scalar_math.h"
 
-/* The loss for a class id, given its odds, and its gradient. */
-TL_INLINE double loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_class_odds odds,
-                              tl_cancel *cancel) {
-    double value = tl_loss_of_odds(backend, logits, loss, &odds, cancel);
+/* The loss, given the odds of its class, and its gradient. */
+TL_INLINE double loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t excluded,
+                              tl_class_odds odds, tl_cancel *cancel) {
+    double mass, value = tl_loss_of_odds(backend, logits, loss, excluded, &odds, &mass, cancel);
     if (loss->grad)
-        tl_write_class_gradient(backend, logits, loss, &odds, cancel);
+        tl_write_gradient(backend, logits, loss, &odds, mass, cancel);
     return value;
 }
 
@@ -24,7 +24,7 @@ TL_INLINE double loss_of_class(const tl_backend *backend, const tl_row *logits, 
     odds.nll = tl_softplus(log_odds);
     odds.odds_against = tl_exp(log_odds);
     odds.lse = tl_lse_add_class(lse, odds.logit, log_odds);
-    return loss_of_odds(backend, logits, loss, odds, cancel);
+    return loss_of_odds(backend, logits, loss, loss->target, odds, cancel);
 }
 
 /* A class of a row against the others; if it is -1, the logsumexp alone. */
@@ -38,21 +38,11 @@ TL_INLINE tl_class_odds odds_of_row(const tl_backend *backend, const tl_row *log
     return tl_odds_at(&row, &lse, 0);
 }
 
-/* The loss for a distribution. */
-TL_INLINE double loss_of_distribution(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,
-                                      tl_cancel *cancel) {
-    int64_t argmax = tl_soft_target_argmax(backend, &loss->soft, logits->count, cancel);
-    tl_class_odds odds = odds_of_row(backend, logits, argmax, cancel);
-    double softmax_factor, value = tl_loss_of_masses(backend, logits, loss, argmax, &odds, &softmax_factor, cancel);
-    if (loss->grad)
-        tl_write_gradient(backend, logits, loss, odds.lse, softmax_factor, cancel);
-    return value;
-}
-
 TL_INLINE double loss_of_row(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_cancel *cancel) {
-    if (loss->target < 0)
-        return loss_of_distribution(backend, logits, loss, cancel);
-    return loss_of_odds(backend, logits, loss, odds_of_row(backend, logits, loss->target, cancel), cancel);
+    int64_t excluded = loss->target;
+    if (excluded < 0)
+        excluded = tl_soft_target_argmax(backend, &loss->soft, logits->count, cancel);
+    return loss_of_odds(backend, logits, loss, excluded, odds_of_row(backend, logits, excluded, cancel), cancel);
 }
 
 #endif

@@ -52,10 +52,10 @@ static void take_block(const tl_backend *backend, const float *data, float *grad
     tl_row_block rows = {float_row(data), .count = SHORT_ROWS, .has_excluded = 1, .keeps_logits = 1};
     tl_out_block out = {.row = float_row(gradient)};
     tl_loss loss = {{.one_minus_eps = 0.9, .eps_over_v = 0.1 / SHORT_CLASSES}, -1, 1, 0, NULL, 1, 0};
-    double scales[TL_BLOCK_ROWS], losses[TL_BLOCK_ROWS];
+    double values[TL_BLOCK_ROWS];
+    tl_loss losses[TL_BLOCK_ROWS];
+    tl_masses none = {NULL, 0};
     tl_block_lse lse;
-    for (int r = 0; r < TL_BLOCK_ROWS; r++)
-        scales[r] = 1;
     rows.wanted = (1u << SHORT_ROWS) - 1;
     rows.row.count = out.row.count = SHORT_CLASSES;
     rows.scratch = malloc(tl_row_block_bytes(SHORT_CLASSES, 0));
@@ -63,13 +63,14 @@ static void take_block(const tl_backend *backend, const float *data, float *grad
         exit(2);
     for (int r = 0; r < SHORT_ROWS; r++) {
         rows.data[r] = (const char *)(data + r * SHORT_CLASSES);
-        rows.excluded[r] = r;
+        rows.excluded[r] = loss.target = r;
+        losses[r] = loss;
         out.data[r] = (char *)(gradient + r * SHORT_CLASSES);
     }
     tl_odds_of_block(backend, &rows, &lse, cancel);
-    tl_class_losses_of_block(backend, &rows, &lse, &loss, NULL, scales, &out, losses, cancel);
+    tl_losses_of_block(backend, &rows, &lse, losses, &none, &out, values, cancel);
     for (int r = 0; r < SHORT_ROWS; r++)
-        take(Q_class_id_loss, losses[r]);
+        take(Q_class_id_loss, values[r]);
     out.row.count = SHORT_ROWS * SHORT_CLASSES;
     take_row(Q_gradient, &out.row);
     free(rows.scratch);

@@ -210,14 +210,12 @@ cdef extern from "kernels/kernels.h" nogil:
         int nontemporal_stores
     void tl_softmax_of_block(const tl_backend *, const tl_row_block *, int, const tl_out_block *, tl_cancel *)
     size_t tl_softmax_rows(const tl_backend *, const tl_row *, ptrdiff_t, size_t, int, const tl_row *, ptrdiff_t)
-    void tl_class_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
-                                  const double *, const double *, const tl_out_block *, double *, tl_cancel *)
     ctypedef struct tl_masses:
         uint64_t usable
     size_t tl_masses_bytes(int64_t, bint)
     void tl_exclude_by_masses(const tl_backend *, tl_row_block *, const tl_loss *, char *, tl_masses *, tl_cancel *)
-    void tl_mass_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
-                                 const tl_masses *, const tl_out_block *, double *, tl_cancel *)
+    void tl_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
+                            const tl_masses *, const tl_out_block *, double *, tl_cancel *)
     int64_t tl_likeliest_class(const tl_row *, const int64_t *, int64_t, int64_t *, tl_cancel *)
     void tl_class_log_probs(const tl_backend *, const tl_row_block *, const tl_block_lse *, int, const int64_t *,
                             int64_t, double *, tl_cancel *)

@@ -121,7 +121,7 @@ cdef class CrossEntropy(LogSumExpJob):
         return count + tl_masses_bytes(self.scores.classes, self.is_class_major) if self.excludes_together else count
 
     cdef void find_losses(self, Block *block) noexcept nogil:
-        """Write the targets and options of a block's distributions."""
+        """Write the options of a block's losses, and where masses are."""
         cdef const char *addresses[BLOCK_ROWS]
         cdef int i, count = block.rows.count
         if block.n_with_options < count:
@@ -129,16 +129,15 @@ cdef class CrossEntropy(LogSumExpJob):
             for i in range(1, count):
                 block.losses[i] = block.losses[0]
             block.n_with_options = count
-        if is_given(&self.positions.targets_view):
+        if not self.positions.by_class and is_given(&self.positions.targets_view):
             self.find_rows(&self.positions.targets_view, block, addresses)
             for i in range(count):
                 block.losses[i].soft.mass = addresses[i]
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef char *memory = block.rows.scratch
-        if not self.positions.by_class:
-            self.find_losses(block)
-            block.masses.usable = 0
+        self.find_losses(block)
+        block.masses.usable = 0
         if self.excludes_together and not block.is_row_alone:
             if memory != NULL:
                 memory += LogSumExpJob.scratch_bytes(self)
@@ -206,25 +205,20 @@ cdef class CrossEntropy(LogSumExpJob):
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
-        if self.positions.by_class:
-            self.finish_class_ids(block, lse, cancel)
-        else:
-            self.finish_distributions(block, lse, cancel)
-
-    cdef void finish_class_ids(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
-        cdef tl_loss loss
         cdef tl_out_block grads
-        cdef double weights[BLOCK_ROWS]
         cdef double grad_scales[BLOCK_ROWS]
-        cdef int i
-        loss = self.loss_at(block.number[0], -1)
-        for i in range(block.rows.count if self.weighs_class_ids else 0):
-            weights[i] = self.positions.class_weight(block.rows.excluded[i]) if block.rows.excluded[i] >= 0 else 0
+        cdef int i, count = block.rows.count
+        for i in range(count if self.positions.by_class else 0):
+            block.losses[i].target = block.rows.excluded[i]
+            if self.weighs_class_ids and block.rows.excluded[i] >= 0:
+                block.losses[i].target_weight = self.positions.class_weight(block.rows.excluded[i])
         if is_given(&self.grad):
             self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
-            self.find_grad_scales(0, block.number, block.rows.count, grad_scales)
-        tl_class_losses_of_block(backend, &block.rows, lse, &loss, weights if self.weighs_class_ids else NULL,
-                                 grad_scales, &grads if is_given(&self.grad) else NULL, block.values, cancel)
+            self.find_grad_scales(0, block.number, count, grad_scales)
+            for i in range(count):
+                block.losses[i].grad_scale = grad_scales[i]
+        tl_losses_of_block(backend, &block.rows, lse, block.losses, &block.masses,
+                           &grads if is_given(&self.grad) else NULL, block.values, cancel)
 
     cdef void find_grad_scales(self, int64_t start, const int64_t *numbers, int count, double *scales) noexcept nogil:
         """Write the factors of the gradients of rows, up to a whole group: their weights over the divisor."""
@@ -236,18 +230,6 @@ cdef class CrossEntropy(LogSumExpJob):
             for i in range(count):
                 scales[i] = self.positions.sample_weight_of(start + i if numbers == NULL else numbers[i])
                 scales[i] /= self.grad_divisor
-
-    cdef void finish_distributions(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
-        cdef tl_out_block grads
-        cdef double grad_scales[BLOCK_ROWS]
-        cdef int i
-        if is_given(&self.grad):
-            self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
-            self.find_grad_scales(0, block.number, block.rows.count, grad_scales)
-            for i in range(block.rows.count):
-                block.losses[i].grad_scale = grad_scales[i]
-        tl_mass_losses_of_block(backend, &block.rows, lse, block.losses, &block.masses,
-                                &grads if is_given(&self.grad) else NULL, block.values, cancel)
 
     cdef void mask_row(self, int64_t row) noexcept nogil:
         cdef tl_row grad

@@ -128,21 +128,9 @@ static void reduce_asked_block(asked_block *block, int without_class, int keeps_
         tl_odds_of_block(backend, &block->rows, &block->lse, &cancel);
 }
 
-static void find_losses(const question *all, asked_block *block, const tl_out_block *grads) {
-    double weights[TL_BLOCK_ROWS], scales[TL_BLOCK_ROWS] = {0};
-    tl_loss shared = block->losses[0];
-    shared.target = -1;
-    shared.target_weight = 1;
-    shared.grad = NULL;
-    for (int r = 0; r < block->rows.count; r++) {
-        weights[r] = block->rows.excluded[r] >= 0 ? block->losses[r].target_weight : 0;
-        scales[r] = block->losses[r].grad_scale;
-    }
-    if (all->by_class)
-        tl_class_losses_of_block(backend, &block->rows, &block->lse, &shared, all->has_weight ? weights : NULL, scales,
-                                 grads, block->values, &cancel);
-    else
-        tl_mass_losses_of_block(backend, &block->rows, &block->lse, block->losses, NULL, grads, block->values, &cancel);
+static void find_losses(asked_block *block, const tl_out_block *grads) {
+    const tl_masses none = {NULL, 0};
+    tl_losses_of_block(backend, &block->rows, &block->lse, block->losses, &none, grads, block->values, &cancel);
 }
 
 static void compare_in_block(const question *all, asked_block *block, const int64_t *excluded) {
@@ -158,7 +146,7 @@ static void compare_in_block(const question *all, asked_block *block, const int6
             fill_rows(all, &block->logits);
     }
     reduce_asked_block(block, 1, all->has_grad || all->smoothing != 0, 0, excluded);
-    find_losses(all, block, all->has_grad ? &block->out : NULL);
+    find_losses(block, all->has_grad ? &block->out : NULL);
     for (int r = 0; r < all->rows; r++)
         if (is_wanted(all, r))
             compare("loss in a block", block->values[r]);

@@ -7,71 +7,34 @@
 /* What the losses of a block's rows leave for their gradients. */
 typedef struct {
     double logsumexp[TL_BLOCK_ROWS], against[TL_BLOCK_ROWS]; /* the latter exp(log-odds against the target) */
-    double smoothed[TL_BLOCK_ROWS], weight[TL_BLOCK_ROWS];   /* the mass of smoothing alone, and the target's weight */
-} class_parts;
+    double mass[TL_BLOCK_ROWS], weight[TL_BLOCK_ROWS];       /* as of tl_loss_of_odds; the weight of a class id, or 0 */
+} loss_parts;
 
 /* Writes the gradients of rows that can be written together; returns a bit for each of these. */
 static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                                const tl_loss *loss, const class_parts *of, const double *grad_scale,
-                                const tl_out_block *grads) {
+                                const tl_loss *losses, const loss_parts *of, const tl_out_block *grads) {
+    const tl_loss *shared = &losses[tl_lowest_bit(rows->wanted)];
+    const int is_wide = tl_is_transformed(&rows->row) || shared->soft.weight || shared->soft.mass;
     tl_gradient_parts parts;
-    double ones[TL_BLOCK_ROWS];
-    const tl_loss *losses[TL_BLOCK_ROWS];
-    int count = rows->count, is_wide = tl_is_transformed(&rows->row) || loss->soft.weight;
+    double scale[TL_BLOCK_ROWS];
     uint64_t written;
     for (int i = 0; i < TL_BLOCK_ROWS; i++)
-        ones[i] = 1;
-    backend->gradient_parts(loss, of->logsumexp, of->against, of->smoothed, of->weight, is_wide ? ones : grad_scale,
-                            tl_padded_rows(count), &parts);
-    if (is_wide) {
-        for (int i = 0; i < TL_BLOCK_ROWS; i++)
-            losses[i] = loss;
-        for (int i = 0; i < count; i++)
-            parts.at_target[i] = grad_scale[i] * parts.at_target[i] *
-                                 tl_softcap_grad(&rows->row, tl_odds_at(rows, lse, i).logit);
-        written = tl_write_wide_gradients(backend, rows, lse, of->logsumexp, parts.factor, losses, grad_scale, grads);
-    } else {
+        scale[i] = is_wide || i >= rows->count ? 1 : losses[i].grad_scale;
+    backend->gradient_parts(shared, of->logsumexp, of->against, of->mass, of->weight, scale,
+                            tl_padded_rows(rows->count), &parts);
+    if (is_wide)
+        written = tl_write_wide_gradients(backend, rows, lse, of->logsumexp, parts.factor, losses, grads);
+    else
         written = tl_map_rows(backend, rows, lse, of->logsumexp, &parts, grads);
-    }
-    for (int i = 0; i < count; i++)
-        if (written >> i & 1)
-            tl_store(grads->data[i] + rows->excluded[i] * grads->row.stride, grads->row.dtype, parts.at_target[i]);
-    return written;
-}
-
-void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                              const tl_loss *shared, const double *target_weight, const double *grad_scale,
-                              const tl_out_block *grads, double *values, tl_cancel *cancel) {
-    class_parts of = {.weight = {0}}; /* zeros in lanes that no row fills */
-    tl_loss loss = *shared;
-    tl_row row = rows->row;
     for (int i = 0; i < rows->count; i++) {
-        tl_class_odds odds = tl_is_wanted(rows, i) ? tl_odds_at(rows, lse, i) : (tl_class_odds){0};
-        of.weight[i] = target_weight ? target_weight[i] : 1;
-        row.data = rows->data[i];
-        loss.target = rows->excluded[i];
-        loss.target_weight = of.weight[i];
-        if (tl_is_wanted(rows, i))
-            values[i] = tl_loss_of_odds(backend, &row, &loss, &odds, cancel);
-        of.logsumexp[i] = tl_logsumexp(odds.lse);
-        of.against[i] = odds.odds_against;
-        of.smoothed[i] = odds.smoothed;
+        if (!(written >> i & 1) || losses[i].target < 0)
+            continue;
+        if (is_wide)
+            parts.at_target[i] = losses[i].grad_scale * parts.at_target[i] *
+                                 tl_softcap_grad(&rows->row, tl_odds_at(rows, lse, i).logit);
+        tl_store(grads->data[i] + losses[i].target * grads->row.stride, grads->row.dtype, parts.at_target[i]);
     }
-    if (!grads)
-        return;
-    uint64_t left = rows->wanted & ~write_gradients(backend, rows, lse, shared, &of, grad_scale, grads);
-    for (; left != 0; left &= left - 1) {
-        const int i = (int)tl_lowest_bit(left);
-        tl_class_odds odds = tl_odds_at(rows, lse, i);
-        tl_row grad = tl_row_of_out(grads, i);
-        odds.smoothed = of.smoothed[i];
-        row.data = rows->data[i];
-        loss.grad = &grad;
-        loss.target = rows->excluded[i];
-        loss.target_weight = of.weight[i];
-        loss.grad_scale = grad_scale[i];
-        tl_write_class_gradient(backend, &row, &loss, &odds, cancel);
-    }
+    return written;
 }
 
 /* Elements of masses in groups: as many as of logits, and 0 where logits are not loaded into groups. */
@@ -128,12 +91,11 @@ void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const t
     }
 }
 
-/* The losses of rows whose logits and masses are in groups, and factors of softmax. Returns a bit for each row whose loss
- * is finite. Other losses are not written. */
+/* The losses of rows whose logits and masses are in groups, and their masses. Returns a bit for each row whose loss is
+ * finite. Other losses are not written. */
 static uint64_t losses_of_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                                 const tl_loss *losses, const tl_masses *masses, double *softmax_factor,
-                                 double *values) {
-    double shift[TL_BLOCK_ROWS] = {0}, dot[TL_BLOCK_ROWS], mass[TL_BLOCK_ROWS];
+                                 const tl_loss *losses, const tl_masses *masses, double *mass, double *values) {
+    double shift[TL_BLOCK_ROWS] = {0}, dot[TL_BLOCK_ROWS];
     uint64_t which = rows->wanted & lse->grouped & masses->usable, finite = 0;
     if (which == 0)
         return 0;
@@ -144,9 +106,7 @@ static uint64_t losses_of_groups(const tl_backend *backend, const tl_row_block *
     for (; which != 0; which &= which - 1) {
         const int i = (int)tl_lowest_bit(which);
         const tl_class_odds odds = tl_odds_at(rows, lse, i);
-        const double logsumexp = tl_logsumexp(odds.lse);
-        const double loss = tl_loss_of_parts(&losses[i], 0, dot[i], mass[i], odds.nll, logsumexp);
-        softmax_factor[i] = tl_softmax_weight(&losses[i], logsumexp, mass[i]);
+        const double loss = tl_loss_of_parts(&losses[i], 0, dot[i], mass[i], odds.nll, tl_logsumexp(odds.lse));
         if (loss - loss == 0 && odds.nll - odds.nll == 0) {
             values[i] = loss;
             finite |= (uint64_t)1 << i;
@@ -155,36 +115,32 @@ static uint64_t losses_of_groups(const tl_backend *backend, const tl_row_block *
     return finite;
 }
 
-void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                             const tl_loss *losses, const tl_masses *masses, const tl_out_block *grads, double *values,
-                             tl_cancel *cancel) {
-    double logsumexp[TL_BLOCK_ROWS] = {0}, softmax_factor[TL_BLOCK_ROWS] = {0}, grad_scale[TL_BLOCK_ROWS] = {0};
-    const tl_loss *grouped[TL_BLOCK_ROWS] = {NULL};
-    tl_row logits = rows->row;
-    uint64_t done = 0;
-    if (masses)
-        done = losses_of_groups(backend, rows, lse, losses, masses, softmax_factor, values);
-    for (int i = 0; i < rows->count && (grads || (rows->wanted & ~done) >> i != 0); i++) {
-        tl_class_odds odds = tl_odds_at(rows, lse, i);
-        logits.data = rows->data[i];
-        logsumexp[i] = tl_logsumexp(odds.lse);
-        grouped[i] = lse->grouped >> i & 1 ? &losses[i] : NULL;
-        if ((rows->wanted & ~done) >> i & 1)
-            values[i] =
-                tl_loss_of_masses(backend, &logits, &losses[i], rows->excluded[i], &odds, &softmax_factor[i], cancel);
+void tl_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                        const tl_loss *losses, const tl_masses *masses, const tl_out_block *grads, double *values,
+                        tl_cancel *cancel) {
+    loss_parts of = {.weight = {0}}; /* zeros in lanes that no row fills */
+    tl_row row = rows->row;
+    const uint64_t done = losses_of_groups(backend, rows, lse, losses, masses, of.mass, values);
+    for (uint64_t left = grads ? rows->wanted : rows->wanted & ~done; left != 0; left &= left - 1) {
+        const int i = (int)tl_lowest_bit(left);
+        const tl_class_odds odds = tl_odds_at(rows, lse, i);
+        row.data = rows->data[i];
+        if (!(done >> i & 1))
+            values[i] = tl_loss_of_odds(backend, &row, &losses[i], rows->excluded[i], &odds, &of.mass[i], cancel);
+        of.logsumexp[i] = tl_logsumexp(odds.lse);
+        of.against[i] = odds.odds_against;
+        of.weight[i] = losses[i].target >= 0 ? losses[i].target_weight : 0;
     }
-    if (!grads)
+    if (!grads || rows->wanted == 0)
         return;
-    for (int i = 0; i < rows->count; i++)
-        grad_scale[i] = losses[i].grad_scale;
-    uint64_t left = rows->wanted & ~tl_write_wide_gradients(backend, rows, lse, logsumexp, softmax_factor, grouped,
-                                                            grad_scale, grads);
-    for (int i = 0; i < rows->count; i++) {
+    uint64_t left = rows->wanted & ~write_gradients(backend, rows, lse, losses, &of, grads);
+    for (; left != 0; left &= left - 1) {
+        const int i = (int)tl_lowest_bit(left);
+        const tl_class_odds odds = tl_odds_at(rows, lse, i);
         tl_loss loss = losses[i];
         tl_row grad = tl_row_of_out(grads, i);
-        logits.data = rows->data[i];
+        row.data = rows->data[i];
         loss.grad = &grad;
-        if (left >> i & 1)
-            tl_write_gradient(backend, &logits, &loss, tl_odds_at(rows, lse, i).lse, softmax_factor[i], cancel);
+        tl_write_gradient(backend, &row, &loss, &odds, of.mass[i], cancel);
     }
 }

@@ -88,18 +88,9 @@ uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const 
     return which;
 }
 
-/* A group's logits as doubles, in its own part of the scratch memory. */
-static double *widened(const tl_row_block *rows, const char *group, int dtype) {
-    double *wide = (double *)(void *)tl_wide_groups_of(rows);
-    for (size_t i = 0; i < tl_group_elements(rows); i++)
-        wide[i] = dtype == TL_FLOAT64 ? ((const double *)(const void *)group)[i]
-                                      : (double)((const float *)(const void *)group)[i];
-    return wide;
-}
-
 uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                                 const double *logsumexp, const double *softmax_factor, const tl_loss *const *losses,
-                                 const double *grad_scale, const tl_out_block *out) {
+                                 const double *logsumexp, const double *softmax_factor, const tl_loss *losses,
+                                 const tl_out_block *out) {
     double exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS];
     tl_gradient_parts parts = {.subtrahend = {0}};
     size_t elements = tl_group_elements(rows), classes = (size_t)rows->row.count;
@@ -109,15 +100,16 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
         factor[i] = 1;
     which &= backend->softmax_factors(logsumexp, tl_padded_rows(lse->in_groups), TL_FLOAT64, exponent, factor);
     for (int start = 0; start < rows->count && which >> start != 0; start += TL_GROUP) {
-        double *logits = widened(rows, group, lse->group_dtype), *probability = logits + elements;
+        double *logits = (double *)(void *)tl_wide_groups_of(rows), *probability = logits + elements;
         int dtype = TL_FLOAT64;
+        backend->to_f64[lse->group_dtype](group, elements, 1, logits);
         tl_few_rows from = tl_few_of_groups(logits, classes, dtype), to = tl_few_of_groups(probability, classes, dtype);
         memcpy(parts.exponent, exponent + start, TL_GROUP * sizeof *exponent);
         memcpy(parts.factor, factor + start, TL_GROUP * sizeof *factor);
         backend->lane_gradients[TL_FLOAT64](&from, TL_GROUP, NULL, &parts, &to);
         for (int i = start; i < start + TL_GROUP && i < rows->count; i++)
             if (which >> i & 1)
-                tl_add_masses(&rows->row, &losses[i]->soft, grad_scale[i], softmax_factor[i], 0, rows->row.count,
+                tl_add_masses(&rows->row, &losses[i].soft, losses[i].grad_scale, softmax_factor[i], 0, rows->row.count,
                               TL_GROUP, logits + i - start, probability + i - start);
         if (out->row.dtype == TL_FLOAT32) { /* vectors write it, and rounding once is rounding once */
             dtype = TL_FLOAT32;

@@ -8,51 +8,34 @@
 #include "reduce.h"
 #include "scalar_math.h"
 
-int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
-                      double softmax_factor, tl_cancel *cancel) {
-    double logsumexp = tl_logsumexp(lse);
+void tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_class_odds *odds,
+                       double mass, tl_cancel *cancel) {
+    const double logsumexp = tl_logsumexp(odds->lse), softmax_weight = tl_softmax_weight(loss, logsumexp, mass);
+    const double weight = loss->target >= 0 ? loss->target_weight : 0;
     if (logsumexp - logsumexp != 0) {
         tl_fill(loss->grad, (double)NAN);
-        return 0;
+        return;
     }
-    tl_gradient(backend, logits, lse, loss->grad_scale, softmax_factor, &loss->soft, loss->grad,
-                loss->nontemporal_stores, cancel);
-    return 1;
-}
-
-void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,
-                             const tl_class_odds *odds, tl_cancel *cancel) {
-    double softmax_weight = tl_softmax_weight(loss, tl_logsumexp(odds->lse), odds->smoothed);
-    double at_target = tl_gradient_at_target(loss, loss->target_weight, softmax_weight, odds->odds_against);
-    double factor = softmax_weight + loss->target_weight * loss->soft.one_minus_eps;
-    if (tl_write_gradient(backend, logits, loss, odds->lse, factor, cancel))
+    tl_gradient(backend, logits, odds->lse, loss->grad_scale, softmax_weight + weight * loss->soft.one_minus_eps,
+                &loss->soft, loss->grad, loss->nontemporal_stores, cancel);
+    if (loss->target >= 0) {
+        double at_target = tl_gradient_at_target(loss, weight, softmax_weight, odds->odds_against);
         tl_store_at(loss->grad, loss->target, loss->grad_scale * at_target * tl_softcap_grad(logits, odds->logit));
-}
-
-double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_class_odds *odds,
-                       tl_cancel *cancel) {
-    int smooths = loss->soft.eps_over_v != 0;
-    double target_dot = 0;
-    odds->smoothed = 0;
-    if (smooths)
-        target_dot = tl_target_dot(backend, logits, &loss->soft, odds->lse.offset, &odds->smoothed, cancel);
-    return tl_loss_of_parts(loss, odds->nll, target_dot, odds->smoothed, smooths ? odds->lse.log : 0,
-                            tl_logsumexp(odds->lse));
-}
-
-double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
-                         const tl_class_odds *odds, double *softmax_factor, tl_cancel *cancel) {
-    double mass = 0, target_dot = 0, above_shift = odds->lse.log; /* a row without mass has loss 0, or nan */
-    if (argmax >= 0) {
-        /* the logit of the argmax: if it is the largest logit as well, differences from it lose few digits */
-        int is_finite = odds->nll - odds->nll == 0;
-        double shift = is_finite ? odds->logit : odds->lse.offset;
-        above_shift = is_finite ? odds->nll : odds->lse.log;
-        target_dot = tl_target_dot(backend, logits, &loss->soft, shift, &mass, cancel);
     }
-    double logsumexp = tl_logsumexp(odds->lse);
-    *softmax_factor = tl_softmax_weight(loss, logsumexp, mass);
-    return tl_loss_of_parts(loss, 0, target_dot, mass, above_shift, logsumexp);
+}
+
+double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t excluded,
+                       const tl_class_odds *odds, double *mass, tl_cancel *cancel) {
+    const int is_class = loss->target >= 0, has_masses = is_class ? loss->soft.eps_over_v != 0 : excluded >= 0;
+    tl_lse above = odds->lse; /* how far the logsumexp lies above a shift */
+    double target_dot = 0;
+    *mass = 0;
+    /* the logit of the argmax: if it is the largest logit as well, differences from it lose few digits */
+    if (!is_class && has_masses && odds->nll - odds->nll == 0)
+        above = (tl_lse){odds->logit, odds->nll};
+    if (has_masses)
+        target_dot = tl_target_dot(backend, logits, &loss->soft, above.offset, mass, cancel);
+    return tl_loss_of_parts(loss, odds->nll, target_dot, *mass, above.log, tl_logsumexp(odds->lse));
 }
 
 void tl_loss_begin(const tl_backend *backend, const tl_loss *loss, int64_t classes, tl_loss_acc *acc,

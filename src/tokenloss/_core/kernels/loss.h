@@ -32,8 +32,7 @@ struct tl_loss {
 /* A target class against the other classes of its row. */
 typedef struct {
     double logit, nll, odds_against; /* the last is exp(log-odds against the target) */
-    tl_lse lse;      /* of all classes */
-    double smoothed; /* the mass of smoothing alone, set by tl_loss_of_odds */
+    tl_lse lse;                      /* of all classes */
 } tl_class_odds;
 
 /* The loss from its parts: the nll of a class id (0 for a distribution); for the soft targets their target dot, sum of
@@ -45,17 +44,19 @@ TL_INLINE double tl_loss_of_parts(const tl_loss *loss, double nll, double target
     return loss->z_loss != 0 ? sum + loss->z_loss * logsumexp * logsumexp : sum;
 }
 
-/* The loss for a class id without its gradient. */
-double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_class_odds *odds,
-                       tl_cancel *cancel);
+/* The loss of a row without its gradient, from the odds against its excluded class: its class id, or what
+ * tl_soft_target_argmax found. If that is -1, no class has mass: the loss is that of z-loss alone, and nan as that of
+ * any row without a softmax. Sets the mass: that of the distribution, or of smoothing alone. */
+double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t excluded,
+                       const tl_class_odds *odds, double *mass, tl_cancel *cancel);
 
-/* Writes its gradient. */
-void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,
-                             const tl_class_odds *odds, tl_cancel *cancel);
+/* Writes its gradient, from the same mass; nan if the logsumexp is not finite. */
+void tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_class_odds *odds,
+                       double mass, tl_cancel *cancel);
 
-/* Parts of that gradient: the factor of softmax but for the target's own mass, from the other masses; and the target's
- * element without grad_scale, from the odds against it, since softmax - 1 has no digits left where the target is nearly
- * certain. */
+/* Parts of the gradient for a class id: the factor of softmax but for the target's own mass, from the other masses; and
+ * the target's element without grad_scale, from the odds against it, since softmax - 1 has no digits left where the
+ * target is nearly certain. */
 TL_INLINE double tl_softmax_weight(const tl_loss *loss, double logsumexp, double masses) {
     return loss->z_loss != 0 ? masses + 2 * loss->z_loss * logsumexp : masses;
 }
@@ -63,16 +64,6 @@ TL_INLINE double tl_gradient_at_target(const tl_loss *loss, double weight, doubl
     double p = 1 / (1 + odds_against), others = odds_against > 1e300 ? 1 : odds_against * p;
     return softmax_weight * p - weight * loss->soft.one_minus_eps * others - weight * loss->soft.eps_over_v;
 }
-
-/* The loss for a distribution without its gradient, from its argmax against the other classes (`argmax` is what
- * tl_soft_target_argmax found); also the gradient's factor of softmax. If argmax is -1, no class has mass: the loss is
- * that of z-loss alone, and nan as that of any row without a softmax. */
-double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
-                         const tl_class_odds *odds, double *softmax_factor, tl_cancel *cancel);
-
-/* Writes grad_scale (softmax_factor softmax(x) - q); nan if the logsumexp is not finite, and returns 0 then. */
-int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
-                      double softmax_factor, tl_cancel *cancel);
 
 /* The same loss, without a gradient, of logits that arrive a range of classes at a time. */
 typedef struct {

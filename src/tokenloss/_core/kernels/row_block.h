@@ -154,18 +154,10 @@ uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const 
                      const double *logsumexp, tl_gradient_parts *parts, const tl_out_block *out);
 
 /* Writes the gradients that are no mapped softmax: of logits that are scaled or capped, with class weights or masses.
- * Returns the rows that lie in groups and are not too far out, which were written. Losses are NULL for other rows; a
- * row's gradient is multiplied by its `grad_scale`, not by that of its loss. */
+ * Returns the rows that lie in groups and are not too far out, which were written. */
 uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                                 const double *logsumexp, const double *softmax_factor, const tl_loss *const *losses,
-                                 const double *grad_scale, const tl_out_block *out);
-
-/* The loss of each wanted row for its excluded class, which is its class id. `loss` is what they share; weights of the
- * targets are NULL if all are 1. Gradients, if any, go to `grads`, each multiplied by its row's element of the
- * TL_BLOCK_ROWS in `grad_scale`; see tl_map_rows for rows that are not wanted. */
-void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                              const tl_loss *loss, const double *target_weight, const double *grad_scale,
-                              const tl_out_block *grads, double *values, tl_cancel *cancel);
+                                 const double *logsumexp, const double *softmax_factor, const tl_loss *losses,
+                                 const tl_out_block *out);
 
 /* Effective masses of rows in groups. `usable` has a bit for each wanted row with a mass above 0. */
 typedef struct {
@@ -181,11 +173,12 @@ size_t tl_masses_bytes(int64_t classes, int class_major);
 void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const tl_loss *losses, char *memory,
                           tl_masses *masses, tl_cancel *cancel);
 
-/* The loss of each wanted row for its distribution, whose argmax is excluded; its gradient, if any, goes to `grads`.
- * `masses` is NULL if none are in groups. */
-void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                             const tl_loss *losses, const tl_masses *masses, const tl_out_block *grads, double *values,
-                             tl_cancel *cancel);
+/* The loss of each wanted row, whose excluded class is its class id or the argmax of its distribution; its gradient, if
+ * any, goes to `grads`: see tl_map_rows for rows that are not wanted. Losses differ in their targets, the weights and
+ * masses of these, and in the scales of gradients. No masses are `usable` of class ids. */
+void tl_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                        const tl_loss *losses, const tl_masses *masses, const tl_out_block *grads, double *values,
+                        tl_cancel *cancel);
 
 /* The likeliest of some classes of a row by its raw logits, of a tie the lowest id, any if all are nan; TL_MASKED if
  * cancelled. Returns how many ids come before the first that is out of range. */
