@@ -377,18 +377,16 @@ typedef struct {
      * no class as its target, and nothing is right of it, nor of bins. lane_losses takes a multiple of TL_GROUP rows,
      * TL_BIN_GROUPS groups of TL_SUM_GROUP at most. row_losses takes contiguous rows of more than TL_FEW_CLASSES classes,
      * with the same bits: no byte outside of them is read, nor of those without a class; but results of whole groups
-     * are written. */
+     * are written. Rows may be given in pieces, in order, of multiples of TL_CHUNK classes but the last: with sums that
+     * are `carried` for each row, 0 at first, with targets as counted from a piece's start, and their logits, nan without
+     * one. Losses are right after the last piece. */
     uint64_t (*lane_losses[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const tl_lane_losses *of);
     /* Writes the gradients of such rows, perhaps over their logits; without targets, if that is NULL. */
     void (*lane_gradients[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
                                             const tl_gradient_parts *of, const tl_few_rows *to);
     uint64_t (*row_losses[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes,
-                                            const int64_t *target, double *logit, double *nll, double *odds);
-    /* The same of one row that is given in pieces, in order, of multiples of TL_CHUNK but the last, with the target as
-     * counted from the piece's start, and its logit. Sums are 0 before the first; the loss is right after the last.
-     * Returns whether the row is not far out. */
-    int (*piece_loss[TL_FLOAT_DTYPES])(const void *x, size_t count, int64_t target, double logit, tl_lane_sums *carried,
-                                       double *nll, double *odds);
+                                            const int64_t *target, tl_lane_sums *carried, double *logit, double *nll,
+                                            double *odds);
 
     /* Of rows, a multiple of TL_GROUP: logarithms of sums of this dtype, as tl_log_of_sum; log-odds and losses;
      * entropies, from these and the moment of the other classes; exp(x) in place; and, for rows of this dtype,

@@ -7,11 +7,10 @@ static int is_relative(const tl_row *row) {
     return row->count >= 2 && row->count <= tl_nll_classes(row->compute_dtype) && row->shift == 0;
 }
 
-/* The losses of rows in lanes: rows `start` and so on of `of`. */
+/* The losses of rows in lanes. */
 static uint64_t lane_losses(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t padded,
-                            const int64_t *target, int start, tl_block_nll *of) {
-    const tl_lane_losses lanes = {
-        .target = target, .nll = of->nll + start, .logit = of->logit + start, .odds = of->odds_against + start};
+                            const int64_t *target, tl_block_nll *of) {
+    const tl_lane_losses lanes = {.target = target, .nll = of->nll, .logit = of->logit, .odds = of->odds_against};
     return backend->lane_losses[dtype](rows, padded, &lanes);
 }
 
@@ -21,129 +20,100 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, t
     if (!is_relative(&rows->row))
         return 0;
     memcpy(target, rows->excluded, (size_t)rows->count * sizeof *target);
-    return rows->wanted & lane_losses(backend, &in_groups, groups.dtype, tl_padded_rows(rows->count), target, 0, of);
+    return rows->wanted & lane_losses(backend, &in_groups, groups.dtype, tl_padded_rows(rows->count), target, of);
 }
 
-/* The logit of a row's target, nan without one. */
-static double logit_of(const tl_backend *backend, const tl_row *row, int64_t target) {
-    return target < 0 ? (double)NAN : tl_logit_at(backend, row, target);
-}
-
-/* Adds the classes [start, end) of a row, where they can be read or chunk by chunk, to the sums of its loss. Returns
- * whether it is not far out. */
-static int add_piece(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t target,
-                     tl_lane_sums *sums, double logit, double *nll, double *odds) {
-    struct { uint16_t before[8]; tl_chunk_buf chunk; } copy = {.before = {0}}; /* AVX2 reads there for halves */
-    int dtype = row->compute_dtype, near = 0, in_place = tl_can_read_in_place(row, dtype, 0);
-    tl_chunk_invalidate(&copy.chunk);
-    for (int64_t count; start < end; start += count) {
-        const char *data = row->data + start * row->stride;
-        count = in_place || end - start < TL_CHUNK ? end - start : TL_CHUNK;
-        if (!in_place) {
-            tl_load_chunk(backend, row, start, count, -1, 0, dtype, &copy.chunk);
-            data = (const char *)&copy.chunk.at;
-        }
-        near = backend->piece_loss[dtype](data, (size_t)count, target - start, logit, sums, nll, odds);
-    }
-    return near;
-}
-
-/* The losses of `n` rows, from row `start` on; returns the bits of those that are not far out. Rows are copied where
- * they are scaled, capped, strided or swapped: as many as fit into a block, or a longer one in pieces. */
-TL_OUTLINE uint64_t nll_of_some(const tl_backend *backend, const tl_row_block *rows, int start, int n,
-                                const int64_t *target, tl_block_nll *of) {
-    double copy[TL_BLOCK];
-    const char *data[TL_BLOCK_ROWS];
-    const int is_few = rows->row.count <= TL_FEW_CLASSES; /* then there is a single row */
-    const int dtype = is_few ? tl_single_or_double(rows->row.compute_dtype) : rows->row.compute_dtype;
-    const int in_place = tl_can_read_in_place(&rows->row, dtype, 0);
-    for (int i = 0; i < n; i++) {
-        tl_row row = tl_row_of_block(rows, start + i);
-        tl_lane_sums sums = {{0}, {0}};
-        data[i] = in_place ? row.data : (char *)copy + i * row.count * tl_itemsize(dtype);
-        if (!in_place && row.count > TL_BLOCK) {
-            of->logit[start] = logit_of(backend, &row, target[start]);
-            return (uint64_t)add_piece(backend, &row, 0, row.count, target[start], &sums, of->logit[start],
-                                       &of->nll[start], &of->odds_against[start]);
-        }
-        if (!in_place)
-            tl_cast_row(backend, &row, dtype, (char *)copy + i * row.count * tl_itemsize(dtype));
-    }
-    if (is_few) { /* a group of the same row */
-        int64_t targets[TL_GROUP];
-        const tl_few_rows same = {data[0], 0, 0, (size_t)rows->row.count, 1, 0};
-        for (int i = 0; i < TL_GROUP; i++)
-            targets[i] = target[start];
-        return 1 & lane_losses(backend, &same, dtype, TL_GROUP, targets, start, of);
-    }
-    return backend->row_losses[dtype](data, (size_t)n, (size_t)rows->row.count, target + start, of->logit + start,
-                                      of->nll + start, of->odds_against + start);
-}
-
-int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll) {
-    const tl_row_block single = {.row = *row, .data = {row->data}, .count = 1};
-    tl_block_nll of;
-    if (!is_relative(row) || target < 0 || !nll_of_some(backend, &single, 0, 1, &target, &of))
-        return 0;
-    *nll = of.nll[0];
-    return 1;
-}
-
-/* Losses of long class-major rows, which share cache lines: rows `first` and so on, block by block. */
-static uint64_t nll_of_transposed(const tl_backend *backend, const tl_row_block *rows, int first, int count,
-                                  const int64_t *target, tl_block_nll *of) {
+/* The losses of rows `first` and so on, in pieces that are copied: several rows of up to TL_BLOCK classes at a time, or
+ * long class-major ones, which are transposed together. Returns the bits of those that are not far out. */
+static uint64_t nll_of_pieces(const tl_backend *backend, const tl_row_block *rows, int first, int count, int transposes,
+                              tl_block_nll *of) {
+    struct { uint16_t before[8]; double at[TL_BLOCK]; } copy; /* AVX2 reads before a short piece of halves */
+    const int64_t classes = rows->row.count;
+    const int dtype = rows->row.compute_dtype, size = tl_itemsize(dtype);
     tl_row row[TL_MAX_CLASS_MAJOR_ROWS];
-    tl_lane_sums sums[TL_MAX_CLASS_MAJOR_ROWS];
+    tl_lane_sums sums[TL_MAX_CLASS_MAJOR_ROWS], *carried = classes > TL_BLOCK ? sums : NULL;
     uint64_t near = 0;
-    memset(sums, 0, sizeof sums);
-    for (int r = 0; r < count; r++) {
-        row[r] = tl_row_of_block(rows, first + r);
-        of->logit[first + r] = logit_of(backend, &row[r], target[first + r]);
+    memset(copy.before, 0, sizeof copy.before);
+    for (int r = 0, i = first; r < count; r++, i++) {
+        row[r] = tl_row_of_block(rows, i);
+        if (carried) {
+            memset(&sums[r], 0, sizeof sums[r]);
+            of->logit[i] = rows->excluded[i] < 0 ? (double)NAN : tl_logit_at(backend, &row[r], rows->excluded[i]);
+        }
     }
-    for (int64_t start = 0, end; start < rows->row.count; start = end) {
-        end = rows->row.count - start < TL_BLOCK ? rows->row.count : start + TL_BLOCK;
-        tl_transpose(backend, row, count, start, end - start, rows->scratch);
+    for (int64_t start = 0, n; start < classes; start += n) {
+        n = classes - start < TL_BLOCK ? classes - start : TL_BLOCK;
+        if (transposes)
+            tl_transpose(backend, row, count, start, n, rows->scratch);
         near = 0;
-        for (int r = 0, i = first; r < count; r++, i++) {
-            tl_row piece = tl_transposed_row(row, r, start, rows->scratch);
-            near |= (uint64_t)add_piece(backend, &piece, start, end, target[i], &sums[r], of->logit[i], &of->nll[i],
-                                        &of->odds_against[i]) << r;
+        for (int r = 0, some, most = (int)(TL_BLOCK / n); r < count; r += some) {
+            const char *data[TL_MAX_CLASS_MAJOR_ROWS];
+            int64_t target[TL_MAX_CLASS_MAJOR_ROWS];
+            some = count - r < most ? count - r : most;
+            for (int i = 0; i < some; i++) {
+                tl_row piece = transposes ? tl_transposed_row(row, r + i, start, rows->scratch) : row[r + i];
+                data[i] = (char *)copy.at + i * n * size;
+                target[i] = rows->excluded[first + r + i] - start;
+                piece.data += start * piece.stride;
+                piece.count = n;
+                tl_cast_row(backend, &piece, dtype, (char *)copy.at + i * n * size);
+            }
+            near |= backend->row_losses[dtype](data, (size_t)some, (size_t)n, target, carried ? carried + r : NULL,
+                                               of->logit + first + r, of->nll + first + r, of->odds_against + first + r)
+                    << r;
         }
     }
     return near;
 }
 
-/* Losses of rows, a few at a time. */
-static uint64_t nll_of_each(const tl_backend *backend, const tl_row_block *rows, const int64_t *target,
-                            tl_block_nll *of) {
-    const int transposes = rows->class_major && rows->row.count > TL_SHORT_ROW;
-    const int64_t n = rows->row.count, fit = n <= TL_FEW_CLASSES || n > TL_BLOCK ? 1 : TL_BLOCK / n;
-    const int most = transposes ? TL_ROWS_PER_CACHE_LINE(rows->row.dtype) : (int)(fit < TL_GROUP ? fit : TL_GROUP);
-    uint64_t near = 0;
-    for (int start = 0, count; start < rows->count; start += count) {
-        count = rows->count - start < most ? rows->count - start : most;
-        if (transposes)
-            near |= nll_of_transposed(backend, rows, start, count, target, of) << start;
-        else
-            near |= nll_of_some(backend, rows, start, count, target, of) << start;
-    }
-    return near;
+/* The loss of a row of few classes by itself: that of a group of the same row. */
+TL_OUTLINE uint64_t nll_of_few(const tl_backend *backend, const tl_row *row, int64_t target, tl_block_nll *of) {
+    double copy[TL_FEW_CLASSES];
+    int64_t targets[TL_GROUP];
+    const int dtype = tl_single_or_double(row->compute_dtype);
+    const tl_few_rows same = {(const char *)copy, 0, 0, (size_t)row->count, 1, 0};
+    for (int i = 0; i < TL_GROUP; i++)
+        targets[i] = target;
+    tl_cast_row(backend, row, dtype, copy);
+    return 1 & lane_losses(backend, &same, dtype, TL_GROUP, targets, of);
 }
 
 uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_nll *of, tl_groups *groups) {
     const tl_row *row = &rows->row;
-    int in_place = row->count > TL_FEW_CLASSES && tl_can_read_in_place(row, row->compute_dtype, 0);
+    const int transposes = rows->class_major && row->count > TL_SHORT_ROW;
+    uint64_t near = 0;
     if (!is_relative(row))
         return 0;
-    int in_groups = row->count <= TL_FEW_CLASSES || (row->count <= TL_SHORT_ROW && rows->class_major && !in_place);
-    if (rows->scratch && in_groups) {
+    if (row->count > TL_FEW_CLASSES && tl_can_read_in_place(row, row->compute_dtype, 0)) {
+        near = backend->row_losses[row->compute_dtype](rows->data, (size_t)rows->count, (size_t)row->count,
+                                                       rows->excluded, NULL, of->logit, of->nll, of->odds_against);
+        return rows->wanted & near;
+    }
+    if (rows->scratch && (row->count <= TL_FEW_CLASSES || (rows->class_major && !transposes))) {
         *groups = tl_scale_groups(backend, rows, rows->count, tl_load_raw_groups(backend, rows, rows->count));
         return tl_nll_of_groups(backend, rows, *groups, of);
     }
-    if (!in_place)
-        return rows->wanted & nll_of_each(backend, rows, rows->excluded, of);
-    return rows->wanted & backend->row_losses[row->compute_dtype](rows->data, (size_t)rows->count, (size_t)row->count,
-                                                                  rows->excluded, of->logit, of->nll, of->odds_against);
+    if (row->count <= TL_FEW_CLASSES) {
+        tl_row only = tl_row_of_block(rows, 0);
+        return nll_of_few(backend, &only, *rows->excluded, of);
+    }
+    const int64_t fit = row->count < TL_BLOCK ? TL_BLOCK / row->count : 1;
+    const int most = transposes ? TL_ROWS_PER_CACHE_LINE(row->dtype) : (int)(fit < TL_GROUP ? fit : TL_GROUP);
+    for (int start = 0, count; start < rows->count; start += count) {
+        count = rows->count - start < most ? rows->count - start : most;
+        near |= nll_of_pieces(backend, rows, start, count, transposes, of) << start;
+    }
+    return rows->wanted & near;
+}
+
+int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll) {
+    const tl_row_block single = {.row = *row, .data = {row->data}, .count = 1, .excluded = {target}, .wanted = 1};
+    tl_groups groups;
+    tl_block_nll of;
+    if (!tl_nll_of_block(backend, &single, &of, &groups))
+        return 0;
+    *nll = of.nll[0];
+    return 1;
 }
 
 /* The bits of the first `n` rows of a block, or of all. */
@@ -246,7 +216,7 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
         const char *data[TL_BLOCK_ROWS];
         for (size_t i = 0; i < n; i++)
             data[i] = row->data + (ptrdiff_t)(start + i) * of->apart;
-        left = ~backend->row_losses[row->dtype](data, n, classes, lanes.target, logit, nll, odds);
+        left = ~backend->row_losses[row->dtype](data, n, classes, lanes.target, NULL, logit, nll, odds);
     }
     left |= backend->finish_losses(loss, &lanes, classes, padded, losses, weights);
     if (n > TL_BLOCK_ROWS)

@@ -138,7 +138,7 @@ TL_TARGET TL_INLINE void NAME(sum_others_)(const ELEMENT *x, size_t classes, REA
 
 /* Finds the losses of some rows, TL_BLOCK_ROWS at most, but of those without a class. Returns the bits of the ones that
  * are not far out. Powers of logits far below the target's are 0 if that `clamps`; else they are infinite or nan, and
- * losses right if all are near. What is carried, if that is not NULL, is added to the sums of the only row. */
+ * losses right if all are near. What is carried of each row, if that is not NULL, is added to its sums. */
 TL_TARGET TL_INLINE uint64_t NAME(losses_of_rows_)(const char *const *rows, size_t count, size_t classes,
                                                    const int64_t *target, const REAL *logit, int clamps,
                                                    tl_lane_sums *carried, double *nll, double *odds) {
@@ -155,7 +155,7 @@ TL_TARGET TL_INLINE uint64_t NAME(losses_of_rows_)(const char *const *rows, size
     for (size_t r = 0; r < count; r++) {
         acc.rounder = OP(set)(rounder[r]);
         acc.min_arg = OP(set)(min_arg[r]);
-        tl_lanes lanes = carried ? f64_load_lanes(carried->sum, carried->comp) : zero_lanes();
+        tl_lanes lanes = carried ? f64_load_lanes(carried[r].sum, carried[r].comp) : zero_lanes();
         if (carried || (uint64_t)target[r] < classes)
             NAME(sum_others_)((const ELEMENT *)(const void *)rows[r], classes, logit[r], target[r], clamps, &acc,
                               &lanes);
@@ -164,7 +164,7 @@ TL_TARGET TL_INLINE uint64_t NAME(losses_of_rows_)(const char *const *rows, size
             acc.or_bits[0] = OP(set_bits)(0);
         }
         if (carried)
-            f64_store_lanes(&lanes, carried->sum, carried->comp);
+            f64_store_lanes(&lanes, carried[r].sum, carried[r].comp);
         store_eight(OP(whole_lanes)(lanes), eight[r]);
     }
     for (size_t r = 0; r < padded; r += TL_GROUP)
@@ -187,32 +187,25 @@ TL_TARGET TL_OUTLINE uint64_t NAME(clamped_losses_)(const char *const *rows, siz
     return NAME(losses_of_rows_)(rows, count, classes, target, logit, 1, carried, nll, odds);
 }
 
-TL_TARGET static int NAME(piece_loss_)(const void *x, size_t count, int64_t target, double logit, tl_lane_sums *carried,
-                                       double *nll, double *odds) {
-    const char *row = (const char *)x;
-    REAL at[TL_GROUP] = {(REAL)logit};
-    double losses[TL_GROUP], against[TL_GROUP];
-    const uint64_t near = NAME(clamped_losses_)(&row, 1, count, &target, at, carried, losses, against);
-    *nll = losses[0];
-    *odds = against[0];
-    return (int)(near & 1);
-}
-
 TL_TARGET static uint64_t NAME(row_losses_)(const char *const *rows, size_t count, size_t classes,
-                                            const int64_t *target, double *logit, double *nll, double *odds) {
+                                            const int64_t *target, tl_lane_sums *carried, double *logit, double *nll,
+                                            double *odds) {
     REAL at[TL_BLOCK_ROWS] = {0};
     uint64_t near = 0, wanted = 0;
-    for (size_t r = 0; r < count; r++)
-        if ((uint64_t)target[r] < classes) {
+    for (size_t r = 0; r < count; r++) {
+        const int is_class = carried || (uint64_t)target[r] < classes;
+        wanted |= (uint64_t)is_class << r;
+        if (carried)
+            at[r] = (REAL)logit[r];
+        else if (is_class)
             at[r] = (REAL)tl_load(rows[r] + (size_t)target[r] * sizeof(ELEMENT), JOIN(OF_, DTYPE));
-            wanted |= (uint64_t)1 << r;
-        }
-    for (size_t r = 0; r < count; r += OP(WIDTH))
+    }
+    for (size_t r = 0; !carried && r < count; r += OP(WIDTH))
         OP(store_f64)(logit + r, OP(load)(at + r));
-    if (OP(WIDTH) > 1)
+    if (OP(WIDTH) > 1 && !carried)
         near = NAME(losses_of_rows_)(rows, count, classes, target, at, 0, NULL, nll, odds) & wanted;
     if (OP(WIDTH) == 1 || near != wanted)
-        near = NAME(clamped_losses_)(rows, count, classes, target, at, NULL, nll, odds) & wanted;
+        near = NAME(clamped_losses_)(rows, count, classes, target, at, carried, nll, odds) & wanted;
     return near;
 }
 

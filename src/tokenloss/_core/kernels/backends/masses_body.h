@@ -9,11 +9,6 @@ TL_TARGET TL_INLINE void NAME(add_wide_)(f64_vec *sum, f64_vec *comp, f64_vec te
         *sum = f64_add(*sum, term);
 }
 
-/* mass (shift - x), 0 where the mass is 0. */
-TL_TARGET TL_INLINE f64_vec NAME(mass_term_)(f64_vec mass, f64_vec x, f64_vec shift) {
-    return f64_if_equal(mass, f64_set(0), f64_set(0), f64_mul(mass, f64_sub(shift, x)));
-}
-
 /* Adds 16 classes. Where `is_tame`, products of 0 are not looked for: if one is of an infinity, the sum becomes nan. */
 TL_TARGET TL_INLINE void NAME(add_16_)(const REAL *mass, const REAL *x, double shift, int is_tame, int compensates,
                                        tl_lanes *dot, tl_lanes *total) {
@@ -26,7 +21,7 @@ TL_TARGET TL_INLINE void NAME(add_16_)(const REAL *mass, const REAL *x, double s
             f64_vec term = f64_mul(of_mass[i], f64_sub(f64_set(shift), of_x[i]));
             if (!is_tame)
                 term = f64_if_equal(of_x[i], f64_set(shift), f64_set(0),
-                                    NAME(mass_term_)(of_mass[i], of_x[i], f64_set(shift)));
+                                    f64_mass_term(of_mass[i], of_x[i], f64_set(shift)));
             NAME(add_wide_)(&dot->sum[l], &dot->comp[l], term, compensates);
             NAME(add_wide_)(&total->sum[l], &total->comp[l], of_mass[i], compensates);
         }
@@ -102,49 +97,4 @@ TL_TARGET static int64_t NAME(largest_mass_)(const void *start, size_t count, do
         }
     *largest = (double)lane[0];
     return (int64_t)at[0];
-}
-
-/* The sums of the first `count` lanes, as target_dot's are added at last. */
-TL_TARGET TL_INLINE void NAME(end_dots_)(NAME(lane_) * lanes, size_t count, double *total) {
-    if (sizeof(REAL) == sizeof(double)) {
-        NAME(end_lanes_)(lanes, count, 1, total);
-        return;
-    }
-    for (size_t i = 0; i < PARTS; i++) {
-        for (size_t half = 8; half > 0; half /= 2)
-            for (size_t l = 0; l < half && l + half < count; l++)
-                lanes[l].sum[i] = f64_add(lanes[l].sum[i], lanes[l + half].sum[i]);
-        f64_store(total + i * f64_WIDTH, lanes[0].sum[i]);
-    }
-}
-
-TL_TARGET static void NAME(short_dots_)(const void *groups, const double *masses, size_t rows, size_t classes,
-                                        const double *shift, double *dot, double *total) {
-    const REAL *x = (const REAL *)groups;
-    const size_t count = classes < 16 ? classes : 16;
-    const int compensates = sizeof(REAL) == sizeof(double);
-    for (size_t r = 0; r < rows; r += OP(WIDTH)) {
-        const size_t at = r / TL_GROUP * TL_GROUP * classes + r % TL_GROUP;
-        NAME(lane_) dots[16], totals[16];
-        size_t l = 0;
-        do { /* at least one, which compilers then know */
-            NAME(lane_) of_dot, of_mass;
-            for (size_t i = 0; i < PARTS; i++)
-                of_dot.sum[i] = of_dot.comp[i] = of_mass.sum[i] = of_mass.comp[i] = f64_set(0);
-            for (size_t k = l; k < classes; k += 16) {
-                f64_vec wide[PARTS];
-                OP(widen)(OP(load)(x + at + TL_GROUP * k), wide);
-                for (size_t i = 0; i < PARTS; i++) {
-                    f64_vec mass = f64_load(masses + at + TL_GROUP * k + i * f64_WIDTH);
-                    f64_vec term = NAME(mass_term_)(mass, wide[i], f64_load(shift + r + i * f64_WIDTH));
-                    NAME(add_wide_)(&of_dot.sum[i], &of_dot.comp[i], term, compensates);
-                    NAME(add_wide_)(&of_mass.sum[i], &of_mass.comp[i], mass, compensates);
-                }
-            }
-            dots[l] = of_dot;
-            totals[l] = of_mass;
-        } while (++l < count);
-        NAME(end_dots_)(dots, count, dot + r);
-        NAME(end_dots_)(totals, count, total + r);
-    }
 }

@@ -176,10 +176,11 @@ TL_TARGET TL_INLINE int OP(add_logits)(const char *x, ptrdiff_t stride, size_t c
            (uint32_t)(((uint64_t)1 << OP(WIDTH)) - 1);
 }
 
-/* The dots of a vector of rows, with the bits of tl_target_dot: class k in lane k mod 16, and lanes by halves. */
-TL_TARGET TL_INLINE void OP(add_dots)(const char *x, ptrdiff_t stride, size_t classes, const double *mass, int weighs,
-                                      const double *shift, double *dot) {
-    const int is_double = sizeof(REAL) == sizeof(double), compensates = is_double || !weighs;
+/* Sums over the classes of a vector of rows, with the bits of tl_target_dot: class k in lane k mod 16, and lanes by
+ * halves. Masses are those of each class, or of each row. */
+TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdiff_t stride, size_t classes,
+                                       const double *mass, const double *shift, double *total) {
+    const int is_double = sizeof(REAL) == sizeof(double), compensates = is_double || kind == LOGITS;
     f64_vec sum[16][PARTS], lost[16][PARTS];
     size_t l = 0;
     do { /* at least one, which compilers then know */
@@ -187,10 +188,16 @@ TL_TARGET TL_INLINE void OP(add_dots)(const char *x, ptrdiff_t stride, size_t cl
         OP(widen)(OP(set)(0), lost[l]);
         for (size_t k = l; k < classes; k += 16) {
             f64_vec term[PARTS];
-            OP(widen)(OF_CLASS(x, k), term);
+            if (kind != MASSES)
+                OP(widen)(OF_CLASS(x, k), term);
             for (size_t i = 0; i < PARTS; i++) {
-                if (weighs)
-                    term[i] = f64_mul(f64_set(mass[k]), f64_sub(f64_load(shift + i * f64_WIDTH), term[i]));
+                if (kind == MASSES)
+                    term[i] = f64_load(mass + TL_GROUP * k + i * f64_WIDTH);
+                else if (kind == DOTS_OF_ROWS)
+                    term[i] = f64_mass_term(f64_load(mass + TL_GROUP * k + i * f64_WIDTH), term[i],
+                                            f64_load(shift + i * f64_WIDTH));
+                else if (kind == DOTS)
+                    term[i] = f64_mass_term(f64_set(mass[k]), term[i], f64_load(shift + i * f64_WIDTH));
                 f64_vec error = f64_add_with_error(&sum[l][i], term[i]);
                 lost[l][i] = is_double ? f64_add(lost[l][i], error) : lost[l][i];
             }
@@ -203,15 +210,25 @@ TL_TARGET TL_INLINE void OP(add_dots)(const char *x, ptrdiff_t stride, size_t cl
                 lost[l][i] = compensates ? f64_add(lost[l][i], f64_add(lost[l + half][i], error)) : lost[l][i];
             }
     for (size_t i = 0; i < PARTS; i++)
-        f64_store(dot + i * f64_WIDTH, compensates ? f64_add(sum[0][i], lost[0][i]) : sum[0][i]);
+        f64_store(total + i * f64_WIDTH, compensates ? f64_add(sum[0][i], lost[0][i]) : sum[0][i]);
 }
 
 TL_TARGET TL_OUTLINE void OP(dots_of_few)(const char *x, ptrdiff_t stride, size_t classes, const double *mass,
                                           const double *shift, double *dot) {
     if (mass)
-        OP(add_dots)(x, stride, classes, mass, 1, shift, dot);
+        OP(add_terms)(DOTS, x, stride, classes, mass, shift, dot);
     else if (sizeof(REAL) == sizeof(double) || !OP(add_logits)(x, stride, classes, dot))
-        OP(add_dots)(x, stride, classes, mass, 0, shift, dot);
+        OP(add_terms)(LOGITS, x, stride, classes, NULL, NULL, dot);
+}
+
+TL_TARGET static void OP(short_dots)(const void *groups, const double *masses, size_t rows, size_t classes,
+                                     const double *shift, double *dot, double *total) {
+    for (size_t r = 0; r < rows; r += OP(WIDTH)) {
+        const size_t at = r / TL_GROUP * TL_GROUP * classes + r % TL_GROUP;
+        const char *x = (const char *)groups + at * sizeof(REAL);
+        OP(add_terms)(DOTS_OF_ROWS, x, (ptrdiff_t)(TL_GROUP * sizeof(REAL)), classes, masses + at, shift + r, dot + r);
+        OP(add_terms)(MASSES, NULL, 0, classes, masses + at, NULL, total + r);
+    }
 }
 
 #undef OTHER_POWER

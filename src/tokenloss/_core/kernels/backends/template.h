@@ -125,6 +125,15 @@ enum tl_mode { SUMEXP, MOMENT, KL };
 /* What is written of a row: exponentials that were kept, times a number; elements less a number; exponentials. */
 enum tl_row_map { SCALE, SUBTRACT, EXPONENTIATE };
 
+/* What is added up over the classes of rows in lanes: logits, the masses of each row, or mass (shift - logit) with the
+ * masses of classes, or of each row. Sums of floats are compensated of logits only. */
+enum tl_terms { LOGITS, MASSES, DOTS, DOTS_OF_ROWS };
+
+/* mass (shift - x), 0 where the mass is 0. */
+TL_TARGET TL_INLINE f64_vec f64_mass_term(f64_vec mass, f64_vec x, f64_vec shift) {
+    return f64_if_equal(mass, f64_set(0), f64_set(0), f64_mul(mass, f64_sub(shift, x)));
+}
+
 /* The lanes that a reduction adds to: a copy in registers, as far as there are enough. */
 #define LANE_VECTORS (16 / f64_WIDTH)
 typedef struct {
@@ -296,7 +305,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .divergences = {[TL_FLOAT32] = f32_divergences, [TL_FLOAT64] = f64_divergences},
     .target_dot = COMPUTE_DTYPES(target_dot_),
     .largest_mass = COMPUTE_DTYPES(largest_mass_),
-    .short_dots = COMPUTE_DTYPES(short_dots_),
+    .short_dots = {[TL_FLOAT32] = f32_short_dots, [TL_FLOAT64] = f64_short_dots},
     .add_exactly = JOIN(add_exactly_, BACKEND),
     .mask_targets = JOIN(mask_targets_, BACKEND),
     .nonzeros = JOIN(nonzeros_, BACKEND),
@@ -316,7 +325,6 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .lane_losses = {[TL_FLOAT32] = f32_lane_losses, [TL_FLOAT64] = f64_lane_losses},
     .lane_gradients = {[TL_FLOAT32] = f32_lane_gradients, [TL_FLOAT64] = f64_lane_gradients},
     .row_losses = ALL_DTYPES(row_losses_),
-    .piece_loss = ALL_DTYPES(piece_loss_),
     .lse_logs = JOIN(lse_logs_, BACKEND),
     .log_odds = JOIN(log_odds_, BACKEND),
     .entropies = JOIN(entropies_, BACKEND),
