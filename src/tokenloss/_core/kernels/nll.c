@@ -27,13 +27,14 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, t
  * long class-major ones, which are transposed together. Returns the bits of those that are not far out. */
 static uint64_t nll_of_pieces(const tl_backend *backend, const tl_row_block *rows, int first, int count, int transposes,
                               tl_block_nll *of) {
-    struct { uint16_t before[8]; double at[TL_BLOCK]; } copy; /* AVX2 reads before a short piece of halves */
+    double memory[TL_BLOCK + 10];
+    char *copy = (char *)(memory + 2) + (-(uintptr_t)(memory + 2) & 63);
     const int64_t classes = rows->row.count;
     const int dtype = rows->row.compute_dtype, size = tl_itemsize(dtype);
     tl_row row[TL_MAX_CLASS_MAJOR_ROWS];
     tl_lane_sums sums[TL_MAX_CLASS_MAJOR_ROWS], *carried = classes > TL_BLOCK ? sums : NULL;
     uint64_t near = 0;
-    memset(copy.before, 0, sizeof copy.before);
+    memset(copy - 16, 0, 16); /* AVX2 reads there before a short piece of halves */
     for (int r = 0, i = first; r < count; r++, i++) {
         row[r] = tl_row_of_block(rows, i);
         if (carried) {
@@ -52,11 +53,11 @@ static uint64_t nll_of_pieces(const tl_backend *backend, const tl_row_block *row
             some = count - r < most ? count - r : most;
             for (int i = 0; i < some; i++) {
                 tl_row piece = transposes ? tl_transposed_row(row, r + i, start, rows->scratch) : row[r + i];
-                data[i] = (char *)copy.at + i * n * size;
+                data[i] = copy + i * n * size;
                 target[i] = rows->excluded[first + r + i] - start;
                 piece.data += start * piece.stride;
                 piece.count = n;
-                tl_cast_row(backend, &piece, dtype, (char *)copy.at + i * n * size);
+                tl_cast_row(backend, &piece, dtype, copy + i * n * size);
             }
             near |= backend->row_losses[dtype](data, (size_t)some, (size_t)n, target, carried ? carried + r : NULL,
                                                of->logit + first + r, of->nll + first + r, of->odds_against + first + r)

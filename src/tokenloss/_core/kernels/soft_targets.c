@@ -46,37 +46,40 @@ int tl_can_read_masses(const tl_soft_target *soft) {
            soft->eps_over_v == 0 && soft->one_minus_eps == 1 && soft->mass_stride == tl_itemsize(soft->mass_dtype);
 }
 
-/* masses_of those that lie one after another, without class weights: by loops that compilers make vectors of. */
-static int plain_masses_of(const tl_soft_target *soft, int64_t start, int64_t count, double *mass) {
+/* Numbers of any dtype as doubles: those that lie one after another by loops that compilers make vectors of. */
+static void load_numbers(const char *data, ptrdiff_t stride, int dtype, int64_t count, double *to) {
+    float single;
+    if (dtype == TL_FLOAT64 && stride == sizeof *to)
+        memcpy(to, data, (size_t)count * sizeof *to);
+    else if (dtype == TL_FLOAT32 && stride == sizeof single)
+        for (int64_t i = 0; i < count; i++) {
+            memcpy(&single, data + i * (ptrdiff_t)sizeof single, sizeof single);
+            to[i] = (double)single;
+        }
+    else
+        for (int64_t i = 0; i < count; i++)
+            to[i] = tl_load(data + i * stride, dtype);
+}
+
+/* Writes the masses of classes from `start` on, as tl_soft_target_at; returns whether all of them contribute. */
+static int masses_of(const tl_soft_target *soft, int64_t start, int64_t count, double *mass) {
+    double weight[TL_CHUNK];
     uint64_t zeros = 0;
-    for (int64_t i = 0; soft->mass_dtype == TL_FLOAT32 && i < count; i++) {
-        float single;
-        memcpy(&single, soft->mass + (start + i) * (int64_t)sizeof single, sizeof single);
-        mass[i] = (double)single;
+    if (soft->mass)
+        load_numbers(soft->mass + start * soft->mass_stride, soft->mass_stride, soft->mass_dtype, count, mass);
+    for (int64_t i = 0; i < count; i++)
+        mass[i] = soft->mass ? soft->eps_over_v + soft->one_minus_eps * mass[i] : soft->eps_over_v;
+    if (soft->weight)
+        load_numbers(soft->weight + start * soft->weight_stride, soft->weight_stride, soft->weight_dtype, count, weight);
+    for (int64_t i = 0; soft->weight && i < count; i++) {
+        double product = mass[i] * weight[i], nonzero = product == 0 ? -0.0 : product;
+        mass[i] = mass[i] == 0 ? mass[i] : nonzero;
     }
-    if (soft->mass_dtype == TL_FLOAT64)
-        memcpy(mass, soft->mass + start * (int64_t)sizeof *mass, (size_t)count * sizeof *mass);
     for (int64_t i = 0; i < count; i++) {
-        mass[i] = soft->eps_over_v + soft->one_minus_eps * mass[i];
         uint64_t bits = tl_to_bits(mass[i]);
         zeros |= ~(bits | (0 - bits)); /* the sign bit is set where all bits are 0 */
     }
     return count > 0 && zeros >> 63 == 0;
-}
-
-/* Writes the masses of classes from `start` on; returns whether all of them contribute. */
-static int masses_of(const tl_soft_target *soft, int64_t start, int64_t count, double *mass) {
-    int dense = count > 0, is_wide = soft->mass_dtype == TL_FLOAT64;
-    if (soft->mass && !soft->weight && (is_wide || soft->mass_dtype == TL_FLOAT32) &&
-        soft->mass_stride == tl_itemsize(soft->mass_dtype))
-        return plain_masses_of(soft, start, count, mass);
-    if (soft->mass || soft->weight)
-        for (int64_t i = 0; i < count; i++)
-            dense &= tl_contributes(mass[i] = tl_soft_target_at(soft, start + i));
-    else
-        for (int64_t i = 0; i < count; i++)
-            mass[i] = soft->eps_over_v;
-    return dense;
 }
 
 int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t *start,

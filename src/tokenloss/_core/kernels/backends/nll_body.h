@@ -197,7 +197,7 @@ TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdif
                     term[i] = f64_mass_term(f64_load(mass + TL_GROUP * k + i * f64_WIDTH), term[i],
                                             f64_load(shift + i * f64_WIDTH));
                 else if (kind == DOTS)
-                    term[i] = f64_mass_term(f64_set(mass[k]), term[i], f64_load(shift + i * f64_WIDTH));
+                    term[i] = f64_mul(f64_set(mass[k]), f64_sub(f64_load(shift + i * f64_WIDTH), term[i]));
                 f64_vec error = f64_add_with_error(&sum[l][i], term[i]);
                 lost[l][i] = is_double ? f64_add(lost[l][i], error) : lost[l][i];
             }
