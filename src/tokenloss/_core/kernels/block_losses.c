@@ -37,16 +37,11 @@ static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *r
     return written;
 }
 
-/* Elements of masses in groups: as many as of logits, and 0 where logits are not loaded into groups. */
-static size_t capacity_of_masses(int64_t classes, int class_major) {
-    size_t rows = (size_t)tl_row_block_rows(classes, class_major);
-    return classes <= (class_major ? TL_SHORT_ROW : TL_FEW_CLASSES) ? (size_t)classes * rows : 0;
-}
-
-/* Room for doubles, and for the floats that they may be made of. */
+/* Room for doubles, and for the floats that they may be made of: as many as of logits. */
 size_t tl_masses_bytes(int64_t classes, int class_major) {
-    size_t capacity = capacity_of_masses(classes, class_major);
-    return capacity > 0 ? TL_GROUP_ALIGNMENT + capacity * (sizeof(double) + sizeof(float)) : 0;
+    size_t capacity = (size_t)classes * (size_t)tl_row_block_rows(classes, class_major);
+    int are_grouped = classes > 0 && classes <= (class_major ? TL_SHORT_ROW : TL_FEW_CLASSES);
+    return are_grouped ? TL_GROUP_ALIGNMENT + capacity * (sizeof(double) + sizeof(float)) : 0;
 }
 
 /* Loads the effective masses into groups, and counts those above 0; finds each row's class of the largest. */
@@ -56,7 +51,7 @@ static void group_masses(const tl_backend *backend, const tl_row_block *rows, co
     const tl_soft_target *soft = &losses->soft;
     const int dtype = tl_single_or_double(soft->mass_dtype);
     const size_t groups = tl_groups_for(rows->count), elements = groups * tl_group_elements(rows);
-    void *raw = dtype == TL_FLOAT64 ? mass : mass + capacity_of_masses(rows->row.count, rows->class_major);
+    void *raw = dtype == TL_FLOAT64 ? mass : mass + elements;
     tl_row_block of = {.row = {.count = rows->row.count, .stride = soft->mass_stride, .dtype = soft->mass_dtype}};
     for (int i = 0; i < rows->count; i++)
         of.data[i] = losses[i].soft.mass;

@@ -50,16 +50,12 @@ static int is_native_row(const tl_row *row) {
     return row->dtype < TL_SWAPPED && row->stride == tl_itemsize(row->dtype);
 }
 
-/* Whether rows are worked on along their classes, where they are in memory. */
-static int is_along_classes(const tl_row_block *rows, const tl_out_block *out) {
-    int is_interruptible = rows->row.count <= TL_CANCEL_INTERVAL; /* nothing is asked between rows */
-    return rows->row.count >= TL_GROUP && is_interruptible && is_native_row(&rows->row) && is_native_row(&out->row);
-}
-
 uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                      const double *logsumexp, tl_gradient_parts *parts, const tl_out_block *out) {
     size_t padded = tl_padded_rows(rows->count), classes = (size_t)rows->row.count;
-    int along_classes = is_along_classes(rows, out), dtype = rows->row.compute_dtype;
+    int is_interruptible = rows->row.count <= TL_CANCEL_INTERVAL, dtype = rows->row.compute_dtype;
+    int along_classes = rows->row.count >= TL_GROUP && is_interruptible && /* nothing is asked between rows */
+                        is_native_row(&rows->row) && is_native_row(&out->row);
     uint64_t which = along_classes ? rows->wanted : lse->grouped;
     assert(!tl_is_transformed(&rows->row)); /* rows that are not wanted might have results by then */
     which &= backend->softmax_factors(logsumexp, padded, dtype, parts->exponent, parts->factor);
@@ -149,7 +145,7 @@ size_t tl_softmax_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t a
                        const tl_row *out, ptrdiff_t out_apart) {
     double memory[TL_GROUP * LANE_BYTES / sizeof(double) + 8];
     if (are_lanes(row, apart) && are_lanes(out, out_apart)) {
-        tl_few_rows from = tl_few_rows_at(row, apart), to = tl_few_rows_at(out, out_apart);
+        tl_few_rows from = tl_few_rows_at(row, 0, apart), to = tl_few_rows_at(out, 0, out_apart);
         return TL_GROUP * backend->lane_softmax[row->dtype](&from, count / TL_GROUP, is_log, memory, &to);
     }
     if (row->count < TL_GROUP || row->count > TL_MAX_KEPT || !is_native_row(row) || !is_native_row(out))

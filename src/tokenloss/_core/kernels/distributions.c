@@ -17,12 +17,6 @@ static int dtype_of_masses(const tl_distributions *of) {
     return of->score_dtype == TL_FLOAT64 ? TL_FLOAT64 : tl_single_or_double(of->mass_dtype);
 }
 
-/* The class weight of each of `count` elements, from a class on. */
-static void load_weights(const tl_distributions *of, int64_t first, int64_t count, double *weight) {
-    for (int64_t i = 0; of->weight && i < count; i++)
-        weight[i] = tl_load(of->weight + (first + i) % of->classes * of->weight_class, of->weight_dtype);
-}
-
 /* Adds terms, as add_losses of a backend. Returns whether a score with mass is refused; sums of rows with a nan become
  * nan. */
 static int add_losses(const tl_backend *backend, const tl_distributions *of, const char *scores, const char *masses,
@@ -97,7 +91,8 @@ TL_OUTLINE int add_copies(const tl_backend *backend, const tl_distributions *of,
             masses.data = of->mass + k * of->mass_class;
             scores.data = of->score + k * of->score_class;
             if (is_long || i == 0)
-                load_weights(of, k, TL_TERMS + 2 * TL_GROUP, weight);
+                for (int64_t j = 0; of->weight && j < TL_TERMS + 2 * TL_GROUP; j++)
+                    weight[j] = tl_load(of->weight + (k + j) % of->classes * of->weight_class, of->weight_dtype);
             refused |= add_losses(backend, of, load(backend, scores, of->score_row, rows + i, n, score),
                                   load(backend, masses, of->mass_row, rows + i, n, mass), n * (int)masses.count,
                                   is_long ? TL_PART : (int)of->classes, weight, is_long ? part : nll + i);

@@ -120,13 +120,6 @@ int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, 
 /* The bits of the first `n` rows of a block, or of all. */
 static uint64_t first_rows(size_t n) { return n < TL_BLOCK_ROWS ? ~(~(uint64_t)0 << n) : ~(uint64_t)0; }
 
-/* The rows from number `start` on, where `row` is row 0. */
-static tl_few_rows few_rows(const tl_row *row, size_t start, ptrdiff_t apart) {
-    tl_few_rows rows = tl_few_rows_at(row, apart);
-    rows.data += (ptrdiff_t)start * apart;
-    return rows;
-}
-
 /* Whether groups of rows can be read where they lie. */
 static int are_in_place(const tl_row *row, ptrdiff_t apart) {
     return row->dtype == tl_single_or_double(row->compute_dtype) && !tl_is_transformed(row) &&
@@ -138,7 +131,7 @@ static tl_few_rows rows_or_groups(const tl_backend *backend, const tl_row *row, 
                                   char *scratch) {
     tl_row_block block;
     if (n % TL_GROUP == 0 && are_in_place(row, apart))
-        return few_rows(row, start, apart);
+        return tl_few_rows_at(row, start, apart);
     block.row = *row;
     block.class_major = 0;
     block.scratch = scratch;
@@ -170,7 +163,7 @@ static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, c
     const tl_loss *loss = of_all->loss;
     double logsumexp[TL_BLOCK_ROWS], smoothed[TL_BLOCK_ROWS], ones[TL_BLOCK_ROWS];
     tl_gradient_parts parts;
-    tl_few_rows to = few_rows(&of_all->grad, start, of_all->grad_apart);
+    tl_few_rows to = tl_few_rows_at(&of_all->grad, start, of_all->grad_apart);
     for (size_t i = 0; i < n; i++) {
         logsumexp[i] = of->logit[i] + of->nll[i];
         smoothed[i] = loss->soft.eps_over_v * (double)rows->classes;
@@ -237,7 +230,7 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
  * them is far out, has no class, or a loss too small for bins. */
 static size_t add_by_bins(const tl_backend *backend, const tl_plain_rows *of, size_t count, tl_superacc *sum) {
     const size_t most = TL_BIN_GROUPS * TL_SUM_GROUP, n = (count < most ? count : most) / TL_GROUP * TL_GROUP;
-    const tl_few_rows rows = few_rows(&of->row, 0, of->apart);
+    const tl_few_rows rows = tl_few_rows_at(&of->row, 0, of->apart);
     tl_bins bins = {.groups = TL_BIN_GROUPS};
     const tl_lane_losses lanes = {.target = of->given.target, .bin = bins.bin};
     if (first_rows(n) & ~backend->lane_losses[of->row.dtype](&rows, n, &lanes))

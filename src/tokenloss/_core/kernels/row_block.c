@@ -264,7 +264,7 @@ void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, 
     int number[TL_BLOCK_ROWS];
     again.scratch = rows->scratch;
     for (int i = 0; i < rows->count; i++) {
-        logsumexp[i] = tl_logsumexp(tl_lse_at(lse, i));
+        logsumexp[i] = lse->offset[i] + lse->log[i];
         if (!tl_is_wanted(rows, i) || !tl_is_near_zero(logsumexp[i]))
             continue;
         if (lse->may_be_dominated >> i & 1) {

@@ -53,12 +53,14 @@ TL_INLINE int tl_are_neighbours(const char *const *data, int start, int count, p
 
 TL_INLINE int tl_is_wanted(const tl_row_block *rows, int i) { return (int)(rows->wanted >> i & 1); }
 
-/* Rows that start `apart` bytes from each other, beginning with `row`; rows or classes are adjacent in memory. */
-TL_INLINE tl_few_rows tl_few_rows_at(const tl_row *row, ptrdiff_t apart) {
+/* Rows that start `apart` bytes from each other, from number `start` on, where `row` is row 0; rows or classes are
+ * adjacent in memory. */
+TL_INLINE tl_few_rows tl_few_rows_at(const tl_row *row, size_t start, ptrdiff_t apart) {
     size_t classes = (size_t)row->count, group_bytes = TL_GROUP * (size_t)tl_itemsize(row->dtype);
+    const char *data = row->data + (ptrdiff_t)start * apart;
     if (row->stride == tl_itemsize(row->dtype))
-        return (tl_few_rows){row->data, (size_t)(TL_GROUP * apart), 0, classes, 1, apart};
-    return (tl_few_rows){row->data, group_bytes, row->stride, classes, 0, 0};
+        return (tl_few_rows){data, (size_t)(TL_GROUP * apart), 0, classes, 1, apart};
+    return (tl_few_rows){data, group_bytes, row->stride, classes, 0, 0};
 }
 
 /* A row of the block. */
@@ -95,14 +97,9 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, tl_blo
  * `relative.nll` is set for all wanted rows. */
 void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel);
 
-TL_INLINE tl_lse tl_lse_at(const tl_block_lse *lse, int i) {
-    tl_lse of = {lse->offset[i], lse->log[i]};
-    return of;
-}
-
 /* The excluded class of a row against the others; for a row without one, only the logsumexp. */
 TL_INLINE tl_class_odds tl_odds_at(const tl_row_block *rows, const tl_block_lse *lse, int i) {
-    tl_class_odds odds = {.lse = tl_lse_at(lse, i)};
+    tl_class_odds odds = {.lse = {lse->offset[i], lse->log[i]}};
     if (lse->near >> i & 1) {
         odds.logit = odds.lse.offset = lse->relative.logit[i];
         odds.nll = odds.lse.log = lse->relative.nll[i];

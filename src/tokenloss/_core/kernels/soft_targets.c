@@ -41,7 +41,8 @@ static int starts_dense(const tl_soft_target *soft, int64_t start, int64_t count
     return start < count;
 }
 
-int tl_can_read_masses(const tl_soft_target *soft) {
+/* Whether backends can read the masses where they are, as they are. */
+static int can_read_masses(const tl_soft_target *soft) {
     return soft->mass && (soft->mass_dtype == TL_FLOAT32 || soft->mass_dtype == TL_FLOAT64) && !soft->weight &&
            soft->eps_over_v == 0 && soft->one_minus_eps == 1 && soft->mass_stride == tl_itemsize(soft->mass_dtype);
 }
@@ -111,7 +112,7 @@ static int64_t argmax_in_place(const tl_backend *backend, const tl_soft_target *
 
 int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count,
                               tl_cancel *cancel) {
-    int64_t argmax = tl_can_read_masses(soft) ? argmax_in_place(backend, soft, count, cancel) : -1;
+    int64_t argmax = can_read_masses(soft) ? argmax_in_place(backend, soft, count, cancel) : -1;
     int dense = starts_dense(soft, 0, count);
     double largest = 0, mass[TL_CHUNK];
     for (int64_t k = argmax < 0 ? 0 : count, end; k < count; k = end) {
@@ -171,7 +172,7 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
 void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t start,
                          int64_t end, double shift, tl_dot_acc *dot, tl_cancel *cancel) {
     int dtype = soft->mass_dtype;
-    int in_place = tl_can_read_masses(soft) && dtype == row->compute_dtype && tl_can_read_in_place(row, dtype, 0);
+    int in_place = can_read_masses(soft) && dtype == row->compute_dtype && tl_can_read_in_place(row, dtype, 0);
     int dense = (in_place && end - start <= TL_CHUNK) || starts_dense(soft, start, end);
     dot->compensates = row->compute_dtype == TL_FLOAT64;
     for (int64_t k = start, until; k < end; k = until) {

@@ -44,9 +44,6 @@ int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *s
 /* The class of masses that are one-hot without smoothing and class weights: a single 1, all others 0; or -1. */
 int64_t tl_one_hot_class(const tl_backend *backend, const tl_soft_target *soft, int64_t count, tl_cancel *cancel);
 
-/* Whether backends can read the masses where they are, as they are. */
-int tl_can_read_masses(const tl_soft_target *soft);
-
 #define TL_SOFT_TARGET_RUN 64
 
 /* The masses of the next classes, TL_SOFT_TARGET_RUN at most, from *start on, which is moved past zeros. Returns how

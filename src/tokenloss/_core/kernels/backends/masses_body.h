@@ -36,25 +36,19 @@ TL_TARGET TL_INLINE int NAME(are_finite_)(const tl_lanes *lanes) {
     return found == 0;
 }
 
-/* Along the classes of a row; the last few are copied, with masses of 0 after them. */
-TL_TARGET TL_INLINE void NAME(add_classes_)(const REAL *mass, const REAL *x, size_t count, double shift, int is_tame,
-                                            int compensates, tl_lanes *dot, tl_lanes *total) {
-    const size_t rest = count % 16;
-    for (; count >= 16; count -= 16, mass += 16, x += 16)
-        NAME(add_16_)(mass, x, shift, is_tame, compensates, dot, total);
-    if (rest > 0) {
-        REAL last_mass[16] = {0}, last_x[16] = {0};
-        memcpy(last_mass, (const void *)mass, rest * sizeof *mass);
-        memcpy(last_x, (const void *)x, rest * sizeof *x);
-        NAME(add_16_)(last_mass, last_x, shift, is_tame, compensates, dot, total);
-    }
-}
-
-/* Stores the sums, unless they were supposed to be tame and are not finite: returns whether it did. */
+/* Adds the classes of a row, of which the last few are copied, with masses of 0 after them. Stores the sums, unless they
+ * were supposed to be tame and are not finite: returns whether it did. */
 TL_TARGET TL_INLINE int NAME(add_masses_)(const REAL *mass, const REAL *x, size_t count, double shift, int is_tame,
                                           int compensates, tl_dot_acc *to) {
     tl_lanes dot = f64_load_lanes(to->dot, to->dot_comp), total = f64_load_lanes(to->mass, to->mass_comp);
-    NAME(add_classes_)(mass, x, count, shift, is_tame, compensates, &dot, &total);
+    for (; count >= 16; count -= 16, mass += 16, x += 16)
+        NAME(add_16_)(mass, x, shift, is_tame, compensates, &dot, &total);
+    if (count > 0) {
+        REAL last_mass[16] = {0}, last_x[16] = {0};
+        memcpy(last_mass, (const void *)mass, count * sizeof *mass);
+        memcpy(last_x, (const void *)x, count * sizeof *x);
+        NAME(add_16_)(last_mass, last_x, shift, is_tame, compensates, &dot, &total);
+    }
     if (is_tame && !(NAME(are_finite_)(&dot) && NAME(are_finite_)(&total)))
         return 0;
     f64_store_lanes(&dot, to->dot, to->dot_comp);
