@@ -45,12 +45,6 @@ static double divergence_of(tl_kl found, tl_definitions definitions) {
     return log_sum == -(double)INFINITY ? 0 : tl_exp(log_sum) * (found.kl + log_sum);
 }
 
-/* The log-probability of the most likely class of the base. */
-static double top_log_prob(double maximum, double logsumexp, tl_definitions definitions) {
-    double log_p = definitions == TL_LLAMA_CPP ? maximum : maximum - logsumexp;
-    return log_p > 0 ? 0 : log_p; /* rounding may exceed 0 */
-}
-
 /* Looks for the most likely class of the other row in a block whose maximum is given; both as they are in memory. */
 static void find_top(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end, double maximum,
                      tl_pair_acc *of) {
@@ -197,8 +191,9 @@ static tl_pair end(const tl_backend *backend, const tl_row *base, const tl_row *
     pair.base_lse = found.base;
     pair.lse = found.other;
     pair.is_same_top = acc->first.at == acc->argmax && acc->first.at >= 0;
-    double maximum = tl_transformed(backend, base, acc->first.base);
-    pair.base_top_p = top_log_prob(maximum, tl_logsumexp(found.base), definitions);
+    double log_p = tl_transformed(backend, base, acc->first.base) -
+                   (definitions == TL_LLAMA_CPP ? 0 : tl_logsumexp(found.base));
+    pair.base_top_p = log_p > 0 ? 0 : log_p; /* rounding may exceed 0 */
     find_margins(backend, base, row, acc, &pair);
     return pair;
 }
