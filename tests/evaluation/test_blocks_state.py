@@ -71,6 +71,15 @@ SEQUENCES = {
     "in any order": lambda rng: rng.integers(-1, 3, size=48),
     "texts of a batch": None,
 }
+# of three options all, with the next tokenizer
+OPTIONS = [
+    (*options, tokenizer)
+    for options, tokenizer in zip(
+        itertools.product([None, False, True], ["none", "some", "all"], SEQUENCES),
+        itertools.cycle(["none", "bytes", "space"]),
+        strict=False,
+    )
+]
 
 
 @pytest.fixture
@@ -120,10 +129,7 @@ def all_of(evaluation):
 
 
 @pytest.mark.filterwarnings("ignore:.* repeat the special token")
-@pytest.mark.parametrize("tokenizer", ["none", "bytes", "space"])
-@pytest.mark.parametrize("sequences", SEQUENCES)
-@pytest.mark.parametrize("mask", ["none", "some", "all"])
-@pytest.mark.parametrize("shift", [None, False, True])
+@pytest.mark.parametrize(("shift", "mask", "sequences", "tokenizer"), OPTIONS)
 def test_a_run_that_is_killed_after_each_block_is_the_unbroken_one(
     shift, mask, sequences, tokenizer, tokenizers, tmp_path
 ):
