@@ -6,13 +6,6 @@
 #include "row_block.h"
 #include "scalar_math.h"
 
-/* Makes the rows of groups that are not wanted 0. */
-static void clear_unwanted(const tl_row_block *rows, int dtype) {
-    for (int i = 0; i < rows->count; i++)
-        for (int64_t k = 0; !tl_is_wanted(rows, i) && k < rows->row.count; k++)
-            tl_store(tl_groups_of(rows) + tl_place_in_groups(rows, i, k) * (size_t)tl_itemsize(dtype), dtype, 0);
-}
-
 /* Writes the rows of a group whose places are given, element by element. */
 static void store_group(const char *group, int dtype, const tl_row *to, char *const *data) {
     for (int64_t k = 0; k < to->count; k++)
@@ -75,8 +68,9 @@ uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const 
     uint64_t stored = which;
     if (rows->class_major && which == rows->wanted) { /* whole planes can be written */
         stored = ~(uint64_t)0 >> (TL_BLOCK_ROWS - rows->count);
-        if (stored != which)
-            clear_unwanted(rows, dtype);
+        for (int i = 0; stored != which && i < rows->count; i++)
+            for (int64_t k = 0; !tl_is_wanted(rows, i) && k < rows->row.count; k++)
+                tl_store_to_groups((tl_groups){tl_groups_of(rows), dtype}, tl_place_in_groups(rows, i, k), 0);
     }
     for (int start = 0; start < rows->count; start += TL_GROUP)
         store_rows(backend, rows, start, stored, groups.data + (size_t)(start / TL_GROUP) * groups.group_bytes, dtype,

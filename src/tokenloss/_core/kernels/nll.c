@@ -141,27 +141,14 @@ static tl_few_rows rows_or_groups(const tl_backend *backend, const tl_row *row, 
     return tl_few_of_groups(groups.at, (size_t)row->count, groups.dtype);
 }
 
-/* Writes gradients along the classes of rows, which takes less time from TL_GROUP classes on. */
-static void write_along_classes(const tl_backend *backend, const tl_few_rows *rows, int dtype, const int64_t *ids,
-                                size_t n, const tl_gradient_parts *parts, const tl_few_rows *to) {
-    const char *from[TL_BLOCK_ROWS];
-    char *out[TL_BLOCK_ROWS];
-    for (size_t i = 0; i < n; i++) {
-        from[i] = rows->data + (ptrdiff_t)i * rows->apart;
-        out[i] = (char *)(uintptr_t)to->data + (ptrdiff_t)i * to->apart;
-    }
-    backend->exp_scaled_rows[dtype](from, n, rows->classes, parts->exponent, parts->factor, parts->subtrahend, out, 0);
-    for (size_t i = 0; i < n; i++)
-        if (ids[i] >= 0) /* masked ones are negative */
-            tl_store(out[i] + ids[i] * tl_itemsize(dtype), dtype, parts->at_target[i]);
-}
-
 /* Writes the gradients of rows `start` and so on, `n` in whole groups, from their nll, logits and odds. Returns whether
  * they could be. */
 static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, const tl_few_rows *rows, int dtype,
                        const tl_lane_losses *of, size_t n, size_t start) {
     const tl_loss *loss = of_all->loss;
     double logsumexp[TL_BLOCK_ROWS], smoothed[TL_BLOCK_ROWS], ones[TL_BLOCK_ROWS];
+    const char *from[TL_BLOCK_ROWS];
+    char *out[TL_BLOCK_ROWS];
     tl_gradient_parts parts;
     tl_few_rows to = tl_few_rows_at(&of_all->grad, start, of_all->grad_apart);
     for (size_t i = 0; i < n; i++) {
@@ -173,10 +160,18 @@ static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, c
                             of_all->grad_scale + start, n, &parts);
     if (~backend->softmax_factors(logsumexp, n, dtype, parts.exponent, parts.factor) & first_rows(n))
         return 0;
-    if (rows->are_apart && to.are_apart && rows->classes >= TL_GROUP)
-        write_along_classes(backend, rows, dtype, of->target, n, &parts, &to);
-    else
+    if (!rows->are_apart || !to.are_apart || rows->classes < TL_GROUP) {
         backend->lane_gradients[dtype](rows, n, of->target, &parts, &to);
+        return 1;
+    }
+    for (size_t i = 0; i < n; i++) { /* along the classes, which takes less time then */
+        from[i] = rows->data + (ptrdiff_t)i * rows->apart;
+        out[i] = (char *)(uintptr_t)to.data + (ptrdiff_t)i * to.apart;
+    }
+    backend->exp_scaled_rows[dtype](from, n, rows->classes, parts.exponent, parts.factor, parts.subtrahend, out, 0);
+    for (size_t i = 0; i < n; i++)
+        if (of->target[i] >= 0) /* masked ones are negative */
+            tl_store(out[i] + of->target[i] * tl_itemsize(dtype), dtype, parts.at_target[i]);
     return 1;
 }
 

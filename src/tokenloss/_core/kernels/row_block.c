@@ -86,14 +86,11 @@ tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, i
     return groups;
 }
 
-/* How many rows of a group make it faster than rows one by one. */
-static int least_in_group(int64_t classes) { return 2 + (int)(classes / 100); }
-
 int tl_grouped_rows(const tl_row_block *rows) {
-    int last = rows->count % TL_GROUP;
+    int last = rows->count % TL_GROUP, least = 2 + (int)(rows->row.count / 100); /* fewer are faster one by one */
     if (!is_short(rows->row.count) || rows->row.count == 0 || rows->row.shift != 0)
         return 0;
-    return last == 0 || last >= least_in_group(rows->row.count) ? rows->count : rows->count - last;
+    return last == 0 || last >= least ? rows->count : rows->count - last;
 }
 
 /* Replaces the logits of excluded classes, which lie there in groups: by -inf if none are given. */
@@ -113,13 +110,6 @@ static uint64_t far_rows(const tl_block_lse *lse, int count) {
         far |= (uint64_t)is_far << i;
     }
     return far;
-}
-
-/* Where the excluded classes of the first `count` rows lie, as elements of the groups. */
-static void find_excluded(const tl_row_block *rows, int count, int dtype, size_t *at) {
-    size_t unread = (size_t)(tl_unread_row_of(rows) - tl_groups_of(rows)) / (size_t)tl_itemsize(dtype);
-    for (int i = 0; i < count; i++)
-        at[i] = rows->excluded[i] < 0 ? unread : tl_place_in_groups(rows, i, rows->excluded[i]);
 }
 
 /* Where the rows after this block lie, if they go on as it ends. */
@@ -144,10 +134,13 @@ void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int c
     lse->group_dtype = groups.dtype;
     lse->in_groups = count;
     if (rows->has_excluded) {
-        find_excluded(rows, count, groups.dtype, at);
-        memset(tl_unread_row_of(rows), 0, sizeof(double));
-        for (int i = 0; i < count; i++)
+        char *none = tl_unread_row_of(rows);
+        size_t unread = (size_t)(none - tl_groups_of(rows)) / (size_t)tl_itemsize(groups.dtype);
+        memset(none, 0, sizeof(double));
+        for (int i = 0; i < count; i++) {
+            at[i] = rows->excluded[i] < 0 ? unread : tl_place_in_groups(rows, i, rows->excluded[i]);
             lse->logit[i] = tl_load_from_groups(groups, at[i]);
+        }
         replace_excluded(groups, at, count, NULL);
     }
     if (moments)
@@ -157,14 +150,6 @@ void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int c
     if (rows->has_excluded && rows->keeps_logits)
         replace_excluded(groups, at, count, lse->logit);
     lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows->wanted & ~far_rows(lse, count);
-}
-
-/* Takes over the accumulator of a row that was reduced by itself. */
-static void take_row(int i, const tl_lse_acc *state, tl_block_lse *lse) {
-    lse->offset[i] = state->offset;
-    lse->sums.ref_exp[i] = (double)state->ref_exp;
-    lse->sums.sum[i] = tl_lanes_sum_compensated(state->sum, state->comp);
-    lse->may_be_dominated |= (uint64_t)tl_may_be_dominated(state) << i;
 }
 
 /* Reduces wanted rows that were not reduced in groups: long class-major ones together, the others one by one. */
@@ -194,8 +179,12 @@ static void reduce_others(const tl_backend *backend, const tl_row_block *rows, t
             tl_lse_class_major(backend, together, excluded, count, rows->scratch, states, cancel);
         else
             tl_lse_row(backend, together, *excluded, states, cancel);
-        for (int k = 0; k < count; k++)
-            take_row(number[k], &states[k], lse);
+        for (int k = 0; k < count; k++) {
+            lse->offset[number[k]] = states[k].offset;
+            lse->sums.ref_exp[number[k]] = (double)states[k].ref_exp;
+            lse->sums.sum[number[k]] = tl_lanes_sum_compensated(states[k].sum, states[k].comp);
+            lse->may_be_dominated |= (uint64_t)tl_may_be_dominated(&states[k]) << number[k];
+        }
         count = 0;
     }
 }
