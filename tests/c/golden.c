@@ -2,7 +2,7 @@
  *
  * Each row is also read unaligned, strided, byte-swapped, and range by range, which must not change a bit; nor must
  * blocks of rows, or vectors of logarithms.
- * Arguments: of every so many kinds of rows one is hashed, which of them, and the bits of kinds that the portable backend
+ * Arguments: N and K, to hash every Nth kind of rows, beginning with K; and a mask of the kinds that the portable backend
  * hashes, which takes twenty times as long where it emulates FMA. */
 #include <stdio.h>
 #include <stdlib.h>

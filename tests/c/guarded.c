@@ -1,6 +1,6 @@
 /* Runs all kernels over rows that lie against pages which cannot be touched, so that a read or write beyond a row ends
  * the program: see test_guarded.py. Prints the backends that passed.
- * Arguments: one case in so many is run, and of the portable backend. */
+ * Arguments: N and M, to run one case in N, and one in M on the portable backend. */
 #define _DEFAULT_SOURCE
 #include <stdio.h>
 #include <stdlib.h>

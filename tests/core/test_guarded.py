@@ -8,7 +8,7 @@ from test_kernels import MACHINES, build, need
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="pages are guarded by mmap")]
 
-# one case in so many is run, and of the portable backend, which takes ten times as long as the others together
+# one case in N is run, and one in M on the portable backend, which takes ten times as long as the others together
 HERE = "1", "4"
 EMULATED = "8", "24"  # by emulators that take a hundred times as long
 

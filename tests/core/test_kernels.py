@@ -200,7 +200,7 @@ def test_visual_c_would_find_what_it_needs(target):
 def test_threads_share_rows_without_races(tmp_path):
     """ThreadSanitizer finds no races, and several threads give the results of one.
 
-    The backends share their source and take longest to compile: ThreadSanitizer sees the best one.
+    The backends share their source and take longest to compile, so only the best one has ThreadSanitizer.
     """
     need("gcc", packages="gcc")
     if not Path(shared_library("libtsan.so")).is_absolute():

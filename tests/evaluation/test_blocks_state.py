@@ -71,7 +71,7 @@ SEQUENCES = {
     "in any order": lambda rng: rng.integers(-1, 3, size=48),
     "texts of a batch": None,
 }
-# of three options all, with the next tokenizer
+# every combination of three options, each with the next tokenizer
 OPTIONS = [
     (*options, tokenizer)
     for options, tokenizer in zip(

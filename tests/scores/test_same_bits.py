@@ -337,7 +337,7 @@ def test_every_backend_gives_the_same_bits(function, options, dtype, rng, use_ba
 @each_function
 @each_dtype
 def test_every_layout_and_axis_gives_the_same_bits(function, options, dtype, rng, backend):
-    """The portable backend, ten times as slow, has short rows only: tests/c/golden.c has layouts of long ones."""
+    """The portable backend is ten times as slow and gets short rows only: tests/c/golden.c has layouts of long ones."""
     for length in (1, 17, 64, 513, *(() if backend == "portable" else (1025, 4200))):
         logits, targets = scores_for("cross_entropy", rng, (4, length), dtype), rng.integers(0, length, 4)
         shuffled_specials(rng, logits[:2])
@@ -354,7 +354,7 @@ def test_every_layout_and_axis_gives_the_same_bits(function, options, dtype, rng
 @each_function
 @each_dtype
 def test_class_major_rows_give_the_same_bits(function, options, dtype, rng, backend):
-    """The portable backend, ten times as slow, has one kind of long rows."""
+    """The portable backend is ten times as slow and gets one kind of long rows only."""
     sizes = [(2, 1), (7, 5), (8, 513), (16, 70), (17, 513), (5, 4097), (65, 5)]
     for rows, length in [*sizes, *([] if backend == "portable" else [(9, 4097), (33, 1100)])]:
         logits = scores_of(function, rows_with_specials(rng, rows, length, dtype))

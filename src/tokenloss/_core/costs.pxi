@@ -10,7 +10,7 @@
 cdef enum:
     SHORT_ROW = 512  # these two are the kernels'
     FEW_CLASSES = 64
-    CACHE_BYTES = 1 << 26  # of larger arrays, single scores come from memory
+    CACHE_BYTES = 1 << 26  # in larger arrays, single scores come from memory
     SAMPLED_CLASSES = 64
 
 cdef double BYTE_COST = 1 / 30.0  # of what is read or written in order

@@ -16,7 +16,7 @@ cdef struct GatherBlock:
 
 
 cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_bfloat16, void *gathered) noexcept nogil:
-    """Read the score of each row's class id: as float32 if it is of that or of half precision. For NULL, ask memory."""
+    """Read the score of each row's class id, as float32 unless it is float64; without `gathered`, prefetch it."""
     cdef score_t score
     cdef int i
     for i in range(block.count):
@@ -38,7 +38,7 @@ cdef class ClassIdLoss(RowJob):
     """
 
     cdef tl_clip clip
-    cdef bint is_large  # memory is asked for scores early
+    cdef bint is_large  # larger than the caches: scores are prefetched
     # One of these holds the scores, rows by classes; none if they are no matrix in memory, or the rows are few.
     cdef const uint16_t[:, :] halves
     cdef const float[:, :] floats
@@ -74,7 +74,7 @@ cdef class ClassIdLoss(RowJob):
         block.start, block.count = start, count if block.is_whole else unmasked
 
     cdef void load_scores(self, const GatherBlock *block, void *scores) noexcept nogil:
-        """The score of each row's class id; for NULL, memory is asked for it."""
+        """The score of each row's class id; if `scores` is NULL, it is only prefetched."""
         cdef const View *view = &self.scores.view
         cdef int i
         if self.floats is not None:

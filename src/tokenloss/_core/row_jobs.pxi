@@ -7,9 +7,9 @@ cdef struct Block:
     int64_t target[BLOCK_ROWS]
     double values[BLOCK_ROWS]
     bint is_row_alone  # whether `reduce_row` made it, which shifts a row where that helps
-    tl_masses masses  # of distributions, as is what follows
-    tl_loss losses[BLOCK_ROWS]
-    int n_with_options  # how many of these losses have the options of the job already
+    tl_masses masses  # of distributions
+    tl_loss losses[BLOCK_ROWS]  # the options and the target of each row
+    int n_with_options  # how many of these already have the options of the job
 
 
 cdef class LogSumExpJob(RowJob):

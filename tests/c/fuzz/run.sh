@@ -4,7 +4,7 @@
 # repeats it (formats). Needs clang with libclang-rt-*-dev for the first, and the package with its tests' extras for the
 # second. The corpus of the kernels is what libFuzzer's -merge=1 -use_counters=0 kept of longer runs.
 #
-# If OBJECT is that of a backend, it is linked instead of one with sanitizers, which takes a minute to compile.
+# OBJECT may be the object file of a backend, which is linked as it is: with sanitizers, it takes a minute to compile.
 set -euo pipefail
 seconds=${1:-60}
 what=${2:-kernels formats}

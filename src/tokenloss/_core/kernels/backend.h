@@ -9,8 +9,8 @@
 
 #define TL_LANES 64           /* element i of a row is added in lane i % 64, whatever the width of a vector */
 #define TL_CHUNK 512 /* elements whose terms are added in the compute dtype before they go to 16 double lanes */
-#define TL_DOT_ROWS 4     /* of a matrix: a multiple of those that are multiplied at a time */
-#define TL_DOT_VECTORS 4  /* vectors that all rows are multiplied with before others */
+#define TL_DOT_ROWS 4     /* rows of a matrix: blocks are multiples of this */
+#define TL_DOT_VECTORS 4  /* vectors that are multiplied with all rows of a block before the next ones */
 #define TL_DOT_CHUNK 512 /* products that are added in the compute dtype before they go to 16 double lanes */
 #define TL_READ_MULTIPLE 128 /* functions of a backend read whole multiples of so many elements */
 #define TL_GROUP 16 /* short rows side by side in a group: element k of row r is at [TL_GROUP k + r] */
@@ -117,7 +117,7 @@ typedef struct {
 typedef enum {
     TL_REDUCE_SUMEXP,
     TL_REDUCE_MOMENT, /* sum, moment, maximum and count */
-    TL_REDUCE_KL, /* sum, moment of a divergence, and maximum; `clamps` must be set if it is for the other row */
+    TL_REDUCE_KL, /* sum, moment of a divergence, and maximum; after the sum of the other row, which tells `clamps` */
     TL_REDUCE_MAX,
     TL_REDUCE_MAX_COUNT,
     TL_REDUCE_KINDS
@@ -403,10 +403,11 @@ typedef struct {
      * a bit, as above, for each row whose dot is not finite. */
     uint64_t (*finish_losses)(const tl_loss *loss, const tl_lane_losses *of, size_t classes, size_t count, double *losses,
                               double *weights);
-    /* Of as many rows, what their gradients for class ids are made of, times `scale`: the exponents are not set, and
-     * factors are those of softmax. `smoothed` are masses of smoothing alone, `weight` those of targets. */
+    /* For the same number of rows, what their gradients are made of, times `scale`: the exponents are not set, and
+     * factors are those of softmax. `mass` is that of the distribution or, for a class id, of smoothing only; `weight` is
+     * that of the class id, 0 for a distribution. */
     void (*gradient_parts)(const tl_loss *loss, const double *logsumexp, const double *odds_against,
-                           const double *smoothed, const double *weight, const double *scale, size_t count,
+                           const double *mass, const double *weight, const double *scale, size_t count,
                            tl_gradient_parts *parts);
 } tl_backend;
 

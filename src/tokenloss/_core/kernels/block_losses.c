@@ -7,7 +7,7 @@
 /* What the losses of a block's rows leave for their gradients. */
 typedef struct {
     double logsumexp[TL_BLOCK_ROWS], against[TL_BLOCK_ROWS]; /* the latter exp(log-odds against the target) */
-    double mass[TL_BLOCK_ROWS], weight[TL_BLOCK_ROWS];       /* as of tl_loss_of_odds; the weight of a class id, or 0 */
+    double mass[TL_BLOCK_ROWS], weight[TL_BLOCK_ROWS];       /* see tl_loss_of_odds; of the class id, or 0 */
 } loss_parts;
 
 /* Writes the gradients of rows that can be written together; returns a bit for each of these. */

@@ -47,13 +47,13 @@ static double within(double value, double most) {
     return value < 0 ? 0 : value > most ? most : value;
 }
 
-/* The divergences for finite sums, or for infinite ones, the first of which is infinite, too; sums are so far apart. */
-static tl_divergences of_sums(const double *sum, size_t apart, int wanted) {
-    const double both = sum[TL_SUM_OF_BOTH * apart], reverse_kl = 2 * sum[TL_SUM_OF_REVERSE_KL * apart] / both;
-    tl_divergences found = {reverse_kl < 0 ? 0 : reverse_kl, within(sum[TL_SUM_OF_JS * apart] / both, TL_LN2),
-                            within(2 * sum[TL_SUM_OF_TV * apart] / both, 1), 0};
+/* The divergences for finite sums, or for infinite ones, the first of which is infinite, too. */
+static tl_divergences of_sums(const double *sum, int wanted) {
+    const double both = sum[TL_SUM_OF_BOTH], reverse_kl = 2 * sum[TL_SUM_OF_REVERSE_KL] / both;
+    tl_divergences found = {reverse_kl < 0 ? 0 : reverse_kl, within(sum[TL_SUM_OF_JS] / both, TL_LN2),
+                            within(2 * sum[TL_SUM_OF_TV] / both, 1), 0};
     if (wanted & TL_HELLINGER)
-        found.hellinger = within(root_of(within(2 * sum[TL_SUM_OF_HELLINGER * apart] / both, 1)), 1);
+        found.hellinger = within(root_of(within(2 * sum[TL_SUM_OF_HELLINGER] / both, 1)), 1);
     return found;
 }
 
@@ -68,7 +68,7 @@ int tl_divergences_end(const tl_divergence_state *state, tl_divergences *found) 
     }
     for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
         sum[k] = tl_lanes_sum_compensated(acc->sum[k], acc->comp[k]);
-    *found = of_sums(sum, 1, acc->wanted);
+    *found = of_sums(sum, acc->wanted);
     if (state->is_infinite)
         found->reverse_kl = (double)INFINITY;
     return state->is_infinite || found->reverse_kl - found->reverse_kl == 0 || state->dtype == TL_FLOAT64;
@@ -105,11 +105,13 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         return 0;
     const double *p = tl_load_wide_groups(backend, base, count), *q = tl_load_wide_groups(backend, other, count);
     backend->short_divergences(p, q, tl_groups_for(count), (size_t)base->row.count, wanted, &sums);
-    for (int i = 0; i < count; i++)
-        if (sums.unmatched[i] == -(double)INFINITY)
-            found[i] = of_sums(&sums.sum[0][i], TL_BLOCK_ROWS, wanted);
-        else
-            usable &= ~((uint64_t)1 << i);
+    for (int i = 0; i < count; i++) {
+        double sum[TL_DIVERGENCE_SUMS];
+        for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
+            sum[k] = sums.sum[k][i];
+        found[i] = of_sums(sum, wanted);
+        usable &= ~((uint64_t)(sums.unmatched[i] != -(double)INFINITY) << i);
+    }
     return usable;
 }
 

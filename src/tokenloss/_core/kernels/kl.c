@@ -68,7 +68,7 @@ static void rebase(const tl_backend *backend, tl_two_rows *rows, int64_t start, 
     }
 }
 
-/* Begins two rows, whose first blocks have so many elements. */
+/* Begins two rows; `block` is the number of elements in their first block. */
 static void begin(const tl_backend *backend, tl_two_rows *rows, int64_t block, tl_kl_acc *acc) {
     int64_t count = rows->row[0]->count, first = count < TL_CHUNK ? count : TL_CHUNK;
     acc->dtype = rows->dtype;

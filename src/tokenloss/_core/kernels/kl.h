@@ -38,7 +38,7 @@ typedef struct {
     enum { TL_KL_OPEN, TL_KL_NAN, TL_KL_TOO_FAR } stage; /* nothing more is read once it is nan, or needs double */
 } tl_kl_acc;
 
-/* The same range by range, like tl_lse_range. If it is at TL_KL_TOO_FAR in the end, all must be read again in double. */
+/* The same range by range, as in tl_lse_range. If it ends at TL_KL_TOO_FAR, all must be read again in double. */
 void tl_kl_range(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start, int64_t end,
                  int64_t block, tl_kl_acc *acc, tl_cancel *cancel);
 tl_kl tl_kl_finish(tl_kl_acc *acc);

@@ -27,7 +27,7 @@ void tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl
 double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t excluded,
                        const tl_class_odds *odds, double *mass, tl_cancel *cancel) {
     const int is_class = loss->target >= 0, has_masses = is_class ? loss->soft.eps_over_v != 0 : excluded >= 0;
-    tl_lse above = odds->lse; /* how far the logsumexp lies above a shift */
+    tl_lse above = odds->lse; /* a shift, and how far the logsumexp is above it */
     double target_dot = 0;
     *mass = 0;
     /* the logit of the argmax: if it is the largest logit as well, differences from it lose few digits */

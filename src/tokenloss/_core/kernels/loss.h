@@ -44,9 +44,9 @@ TL_INLINE double tl_loss_of_parts(const tl_loss *loss, double nll, double target
     return loss->z_loss != 0 ? sum + loss->z_loss * logsumexp * logsumexp : sum;
 }
 
-/* The loss of a row without its gradient, from the odds against its excluded class: its class id, or what
- * tl_soft_target_argmax found. If that is -1, no class has mass: the loss is that of z-loss alone, and nan as that of
- * any row without a softmax. Sets the mass: that of the distribution, or of smoothing alone. */
+/* The loss of a row without its gradient, from the odds against its excluded class: the class id, or what
+ * tl_soft_target_argmax returned. If that is -1, no class has mass: the loss is the z-loss only, or nan if the row has no
+ * softmax. `mass` is set to that of the distribution or, for a class id, of smoothing only. */
 double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t excluded,
                        const tl_class_odds *odds, double *mass, tl_cancel *cancel);
 
@@ -54,9 +54,8 @@ double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl
 void tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_class_odds *odds,
                        double mass, tl_cancel *cancel);
 
-/* Parts of the gradient for a class id: the factor of softmax but for the target's own mass, from the other masses; and
- * the target's element without grad_scale, from the odds against it, since softmax - 1 has no digits left where the
- * target is nearly certain. */
+/* Parts of a gradient: the factor of softmax without the class id's own mass; and the element of the class id without
+ * grad_scale, from the odds against it, since softmax - 1 has no digits left where the target is nearly certain. */
 TL_INLINE double tl_softmax_weight(const tl_loss *loss, double logsumexp, double masses) {
     return loss->z_loss != 0 ? masses + 2 * loss->z_loss * logsumexp : masses;
 }

@@ -95,7 +95,7 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
         return tl_nll_of_groups(backend, rows, *groups, of);
     }
     if (row->count <= TL_FEW_CLASSES) {
-        tl_row only = tl_row_of_block(rows, 0);
+        tl_row only = tl_row_of_block(rows, 0); /* blocks of more rows have scratch memory */
         return nll_of_few(backend, &only, *rows->excluded, of);
     }
     const int64_t fit = row->count < TL_BLOCK ? TL_BLOCK / row->count : 1;

@@ -22,7 +22,7 @@ static void drop_uncounted(void *x, int dtype, size_t count) {
             narrow[i] -= tl_float_from_bits(0x7f800000u & (0 - (uint32_t)(narrow[i] <= (float)MIN_LOG_PROB)));
 }
 
-/* Copies the elements [start, end) of a row, and leaves those that are not counted out; they alone are in the copy. */
+/* A row of the elements [start, end) of another: copies, and -inf for those that are not counted. */
 static tl_row counted_part(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double *copy) {
     tl_row part = *row, counted = tl_raw(row);
     counted.dtype = row->compute_dtype;
@@ -64,6 +64,9 @@ static double maximum_of(const tl_backend *backend, const tl_row *raw, int64_t s
 /* Whether a range of two raw rows has the same bits. */
 static int has_same_bits(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end) {
     tl_two_rows rows;
+    const char *first = base->data + start * base->stride, *other = row->data + start * row->stride;
+    if (start < end && tl_to_bits(tl_load(first, base->dtype)) != tl_to_bits(tl_load(other, row->dtype)))
+        return 0; /* nearly always: without copies */
     tl_begin_two(base, row, base->compute_dtype == row->compute_dtype ? row->compute_dtype : TL_FLOAT64, &rows);
     for (int64_t count; start < end; start += count) {
         count = tl_read_two(backend, &rows, start, end);
@@ -147,7 +150,7 @@ void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *
         begin_pair(acc);
     do {
         const int64_t next = end - start < block ? end : start + block;
-        if (reads_blocks) { /* from memory; the others read from the caches */
+        if (reads_blocks) { /* first: what follows finds the block in a cache */
             tl_row counted = kl_base;
             if (definitions == TL_LLAMA_CPP)
                 counted = counted_part(backend, &kl_base, start, next, copy);

@@ -71,19 +71,19 @@ TL_INLINE float tl_float_from_bits(uint32_t bits) {
 }
 
 #if defined(__GNUC__)
-#define TL_PREFETCH(address, level) __builtin_prefetch(address, 0, 4 - (level))
+#define TL_PREFETCH(address, locality) __builtin_prefetch(address, 0, locality)
 #elif TL_X86
-#define TL_PREFETCH(address, level) _mm_prefetch((const char *)(address), (level) == 1 ? _MM_HINT_T0 : _MM_HINT_T1)
+#define TL_PREFETCH(address, locality) _mm_prefetch((const char *)(address), (locality) == 3 ? _MM_HINT_T0 : _MM_HINT_T1)
 #else
-#define TL_PREFETCH(address, level) (void)(address)
+#define TL_PREFETCH(address, locality) (void)(address)
 #endif
 
-/* Asks for a cache line: soon, or early, into the second level, where many requests can wait for memory. */
-TL_INLINE void tl_prefetch(const void *address) { TL_PREFETCH(address, 1); }
+/* Prefetches a line that is needed soon; or early, into the second cache, where many requests can wait for memory. */
+TL_INLINE void tl_prefetch(const void *address) { TL_PREFETCH(address, 3); }
 TL_INLINE void tl_prefetch_early(const void *address) { TL_PREFETCH(address, 2); }
 
-/* Asks for a cache line of what is read in order: early, and again, shortly before its use. Together they reach 0.88 of a
- * plain read's speed where either alone reaches 0.74 and less. */
+/* Prefetches a line of what is read in order, early and again shortly before its use: together, they reach 0.88 of the
+ * speed of a plain read; each by itself reaches 0.74 at most. */
 TL_INLINE void tl_prefetch_stream(const void *address) {
     tl_prefetch_early((const char *)address + 32768);
     tl_prefetch((const char *)address + 4096);

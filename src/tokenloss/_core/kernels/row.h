@@ -88,7 +88,7 @@ TL_INLINE int tl_can_read_in_place(const tl_row *row, int dtype, double offset) 
 void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int64_t excluded,
                    double offset, int dtype, tl_chunk_buf *buf);
 
-/* Two rows of one length that are read together, as one dtype and less their offsets; and where some elements lie. */
+/* Two rows of one length that are read together, as one dtype and less their offsets; `at` is what was read last. */
 typedef struct {
     const tl_row *row[2];
     double offset[2];
@@ -98,8 +98,8 @@ typedef struct {
 } tl_two_rows;
 void tl_begin_two(const tl_row *row, const tl_row *other, int dtype, tl_two_rows *rows); /* without offsets */
 
-/* Finds the elements from `start` on, before `end`: whole chunks if both rows can be read in place, else those of one
- * chunk at most, which are loaded. Returns how many these are. */
+/* Sets `at` to the elements from `start` on and returns how many there are before `end`: whole chunks if both rows can be
+ * read in place, otherwise one chunk at most, which is loaded. */
 int64_t tl_read_two(const tl_backend *backend, tl_two_rows *rows, int64_t start, int64_t end);
 
 #endif

@@ -170,9 +170,9 @@ size_t tl_masses_bytes(int64_t classes, int class_major);
 void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const tl_loss *losses, char *memory,
                           tl_masses *masses, tl_cancel *cancel);
 
-/* The loss of each wanted row, whose excluded class is its class id or the argmax of its distribution; its gradient, if
- * any, goes to `grads`: see tl_map_rows for rows that are not wanted. Losses differ in their targets, the weights and
- * masses of these, and in the scales of gradients. No masses are `usable` of class ids. */
+/* The loss of each wanted row, whose excluded class is its class id or the argmax of its distribution. Gradients, if
+ * wanted, go to `grads`; tl_map_rows says what happens to rows that are not wanted. The losses of a block may differ only
+ * in target, target weight, masses and grad_scale. For class ids, `masses->usable` is 0. */
 void tl_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                         const tl_loss *losses, const tl_masses *masses, const tl_out_block *grads, double *values,
                         tl_cancel *cancel);

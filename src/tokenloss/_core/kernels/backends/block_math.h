@@ -150,12 +150,12 @@ TL_TARGET static void JOIN(softcap_, BACKEND)(double *x, size_t count, double fa
 }
 
 TL_TARGET static void JOIN(gradient_parts_, BACKEND)(const tl_loss *of, const double *logsumexp,
-                                                     const double *odds_against, const double *smoothed,
+                                                     const double *odds_against, const double *mass,
                                                      const double *weight, const double *scale, size_t count,
                                                      tl_gradient_parts *restrict parts) {
     const tl_loss loss = *of; /* compilers then know that nothing changes it */
     for (size_t i = 0; i < count; i++) {
-        double softmax_weight = tl_softmax_weight(&loss, logsumexp[i], smoothed[i]);
+        double softmax_weight = tl_softmax_weight(&loss, logsumexp[i], mass[i]);
         parts->at_target[i] = scale[i] * tl_gradient_at_target(&loss, weight[i], softmax_weight, odds_against[i]);
         parts->factor[i] = scale[i] * (softmax_weight + weight[i] * loss.soft.one_minus_eps);
         parts->subtrahend[i] = scale[i] * loss.soft.eps_over_v;

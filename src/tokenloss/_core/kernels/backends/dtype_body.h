@@ -31,7 +31,7 @@ TL_TARGET TL_INLINE OP(vec) NAME(load_first_)(const ELEMENT *x, size_t n, REAL o
 #endif
 }
 
-/* Writes a vector, past the caches if it is not of halves, which take longer to compute than to write. */
+/* Writes a vector past the caches; halves go to the caches, since they take longer to compute than to write. */
 TL_TARGET TL_INLINE void NAME(stream_)(ELEMENT *p, OP(vec) a) {
 #ifdef HALF
     STORE(p, a);
@@ -138,7 +138,7 @@ TL_TARGET TL_INLINE void NAME(sum_others_)(const ELEMENT *x, size_t classes, REA
 
 /* Finds the losses of some rows, TL_BLOCK_ROWS at most, but of those without a class. Returns the bits of the ones that
  * are not far out. Powers of logits far below the target's are 0 if that `clamps`; else they are infinite or nan, and
- * losses right if all are near. What is carried of each row, if that is not NULL, is added to its sums. */
+ * losses right if all are near. If `carried` is not NULL, the sums of each row go on from there. */
 TL_TARGET TL_INLINE uint64_t NAME(losses_of_rows_)(const char *const *rows, size_t count, size_t classes,
                                                    const int64_t *target, const REAL *logit, int clamps,
                                                    tl_lane_sums *carried, double *nll, double *odds) {
@@ -319,7 +319,7 @@ TL_TARGET TL_INLINE void NAME(dot_tile_)(const ELEMENT *const *x, const REAL *co
         dots[i / count][i % count] = sum_of_lanes(sums[i / count][i % count]);
 }
 
-/* The products of some rows with the vectors from v on, rounded: of row r and vector v + i in column r of vector v + i. */
+/* The products of some rows with the vectors from v on, rounded: that of row r is element r of each vector of `out`. */
 TL_TARGET TL_INLINE void NAME(dot_vectors_)(const ELEMENT *const *x, size_t depth, size_t r, size_t rows, int64_t v,
                                             const tl_vectors *vectors, const tl_vectors *out) {
     const REAL *with[DOT_VECTORS];

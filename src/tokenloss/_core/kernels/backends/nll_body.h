@@ -177,7 +177,7 @@ TL_TARGET TL_INLINE int OP(add_logits)(const char *x, ptrdiff_t stride, size_t c
 }
 
 /* Sums over the classes of a vector of rows, with the bits of tl_target_dot: class k in lane k mod 16, and lanes by
- * halves. Masses are those of each class, or of each row. */
+ * halves. There is a mass for each class (DOTS), or for each class and row. */
 TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdiff_t stride, size_t classes,
                                        const double *mass, const double *shift, double *total) {
     const int is_double = sizeof(REAL) == sizeof(double), compensates = is_double || kind == LOGITS;

@@ -152,9 +152,9 @@ TL_TARGET TL_INLINE double NAME(max_of_)(OP(vec) * maxima, size_t count, double 
  * have to be. */
 TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum tl_mode mode,
                                           int clamps) {
-    OP(acc)
-    acc = OP(acc_init)(state->ref_exp, clamps, mode == SUMEXP ? 0 : state->moment->shift,
-                       mode == KL ? state->moment->other_shift : state->threshold);
+    const double shift = mode == SUMEXP ? 0 : state->moment->shift;
+    const double threshold = mode == KL ? state->moment->other_shift : state->threshold;
+    OP(acc) acc = OP(acc_init)(state->ref_exp, clamps, shift, threshold);
     tl_lanes sum = OP(load_lanes)(state->sum, state->comp), moment;
     const ELEMENT *other = mode == KL ? (const ELEMENT *)state->moment->other : x;
     if (mode != SUMEXP)

@@ -34,9 +34,9 @@ TL_TARGET TL_INLINE void NAME(exp_group_)(const ELEMENT *x, size_t n, size_t vec
     }
 }
 
-/* The exponentials of rows and 8 lanes of their sums; returns whether all rows are near. The classes after whole groups
- * of 64 fill `vectors`, perhaps none: mostly known to the compiler, so that nothing of a row branches.
- * Meanwhile, memory is asked for the lines that are written next. */
+/* The exponentials of rows, and 8 lanes of their sums; returns whether all rows are near. The classes after whole groups
+ * of 64 fill `vectors` vectors, perhaps none: usually a constant, so that the loop has no branches. Meanwhile, the lines
+ * of `out` that are written next are prefetched. */
 TL_TARGET TL_INLINE int NAME(exp_near_rows_)(const char *row, ptrdiff_t apart, size_t count, size_t classes,
                                              size_t vectors, REAL *kept, size_t kept_apart, double (*eight)[8],
                                              const char *out, ptrdiff_t out_apart) {

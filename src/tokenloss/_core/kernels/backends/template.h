@@ -125,8 +125,8 @@ enum tl_mode { SUMEXP, MOMENT, KL };
 /* What is written of a row: exponentials that were kept, times a number; elements less a number; exponentials. */
 enum tl_row_map { SCALE, SUBTRACT, EXPONENTIATE };
 
-/* What is added up over the classes of rows in lanes: logits, the masses of each row, or mass (shift - logit) with the
- * masses of classes, or of each row. Sums of floats are compensated of logits only. */
+/* What is added up over the classes of rows in lanes: logits; the masses of each row; or mass (shift - logit), with one
+ * mass for each class, or for each class and row. In float, only sums of logits are compensated. */
 enum tl_terms { LOGITS, MASSES, DOTS, DOTS_OF_ROWS };
 
 /* mass (shift - x), 0 where the mass is 0. */
