@@ -20,7 +20,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="starts processes")
 HERE = C_DRIVERS
 KERNELS = ROOT / "src" / "tokenloss" / "_core" / "kernels"
 SOURCES = sorted(map(str, KERNELS.rglob("*.c")))
-OBJECTS = os.environ.get("BACKEND_OBJECTS")  # a folder of those of the package, so that gcc need not compile them again
+OBJECTS = os.environ.get("BACKEND_OBJECTS")  # a folder with the compiled backends of the package, if there is one
 GOLDEN = HERE / "golden.txt"  # made by tests/c/record_golden.py
 WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
 FLAGS = [*WARNINGS, "-O2", "-ffp-contract=off"]
@@ -150,7 +150,7 @@ def parse(lines: str) -> dict[str, dict[str, str]]:
 
 
 def check(result: dict[str, dict[str, str]], backends: frozenset[str], parts: int) -> None:
-    """Compare the hashes with the golden ones: one in so many `parts`, of the portable backend half of these."""
+    """Compare hashes with the golden ones: at least one in `parts`, and half as many of the portable backend."""
     golden = parse(GOLDEN.read_text())
     assert backends <= set(result)
     assert result.pop("scalar_math") == golden["scalar_math"]

@@ -117,7 +117,7 @@ typedef struct {
 typedef enum {
     TL_REDUCE_SUMEXP,
     TL_REDUCE_MOMENT, /* sum, moment, maximum and count */
-    TL_REDUCE_KL, /* sum, moment of a divergence, and maximum; after the sum of the other row, which tells `clamps` */
+    TL_REDUCE_KL, /* sum, moment of a divergence, and maximum; the sum of the other row comes first and decides `clamps` */
     TL_REDUCE_MAX,
     TL_REDUCE_MAX_COUNT,
     TL_REDUCE_KINDS
@@ -404,8 +404,8 @@ typedef struct {
     uint64_t (*finish_losses)(const tl_loss *loss, const tl_lane_losses *of, size_t classes, size_t count, double *losses,
                               double *weights);
     /* For the same number of rows, what their gradients are made of, times `scale`: the exponents are not set, and
-     * factors are those of softmax. `mass` is that of the distribution or, for a class id, of smoothing only; `weight` is
-     * that of the class id, 0 for a distribution. */
+     * factors are those of softmax. `mass` is the mass of the distribution or, for a class id, of smoothing only;
+     * `weight` is the weight of the class id, or 0 for a distribution. */
     void (*gradient_parts)(const tl_loss *loss, const double *logsumexp, const double *odds_against,
                            const double *mass, const double *weight, const double *scale, size_t count,
                            tl_gradient_parts *parts);

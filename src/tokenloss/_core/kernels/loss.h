@@ -46,7 +46,7 @@ TL_INLINE double tl_loss_of_parts(const tl_loss *loss, double nll, double target
 
 /* The loss of a row without its gradient, from the odds against its excluded class: the class id, or what
  * tl_soft_target_argmax returned. If that is -1, no class has mass: the loss is the z-loss only, or nan if the row has no
- * softmax. `mass` is set to that of the distribution or, for a class id, of smoothing only. */
+ * softmax. `mass` is set to the mass of the distribution or, for a class id, of smoothing only. */
 double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t excluded,
                        const tl_class_odds *odds, double *mass, tl_cancel *cancel);
 

@@ -67,7 +67,7 @@ static uint64_t nll_of_pieces(const tl_backend *backend, const tl_row_block *row
     return near;
 }
 
-/* The loss of a row of few classes by itself: that of a group of the same row. */
+/* The loss of a single row of few classes, computed as a group of copies of that row. */
 TL_OUTLINE uint64_t nll_of_few(const tl_backend *backend, const tl_row *row, int64_t target, tl_block_nll *of) {
     double copy[TL_FEW_CLASSES];
     int64_t targets[TL_GROUP];

@@ -23,7 +23,7 @@ static void load_chunk(const tl_tokens *tokens, int64_t start, size_t count, tl_
     sequence->greedy += likeliest;
 }
 
-/* Rounds the sum over a sequence, and adds it to that of all. */
+/* Rounds the sum over a sequence, and adds the exact sum to the total. */
 static double end_sum(tl_superacc *sum, tl_superacc *total) {
     const double rounded = tl_superacc_round(sum, 0);
     tl_superacc_merge(TL_SUM, total, sum);

@@ -36,8 +36,8 @@ TL_TARGET TL_INLINE int NAME(are_finite_)(const tl_lanes *lanes) {
     return found == 0;
 }
 
-/* Adds the classes of a row, of which the last few are copied, with masses of 0 after them. Stores the sums, unless they
- * were supposed to be tame and are not finite: returns whether it did. */
+/* Adds the classes of a row; the last few are copied, followed by masses of 0. Stores the sums and returns 1, or returns
+ * 0 if they are not finite although `is_tame`. */
 TL_TARGET TL_INLINE int NAME(add_masses_)(const REAL *mass, const REAL *x, size_t count, double shift, int is_tame,
                                           int compensates, tl_dot_acc *to) {
     tl_lanes dot = f64_load_lanes(to->dot, to->dot_comp), total = f64_load_lanes(to->mass, to->mass_comp);
