@@ -2,8 +2,8 @@
  *
  * Each row is also read unaligned, strided, byte-swapped, and range by range, which must not change a bit; nor must
  * blocks of rows, or vectors of logarithms.
- * Arguments: N and K, to hash every Nth kind of rows, beginning with K; and a mask of the kinds that the portable backend
- * hashes, which takes twenty times as long where it emulates FMA. */
+ * Arguments: N and K, to hash every Nth kind of rows, beginning with K; and a mask of the kinds that the portable
+ * backend hashes, which takes twenty times as long where it emulates FMA. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -23,7 +23,7 @@ static const char *const kinds[] = {"normal", "wide", "far", "equal", "special",
 static double logsumexp(const tl_backend *backend, const tl_row *row, tl_cancel *cancel) {
     tl_lse_acc state;
     tl_lse_row(backend, row, -1, &state, cancel);
-    return tl_logsumexp(tl_lse_finish(&state, row));
+    return tl_logsumexp(tl_lse_finish(&state, row->compute_dtype));
 }
 
 static double nll(const tl_backend *backend, const tl_row *row, int64_t target, tl_cancel *cancel) {
@@ -137,7 +137,7 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
     take_tails(backend, &laid, &best, cancel);
     take(Q_kl, checked_divergences(Q_divergences, backend, row, other, cancel).kl);
     take_masses(backend, row, &soft, cancel);
-    tl_lse lse = tl_lse_finish(&state, row);
+    tl_lse lse = tl_lse_finish(&state, row->compute_dtype);
     if (tl_logsumexp(lse) - tl_logsumexp(lse) != 0)
         return;
     smooth.weight = row->count <= 3 ? smooth.weight : NULL;
@@ -189,7 +189,7 @@ static void take_nlls(const tl_backend *backend, const tl_row *row, const tl_los
     take_nlls_of(Q_nll_of_probabilities, backend, row, losses, &clips[0], cancel);
     tl_lse_acc state;
     tl_lse_row(backend, row, -1, &state, cancel);
-    tl_lse lse = tl_lse_finish(&state, row);
+    tl_lse lse = tl_lse_finish(&state, row->compute_dtype);
     if (tl_logsumexp(lse) - tl_logsumexp(lse) == 0) {
         tl_softmax(backend, row, 0, &scores, 0, cancel);
         take_nlls_of(Q_nll_of_probabilities, backend, &scores, losses, &clips[0], cancel);

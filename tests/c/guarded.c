@@ -95,7 +95,7 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
     use(tl_maximum(backend, row));
     for (int t = 0; t < 4; t++) {
         tl_lse_row(backend, row, targets[t], &state, cancel);
-        use(tl_logsumexp(tl_lse_finish(&state, row)));
+        use(tl_logsumexp(tl_lse_finish(&state, row->compute_dtype)));
         if (t == 0)
             use(tl_logsumexp_of(backend, row, &state, cancel));
     }
@@ -149,7 +149,7 @@ static void write_all(const tl_backend *backend, const tl_row *row, int layout, 
     }
     tl_lse_acc state;
     tl_lse_row(backend, row, -1, &state, cancel);
-    tl_lse lse = tl_lse_finish(&state, row);
+    tl_lse lse = tl_lse_finish(&state, row->compute_dtype);
     if (tl_logsumexp(lse) - tl_logsumexp(lse) != 0)
         return;
     take_softmaxes(backend, row, &out, 0, cancel);
@@ -248,7 +248,7 @@ static void read_class_major(const tl_backend *backend, int64_t count, int dtype
     tl_lse_class_major(backend, rows, targets, INTERLEAVED, place(TRANSPOSED, TL_TRANSPOSED_BYTES, at_end), states,
                        cancel);
     for (int r = 0; r < INTERLEAVED; r++)
-        use(tl_logsumexp(tl_lse_finish(&states[r], &rows[r])));
+        use(tl_logsumexp(tl_lse_finish(&states[r], rows[r].compute_dtype)));
 }
 
 static void multiply(const tl_backend *backend, int64_t depth, int dtype, int layout) {

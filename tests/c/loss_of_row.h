@@ -19,7 +19,7 @@ TL_INLINE double loss_of_odds(const tl_backend *backend, const tl_row *logits, c
 TL_INLINE double loss_of_class(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,
                                const tl_lse_acc *others, tl_cancel *cancel) {
     tl_class_odds odds = {.logit = tl_logit_at(backend, logits, loss->target)};
-    tl_lse lse = tl_lse_finish(others, logits);
+    tl_lse lse = tl_lse_finish(others, logits->compute_dtype);
     double log_odds = tl_log_odds_against_lse(lse, odds.logit);
     odds.nll = tl_softplus(log_odds);
     odds.odds_against = tl_exp(log_odds);

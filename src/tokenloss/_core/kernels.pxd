@@ -197,8 +197,8 @@ cdef extern from "kernels/kernels.h" nogil:
         bint is_identical
     ctypedef struct tl_pair_acc:
         pass
-    void tl_pair_range(const tl_backend *, const tl_row *, const tl_row *, int64_t, int64_t, int64_t, int64_t, int,
-                       tl_definitions, tl_pair_acc *, tl_cancel *)
+    void tl_pair_range(const tl_backend *, const tl_row *, const tl_row *, int64_t, int64_t, int64_t, int64_t, bint,
+                       int, tl_definitions, tl_pair_acc *, tl_cancel *)
     bint tl_pair_end(const tl_backend *, const tl_row *, const tl_row *, int64_t, double, double, tl_pair_acc *,
                      tl_pair *)
     void tl_pair_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, int, tl_definitions, int,

@@ -16,13 +16,10 @@ cdef struct GatherBlock:
 
 
 cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_bfloat16, void *gathered) noexcept nogil:
-    """Read the score of each row's class id, as float32 unless it is float64; without `gathered`, prefetch it."""
+    """Read the score of each row's class id, as float32 unless it is float64."""
     cdef score_t score
     cdef int i
     for i in range(block.count):
-        if gathered == NULL:
-            tl_prefetch_early(&scores[block.start + (i if block.is_whole else block.rows[i]), block.targets[i]])
-            continue
         score = scores[block.start + (i if block.is_whole else block.rows[i]), block.targets[i]]
         if score_t is uint16_t:
             (<float *> gathered)[i] = tl_from_bfloat16(score) if is_bfloat16 else tl_from_float16(score)
@@ -74,7 +71,7 @@ cdef class ClassIdLoss(RowJob):
         block.start, block.count = start, count if block.is_whole else unmasked
 
     cdef void load_scores(self, const GatherBlock *block, void *scores) noexcept nogil:
-        """The score of each row's class id; if `scores` is NULL, it is only prefetched."""
+        """The score of each row's class id."""
         cdef const View *view = &self.scores.view
         cdef int i
         if self.floats is not None:
@@ -83,11 +80,20 @@ cdef class ClassIdLoss(RowJob):
             gather(self.doubles, block, False, scores)
         elif self.halves is not None:
             gather(self.halves, block, view.dtype == TL_BFLOAT16, scores)
-        elif scores != NULL:
+        else:
             for i in range(block.count):
                 tl_set_score(&self.clip, scores, i,
                              tl_load(address_of(view, block.start + block.rows[i])
                                      + block.targets[i] * view.buffer.strides[view.axis], view.dtype))
+
+    cdef void prefetch_scores(self, const GatherBlock *block) noexcept nogil:
+        """Ask memory for the score of each row's class id, if one stride leads from row to row."""
+        cdef const View *view = &self.scores.view
+        cdef const char *data = address_of(view, block.start)
+        cdef int i
+        for i in range(block.count if view.is_uniform else 0):
+            tl_prefetch_early(data + block.rows[i] * view.row_stride
+                              + block.targets[i] * view.buffer.strides[view.axis])
 
     cdef void check_scores(self, const GatherBlock *block, const void *scores, Totals *totals) noexcept nogil:
         """Refuse scores that are no probabilities, or no log-probabilities."""
@@ -122,7 +128,7 @@ cdef class ClassIdLoss(RowJob):
             if start < stop:
                 self.load_block(start, <int> min(stop - start, GATHERED_ROWS), &blocks[turn], totals)
                 if self.is_large:
-                    self.load_scores(&blocks[turn], NULL)
+                    self.prefetch_scores(&blocks[turn])
             if tl_negative_log(backend, &self.clip, scores, block.count, nll):
                 self.check_scores(block, scores, totals)
             self.add_block(block, nll, totals)

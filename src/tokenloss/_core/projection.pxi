@@ -169,7 +169,7 @@ cdef class Tiles(Job):
                     tl_divergences_range(backend, &base, &logits, self.first, self.last, &tiled.state.further, cancel)
                     continue
                 tl_pair_range(backend, &base, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
-                              tiled.compute_dtype, TL_EXACT, &tiled.state.pair, cancel)
+                              True, tiled.compute_dtype, TL_EXACT, &tiled.state.pair, cancel)
             elif self.token_job is not None:
                 tl_token_stats_range(backend, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
                                      tiled.target_raw, &tiled.state.token, self.top_of(tiled), cancel)

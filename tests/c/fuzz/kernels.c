@@ -8,7 +8,7 @@ static void compare_parts_of_loss(const tl_row *row, int64_t target) {
     tl_lse_acc others;
     compare("maximum", tl_maximum(backend, row));
     tl_lse_row(backend, row, target, &others, &cancel);
-    tl_lse rest = tl_lse_finish(&others, row);
+    tl_lse rest = tl_lse_finish(&others, row->compute_dtype);
     double logit = tl_logit_at(backend, row, target), log_odds = tl_log_odds_against_lse(rest, logit);
     tl_lse lse = tl_lse_add_class(rest, logit, log_odds);
     compare("offset of a logsumexp", lse.offset);
@@ -105,7 +105,7 @@ static void compare_class_major(const question *all, int is_plain) {
     if (!is_plain)
         tl_lse_class_major(backend, rows, excluded, (int)all->interleaved, transposed, states, &cancel);
     for (int64_t r = 0; r < all->interleaved; r++)
-        compare("logsumexp of class-major rows", tl_logsumexp(tl_lse_finish(&states[r], &rows[r])));
+        compare("logsumexp of class-major rows", tl_logsumexp(tl_lse_finish(&states[r], rows[r].compute_dtype)));
     free(memory.memory);
 }
 
@@ -344,7 +344,7 @@ static void compare_outputs(const question *all, const tl_row *row, const tl_sof
     static const char *const names[] = {"softmax", "log_softmax", "gradient"};
     tl_lse_acc state;
     tl_lse_row(backend, row, -1, &state, &cancel);
-    tl_lse lse = tl_lse_finish(&state, row);
+    tl_lse lse = tl_lse_finish(&state, row->compute_dtype);
     double logsumexp = tl_logsumexp(lse);
     compare("logsumexp", logsumexp);
     if (logsumexp - logsumexp != 0) /* all that is written then is nan */

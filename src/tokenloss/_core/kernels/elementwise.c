@@ -21,10 +21,8 @@ void tl_fill(const tl_row *out, double value) {
 
 /* Writes a chunk of this dtype to the output from `start` on. */
 static void write_chunk(const tl_row *out, int64_t start, int64_t count, int dtype, tl_chunk_buf *buf) {
-    tl_row part = *out;
+    tl_row part = tl_part_of(out, start, start + count);
     int narrows = dtype == TL_FLOAT64 && out->dtype == TL_FLOAT32;
-    part.data += start * out->stride;
-    part.count = count;
     for (int64_t i = 0; narrows && i < count; i++)
         buf->at.f32[i] = (float)buf->at.f64[i];
     if (narrows || out->dtype == dtype)
@@ -95,7 +93,7 @@ void tl_softmax_by_sum(const tl_backend *backend, const tl_row *row, int is_log,
         return;
     }
     if (is_log) {
-        tl_lse lse = split_far_offset(tl_lse_finish(&state, row));
+        tl_lse lse = split_far_offset(tl_lse_finish(&state, row->compute_dtype));
         map_op op = {1, 0, 0, lse.log, large};
         map_row(backend, row, lse.offset, &op, out, cancel);
     } else {

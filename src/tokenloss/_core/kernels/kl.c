@@ -114,12 +114,11 @@ void tl_kl_range(const tl_backend *backend, const tl_row *base, const tl_row *ot
 
 tl_kl tl_kl_finish(tl_kl_acc *acc) {
     const double nan = (double)NAN;
-    const tl_row like = {.compute_dtype = acc->dtype};
     tl_kl found = {nan, {0, nan}, {0, nan}};
     if (acc->stage != TL_KL_OPEN)
         return found;
-    found.base = tl_lse_finish(&acc->base, &like);
-    found.other = tl_lse_finish(&acc->other, &like);
+    found.base = tl_lse_finish(&acc->base, acc->dtype);
+    found.other = tl_lse_finish(&acc->other, acc->dtype);
     if (found.base.log == -(double)INFINITY)
         return found;
     double mean = tl_moment_mean(&acc->base);
@@ -186,9 +185,7 @@ static void end_probs(const tl_backend *backend, const prob_acc *acc, int count,
 static void load_probs(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int64_t apart,
                        double x[TL_CHUNK]) {
     double values[TL_CHUNK];
-    tl_row part = tl_raw(row);
-    part.data += start * part.stride;
-    part.count = count;
+    tl_row raw = tl_raw(row), part = tl_part_of(&raw, start, start + count);
     if (count * apart < TL_CHUNK || apart > 1)
         memset(x, 0, TL_CHUNK * sizeof *x);
     tl_cast_row(backend, &part, TL_FLOAT64, apart > 1 ? values : x);

@@ -165,10 +165,9 @@ void tl_transpose(const tl_backend *backend, const tl_row *rows, int count, int6
     for (int64_t k = 0, n; k < length; k += n) {
         n = length - k < TRANSPOSED_AT_ONCE ? length - k : TRANSPOSED_AT_ONCE;
         for (int r = 0; r < count; r += TL_GROUP) {
-            tl_row part = rows[r];
+            tl_row part = tl_part_of(&rows[r], start + k, start + k + n);
             char *to[TL_GROUP];
             int left = count - r < TL_GROUP ? count - r : TL_GROUP;
-            part.count = n;
             for (int i = 0; i < TL_GROUP; i++)
                 to[i] = i < left ? transposed + (r + i) * row_bytes + k * size : (char *)unread;
             for (int i = 0; i < left && !in_groups; i++) {
@@ -177,7 +176,6 @@ void tl_transpose(const tl_backend *backend, const tl_row *rows, int count, int6
             }
             if (!in_groups)
                 continue;
-            part.data += (start + k) * part.stride;
             for (int64_t i = n; i < 2 * n; i++) { /* neighbours may share two lines */
                 tl_prefetch(part.data + i * part.stride);
                 tl_prefetch(part.data + i * part.stride + (left * size - 1));
@@ -211,19 +209,14 @@ void tl_lse_class_major(const tl_backend *backend, const tl_row *rows, const int
     }
 }
 
-double tl_lse_log(const tl_lse_acc *state, const tl_row *row) {
-    double sum = tl_lanes_sum_compensated(state->sum, state->comp);
-    return tl_log_of_sum(sum, (double)state->ref_exp, row->compute_dtype);
-}
-
 double tl_moment_mean(const tl_lse_acc *state) {
     return tl_lanes_sum_compensated(state->moment->sum, state->moment->comp) /
            tl_lanes_sum_compensated(state->sum, state->comp);
 }
 
-tl_lse tl_lse_finish(const tl_lse_acc *state, const tl_row *row) {
-    tl_lse lse = {state->offset, tl_lse_log(state, row)};
-    return lse;
+tl_lse tl_lse_finish(const tl_lse_acc *state, int compute_dtype) {
+    double sum = tl_lanes_sum_compensated(state->sum, state->comp);
+    return (tl_lse){state->offset, tl_log_of_sum(sum, (double)state->ref_exp, compute_dtype)};
 }
 
 tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds) {
@@ -268,12 +261,12 @@ double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, doub
         return logsumexp;
     tl_lse_row(backend, row, dominant, &others, cancel);
     double logit = tl_logit_at(backend, row, dominant);
-    tl_lse lse = tl_lse_finish(&others, row);
+    tl_lse lse = tl_lse_finish(&others, row->compute_dtype);
     return tl_logsumexp(tl_lse_add_class(lse, logit, tl_log_odds_against_lse(lse, logit)));
 }
 
 double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, tl_cancel *cancel) {
-    double logsumexp = tl_logsumexp(tl_lse_finish(state, row));
+    double logsumexp = tl_logsumexp(tl_lse_finish(state, row->compute_dtype));
     if (!tl_is_near_zero(logsumexp) || !tl_may_be_dominated(state))
         return logsumexp;
     return tl_logsumexp_near_zero(backend, row, logsumexp, cancel);

@@ -39,7 +39,7 @@ typedef struct {
 TL_INLINE double tl_logsumexp(tl_lse of) { return of.offset + of.log; }
 
 /* The logsumexp of an accumulated row, -inf of none. */
-tl_lse tl_lse_finish(const tl_lse_acc *state, const tl_row *row);
+tl_lse tl_lse_finish(const tl_lse_acc *state, int compute_dtype);
 
 /* log((1 - p) / p) of a class with this logit, from the logsumexp of all other classes: that less the logit. nan if the
  * logit is nan or +inf. */
@@ -57,8 +57,8 @@ tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds);
  * once more without that class. */
 double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, tl_cancel *cancel);
 
-/* Whether a logsumexp is so near 0, and its largest logit so near to it, that tl_logsumexp_of finds it without that class;
- * whether the lanes of an accumulator leave that open; and tl_logsumexp_of then, from the plain logsumexp. */
+/* Whether a logsumexp is so near 0, and its largest logit so near to it, that tl_logsumexp_of finds it without that
+ * class; whether the lanes of an accumulator leave that open; and tl_logsumexp_of then, from the plain logsumexp. */
 int tl_is_near_zero(double logsumexp);
 int tl_is_dominant(double logit, double logsumexp);
 int tl_may_be_dominated(const tl_lse_acc *state);
@@ -89,9 +89,6 @@ void tl_moment_reshift(double maximum, double other_shift, int dtype, tl_lse_acc
  * sum is nan, for a nan or +inf was met. */
 int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t excluded,
                  tl_lse_acc *state, tl_chunk_buf *buf);
-
-/* The logsumexp of an accumulator, minus the offset. */
-double tl_lse_log(const tl_lse_acc *state, const tl_row *row);
 
 /* The moment divided by the sum: the mean of x - offset - shift under softmax(row). */
 double tl_moment_mean(const tl_lse_acc *state);

@@ -66,13 +66,13 @@ void tl_loss_range(const tl_backend *backend, const tl_row *logits, const tl_los
     if (!acc->needs_target_dot)
         return;
     if (loss->target >= 0 && start == 0)
-        acc->shift = tl_lse_finish(&acc->others, logits).offset;
+        acc->shift = tl_lse_finish(&acc->others, logits->compute_dtype).offset;
     tl_target_dot_range(backend, logits, &loss->soft, start, end, acc->shift, &acc->target_dot, cancel);
 }
 
 double tl_loss_end(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_loss_acc *acc) {
     double mass = 0, target_dot = 0, nll = 0, above_shift = 0;
-    tl_lse lse = tl_lse_finish(&acc->others, logits);
+    tl_lse lse = tl_lse_finish(&acc->others, logits->compute_dtype);
     if (acc->excluded >= 0) {
         double logit = tl_transformed(backend, logits, acc->target_raw), log_odds = tl_log_odds_against_lse(lse, logit);
         nll = tl_softplus(log_odds);

@@ -23,6 +23,17 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, t
     return rows->wanted & lane_losses(backend, &in_groups, groups.dtype, tl_padded_rows(rows->count), target, of);
 }
 
+/* Copies n classes from `start` on of some rows, which may have been transposed, and writes where each row's begin. */
+static void copy_pieces(const tl_backend *backend, const tl_row *row, int r, int some, int64_t start, int64_t n,
+                        const char *transposed, char *copy, const char **data) {
+    for (int i = 0; i < some; i++, copy += n * tl_itemsize(row->compute_dtype)) {
+        const tl_row all = transposed ? tl_transposed_row(row, r + i, start, transposed) : row[r + i];
+        const tl_row piece = tl_part_of(&all, start, start + n);
+        tl_cast_row(backend, &piece, row->compute_dtype, copy);
+        data[i] = copy;
+    }
+}
+
 /* The losses of rows `first` and so on, in pieces that are copied: several rows of up to TL_BLOCK classes at a time, or
  * long class-major ones, which are transposed together. Returns the bits of those that are not far out. */
 static uint64_t nll_of_pieces(const tl_backend *backend, const tl_row_block *rows, int first, int count, int transposes,
@@ -30,7 +41,6 @@ static uint64_t nll_of_pieces(const tl_backend *backend, const tl_row_block *row
     double memory[TL_BLOCK + 10];
     char *copy = (char *)(memory + 2) + (-(uintptr_t)(memory + 2) & 63);
     const int64_t classes = rows->row.count;
-    const int dtype = rows->row.compute_dtype, size = tl_itemsize(dtype);
     tl_row row[TL_MAX_CLASS_MAJOR_ROWS];
     tl_lane_sums sums[TL_MAX_CLASS_MAJOR_ROWS], *carried = classes > TL_BLOCK ? sums : NULL;
     uint64_t near = 0;
@@ -51,16 +61,12 @@ static uint64_t nll_of_pieces(const tl_backend *backend, const tl_row_block *row
             const char *data[TL_MAX_CLASS_MAJOR_ROWS];
             int64_t target[TL_MAX_CLASS_MAJOR_ROWS];
             some = count - r < most ? count - r : most;
-            for (int i = 0; i < some; i++) {
-                tl_row piece = transposes ? tl_transposed_row(row, r + i, start, rows->scratch) : row[r + i];
-                data[i] = copy + i * n * size;
+            copy_pieces(backend, row, r, some, start, n, transposes ? rows->scratch : NULL, copy, data);
+            for (int i = 0; i < some; i++)
                 target[i] = rows->excluded[first + r + i] - start;
-                piece.data += start * piece.stride;
-                piece.count = n;
-                tl_cast_row(backend, &piece, dtype, copy + i * n * size);
-            }
-            near |= backend->row_losses[dtype](data, (size_t)some, (size_t)n, target, carried ? carried + r : NULL,
-                                               of->logit + first + r, of->nll + first + r, of->odds_against + first + r)
+            near |= backend->row_losses[row->compute_dtype](
+                        data, (size_t)some, (size_t)n, target, carried ? carried + r : NULL, of->logit + first + r,
+                        of->nll + first + r, of->odds_against + first + r)
                     << r;
         }
     }
@@ -236,7 +242,7 @@ static size_t add_by_bins(const tl_backend *backend, const tl_plain_rows *of, si
 
 size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t count, tl_superacc *sum,
                            tl_superacc *weights, int64_t *unmasked, uint64_t *left) {
-    char scratch[TL_GROUP_ALIGNMENT + TL_BLOCK_ROWS * TL_FEW_CLASSES * (sizeof(double) + sizeof(float))]; /* groups only */
+    char scratch[TL_GROUP_ALIGNMENT + TL_BLOCK_ROWS * TL_FEW_CLASSES * (sizeof(double) + sizeof(float))]; /* groups */
     double losses[TL_PLAIN_ROWS], weight[TL_PLAIN_ROWS];
     int is_long = are_in_place(&of->row, of->apart) && !of->grad_scale;
     size_t n = of->sums_only && is_long ? add_by_bins(backend, of, count, sum) : 0;

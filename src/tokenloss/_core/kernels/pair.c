@@ -24,13 +24,11 @@ static void drop_uncounted(void *x, int dtype, size_t count) {
 
 /* A row of the elements [start, end) of another: copies, and -inf for those that are not counted. */
 static tl_row counted_part(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double *copy) {
-    tl_row part = *row, counted = tl_raw(row);
+    tl_row part = tl_part_of(row, start, end), counted = tl_raw(row);
     counted.dtype = row->compute_dtype;
     counted.compute_dtype = row->compute_dtype;
     counted.stride = tl_itemsize(counted.dtype);
     counted.data = (const char *)copy - start * counted.stride;
-    part.data += start * part.stride;
-    part.count = end - start;
     tl_cast_row(backend, &part, counted.dtype, copy);
     drop_uncounted(copy, counted.dtype, (size_t)part.count);
     return counted;
@@ -128,7 +126,7 @@ static void find_margins(const tl_backend *backend, const tl_row *base, const tl
     double largest = tl_abs(second.base) > tl_abs(first.base) && second.at >= 0 ? second.base : first.base;
     pair->base_margin = tl_transformed(backend, base, first.base) - tl_transformed(backend, base, second.base);
     double margin = tl_transformed(backend, row, first.other) - tl_transformed(backend, row, second.other);
-    pair->margin = pair->base_margin - pair->base_margin == 0 ? margin : (double)NAN; /* else there is no second class */
+    pair->margin = pair->base_margin - pair->base_margin == 0 ? margin : (double)NAN; /* else there is no second */
     pair->rounding = rounding_at(base, row, largest);
     pair->is_identical = !acc->differs;
 }
@@ -139,8 +137,8 @@ static int is_of_probs(const tl_row *base, const tl_row *row, tl_definitions def
 }
 
 void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
-                   int64_t block, int64_t target, int dtype, tl_definitions definitions, tl_pair_acc *acc,
-                   tl_cancel *cancel) {
+                   int64_t block, int64_t target, int with_losses, int dtype, tl_definitions definitions,
+                   tl_pair_acc *acc, tl_cancel *cancel) {
     tl_row kl_base = *base, kl_row = *row, raw_base = tl_raw(base), raw = tl_raw(row);
     int reads_blocks = !is_of_probs(base, row, definitions);
     double copy[TL_BLOCK];
@@ -164,9 +162,10 @@ void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *
             }
             find_top(backend, &raw, start, next, maximum_of(backend, &raw, start, next), acc);
             acc->differs = acc->differs || !has_same_bits(backend, &raw_base, &raw, start, next);
-            if (definitions == TL_EXACT)
+            if (with_losses && definitions == TL_EXACT)
                 tl_lse_range(backend, base, start, next, block, target, &acc->base_others, cancel);
-            tl_lse_range(backend, row, start, next, block, target, &acc->others, cancel);
+            if (with_losses)
+                tl_lse_range(backend, row, start, next, block, target, &acc->others, cancel);
         }
         if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return;
@@ -176,14 +175,17 @@ void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *
 
 static double nll_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *others, double target_raw) {
     double logit = tl_transformed(backend, row, target_raw);
-    return tl_softplus(tl_log_odds_against_lse(tl_lse_finish(others, row), logit));
+    return tl_softplus(tl_log_odds_against_lse(tl_lse_finish(others, row->compute_dtype), logit));
 }
 
-/* The same of a whole row: the number that cross_entropy gives, bit for bit. */
-static double nll_of_row(const tl_backend *backend, const tl_row *row, const tl_lse_acc *others, int64_t target) {
+/* The same of a whole row: the number that cross_entropy gives, bit for bit. Others may have been added already. */
+static double nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, int has_others,
+                         tl_lse_acc *others, tl_cancel *cancel) {
     double nll;
     if (tl_nll_of_row(backend, row, target, &nll))
         return nll;
+    if (!has_others)
+        tl_lse_range(backend, row, 0, row->count, TL_BLOCK, target, others, cancel);
     return nll_of(backend, row, others, tl_load(row->data + target * row->stride, row->dtype));
 }
 
@@ -234,21 +236,24 @@ int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row
 
 tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target, int dtype,
                     tl_definitions definitions, tl_cancel *cancel) {
+    const int are_long = row->count > tl_nll_classes(base->compute_dtype) ||
+                         row->count > tl_nll_classes(row->compute_dtype); /* their losses need logsumexps */
     tl_pair_acc acc;
     tl_kl found;
-    tl_pair_range(backend, base, row, 0, row->count, TL_BLOCK, target, dtype, definitions, &acc, cancel);
+    tl_pair_range(backend, base, row, 0, row->count, TL_BLOCK, target, are_long, dtype, definitions, &acc, cancel);
     if (is_of_probs(base, row, definitions)) {
         found = tl_kl_divergence(backend, base, row, cancel);
     } else {
         found = tl_kl_finish(&acc.kl);
         if (acc.kl.stage == TL_KL_TOO_FAR) {
-            tl_pair_range(backend, base, row, 0, row->count, TL_BLOCK, -1, TL_FLOAT64, definitions, &acc, cancel);
+            tl_pair_range(backend, base, row, 0, row->count, TL_BLOCK, -1, 0, TL_FLOAT64, definitions, &acc, cancel);
             found = tl_kl_finish(&acc.kl);
         }
     }
-    double base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, base, target)
-                                                  : nll_of_row(backend, base, &acc.base_others, target);
-    double nll = nll_of_row(backend, row, &acc.others, target);
+    double base_nll = definitions == TL_LLAMA_CPP
+                          ? 0 - tl_logit_at(backend, base, target)
+                          : nll_of_row(backend, base, target, are_long, &acc.base_others, cancel);
+    double nll = nll_of_row(backend, row, target, are_long, &acc.others, cancel);
     tl_pair pair = end(backend, base, row, base_nll, nll, definitions, found, &acc);
     find_probabilities(backend, &pair, 1, 1);
     return pair;
@@ -357,5 +362,5 @@ double tl_pair_base_logsumexp(const tl_backend *backend, const tl_row *base, dou
     if (counted > -less && counted + 2 * MIN_PROB * (double)base->count <= most)
         return counted;
     tl_lse_row(backend, base, -1, &all, cancel);
-    return tl_logsumexp(tl_lse_finish(&all, base));
+    return tl_logsumexp(tl_lse_finish(&all, base->compute_dtype));
 }

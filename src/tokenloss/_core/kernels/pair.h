@@ -40,10 +40,11 @@ typedef struct {
     int differs; /* whether any bit does */
 } tl_pair_acc;
 
-/* The same range by range, like tl_lse_range; without a class id (-1), only the divergence. */
+/* The same range by range, like tl_lse_range; without a class id (-1), only the divergence. Losses are found
+ * from logsumexps of the other classes, which can be left out. */
 void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
-                   int64_t block, int64_t target, int dtype, tl_definitions definitions, tl_pair_acc *acc,
-                   tl_cancel *cancel);
+                   int64_t block, int64_t target, int with_losses, int dtype, tl_definitions definitions,
+                   tl_pair_acc *acc, tl_cancel *cancel);
 /* Its end, given the raw logits of the class id: 0 if all ranges must be read again with double as the dtype. */
 int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target,
                 double base_target_raw, double target_raw, tl_pair_acc *acc, tl_pair *pair);

@@ -39,9 +39,7 @@ void tl_copy_to_row(const void *from, const tl_row *row) {
 
 /* Copies elements to a chunk, in native byte order. */
 static void copy_chunk(const tl_row *row, int64_t start, int64_t count, tl_chunk_buf *buf) {
-    tl_row part = *row;
-    part.data += start * row->stride;
-    part.count = count;
+    tl_row part = tl_part_of(row, start, start + count);
     tl_copy_native(&part, &buf->at);
     buf->dtype = row->dtype & ~TL_SWAPPED;
 }

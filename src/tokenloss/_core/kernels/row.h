@@ -41,6 +41,14 @@ void tl_copy_to_row(const void *from, const tl_row *row);
 /* The logits of elements, a multiple of TL_GROUP, that are given in a native dtype. */
 void tl_widen_logits(const tl_backend *backend, const tl_row *row, int dtype, const void *x, size_t count, double *out);
 
+/* The elements [start, end) of a row. */
+TL_INLINE tl_row tl_part_of(const tl_row *row, int64_t start, int64_t end) {
+    tl_row part = *row;
+    part.data += start * part.stride;
+    part.count = end - start;
+    return part;
+}
+
 /* Writes all logits of a row, as its native dtype or a wider one: as double, if it is transformed. */
 void tl_cast_row(const tl_backend *backend, const tl_row *row, int dtype, void *out);
 
@@ -98,8 +106,8 @@ typedef struct {
 } tl_two_rows;
 void tl_begin_two(const tl_row *row, const tl_row *other, int dtype, tl_two_rows *rows); /* without offsets */
 
-/* Sets `at` to the elements from `start` on and returns how many there are before `end`: whole chunks if both rows can be
- * read in place, otherwise one chunk at most, which is loaded. */
+/* Sets `at` to the elements from `start` on and returns how many there are before `end`: whole chunks if both rows can
+ * be read in place, otherwise one chunk at most, which is loaded. */
 int64_t tl_read_two(const tl_backend *backend, tl_two_rows *rows, int64_t start, int64_t end);
 
 #endif

@@ -186,9 +186,7 @@ void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_
             continue;
         }
         dense = masses_of(soft, k, until - k, mass) || always_dense(soft);
-        tl_row run = *row;
-        run.data += k * row->stride;
-        run.count = until - k;
+        tl_row run = tl_part_of(row, k, until);
         for (int64_t i = 0; run.count < LANES && i < run.count; i++) /* a chunk costs more */
             logits[i] = tl_logit_at(backend, &run, i);
         if (run.count >= LANES)

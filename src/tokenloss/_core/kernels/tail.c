@@ -96,7 +96,7 @@ void tl_tail_of(const tl_backend *backend, const tl_row *row, double maximum, tl
         tail->mass[part] *= tail->unit;
     tail->offset = total.offset;
     tail->exponent = (double)total.ref_exp;
-    tail->log_mass = tl_logsumexp(tl_lse_finish(&total, row));
+    tail->log_mass = tl_logsumexp(tl_lse_finish(&total, row->compute_dtype));
 }
 
 /* The sizes of the classes of a chunk, and of each group of them. */

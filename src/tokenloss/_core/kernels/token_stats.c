@@ -92,7 +92,7 @@ void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t 
 
 void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double target_raw, tl_token_stats *token,
                         tl_topk *topk) {
-    tl_lse others = tl_lse_finish(&token->state, row);
+    tl_lse others = tl_lse_finish(&token->state, row->compute_dtype);
     double logit = tl_transformed(backend, row, target_raw), log_odds = tl_log_odds_against_lse(others, logit),
            likelier = tl_log1p(tl_exp(-tl_abs(log_odds))); /* the loss of the likelier of the two */
     tl_lse lse = tl_lse_add_class(others, logit, log_odds);

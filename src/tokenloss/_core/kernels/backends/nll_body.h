@@ -124,7 +124,7 @@ TL_TARGET TL_INLINE void OP(logits_of_few)(const char *const *x, ptrdiff_t strid
 }
 
 /* Finds the sums over the classes but the targets. Powers are added in pairs, and these to the sum with what rounding
- * loses; rests as they are. Meanwhile, memory is asked for the rows that follow those at `rows`, if that is not NULL. */
+ * loses; rests as they are. Memory is asked for the rows that follow those at `rows`, if that is not NULL. */
 TL_TARGET TL_INLINE void OP(sums_of_few)(const char *const *x, ptrdiff_t stride, size_t classes, size_t together,
                                          const OP(bits) * target, const OP(vec) * logit, OP(vec) * sum,
                                          OP(vec) * lost, const char *rows) {
@@ -248,8 +248,8 @@ TL_TARGET TL_INLINE OP(vec) OP(split_sums)(const f64_vec *sum, OP(vec) * lost) {
     return total;
 }
 
-/* Adds the powers of class k and every 16th one after it to a lane of a vector of rows, up to the end of a group: in the
- * order in which add_others_ of dtype_body.h adds along the classes of a row, so with the same bits. */
+/* Adds the powers of class k and every 16th one after it to a lane of a vector of rows, up to the end of a group: in
+ * the order in which add_others_ of dtype_body.h adds along the classes of a row, so with the same bits. */
 TL_TARGET TL_INLINE void OP(add_lane)(const tl_few_rows *rows, const char *x, size_t k, int are_last, OP(bits) target,
                                       OP(acc) * acc, OP(vec) * rest, tl_lanes *sum) {
     OP(vec) power[OP(TERMS)], rounded;
@@ -267,8 +267,7 @@ TL_TARGET TL_INLINE void OP(add_lane)(const tl_few_rows *rows, const char *x, si
     OP(add_powers)(power, 0, sum);
 }
 
-/* The sum over the classes of a vector of rows but their targets; nan where a power is too large for its exponent field.
- */
+/* The sum over the classes of a vector of rows but their targets; nan where a power exceeds its exponent field. */
 TL_TARGET static OP(vec) OP(sum_of_many)(const tl_few_rows *rows, const char *x, OP(vec) logit, OP(bits) target,
                                          OP(vec) * lost) {
     const OP(vec) most = OP(set)(OP(ROUNDER) + (REAL)OP(K_MASK));
@@ -341,13 +340,12 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
             for (size_t u = 0; TL_UNLIKELY(near != all) && u < together; u++)
                 far |= (uint64_t)(all ^ OP(near_rows)(at[u], sum[u], of->bin ? TL_THREE_BINS : least))
                        << (r + u * TL_GROUP) % TL_BLOCK_ROWS;
-            EACH_VECTOR for (size_t part = 0; part < PARTS; part++) {
-                if (of->bin)
-                    f64_add_to_bins(added, nll[u][part], near != all);
-                else
-                    f64_store(of->nll + r + u * TL_GROUP + part * f64_WIDTH, nll[u][part]);
-            }
             EACH_VECTOR {
+                for (size_t part = 0; part < PARTS; part++)
+                    if (of->bin)
+                        f64_add_to_bins(added, nll[u][part], near != all);
+                    else
+                        f64_store(of->nll + r + u * TL_GROUP + part * f64_WIDTH, nll[u][part]);
                 if (of->odds)
                     OP(store_f64)(of->odds + r + u * TL_GROUP, sum[u]);
                 if (of->logit)

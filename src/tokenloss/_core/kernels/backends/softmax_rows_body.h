@@ -34,9 +34,9 @@ TL_TARGET TL_INLINE void NAME(exp_group_)(const ELEMENT *x, size_t n, size_t vec
     }
 }
 
-/* The exponentials of rows, and 8 lanes of their sums; returns whether all rows are near. The classes after whole groups
- * of 64 fill `vectors` vectors, perhaps none: usually a constant, so that the loop has no branches. Meanwhile, the lines
- * of `out` that are written next are prefetched. */
+/* The exponentials of rows, and 8 lanes of their sums; returns whether all rows are near. The classes after whole
+ * groups of 64 fill `vectors` vectors, perhaps none: usually a constant, so that the loop has no branches. Meanwhile,
+ * the lines of `out` that are written next are prefetched. */
 TL_TARGET TL_INLINE int NAME(exp_near_rows_)(const char *row, ptrdiff_t apart, size_t count, size_t classes,
                                              size_t vectors, REAL *kept, size_t kept_apart, double (*eight)[8],
                                              const char *out, ptrdiff_t out_apart) {
@@ -57,25 +57,25 @@ TL_TARGET TL_INLINE int NAME(exp_near_rows_)(const char *row, ptrdiff_t apart, s
     return !OP(is_beyond)(acc.or_bits[0], OP(NEAR_K));
 }
 
-#define LAST(vectors) \
-    return NAME(exp_near_rows_)(row, apart, count, classes, vectors, kept, kept_apart, eight, out, out_apart)
+#define EXP_NEAR(vectors) \
+    NAME(exp_near_rows_)(row, apart, count, classes, vectors, kept, kept_apart, eight, out, out_apart)
 TL_TARGET TL_OUTLINE int NAME(exp_near_)(const char *row, ptrdiff_t apart, size_t count, size_t classes, REAL *kept,
                                          size_t kept_apart, double (*eight)[8], const char *out, ptrdiff_t out_apart) {
     const size_t vectors = (classes % 64 + OP(WIDTH) - 1) / OP(WIDTH);
     switch (OP(WIDTH) < 8 && vectors > 0 ? 9 : vectors) {
-    case 0: LAST(0);
-    case 1: LAST(1);
-    case 2: LAST(2);
-    case 3: LAST(3);
-    case 4: LAST(4);
-    case 5: LAST(5);
-    case 6: LAST(6);
-    case 7: LAST(7);
-    case 8: LAST(8);
-    default: LAST(vectors);
+    case 0: return EXP_NEAR(0);
+    case 1: return EXP_NEAR(1);
+    case 2: return EXP_NEAR(2);
+    case 3: return EXP_NEAR(3);
+    case 4: return EXP_NEAR(4);
+    case 5: return EXP_NEAR(5);
+    case 6: return EXP_NEAR(6);
+    case 7: return EXP_NEAR(7);
+    case 8: return EXP_NEAR(8);
+    default: return EXP_NEAR(vectors);
     }
 }
-#undef LAST
+#undef EXP_NEAR
 
 /* The same of a row relative to its maximum; returns the reference exponent. All sums are 0 if the maximum is beyond
  * TL_MAX_EXACT_REDUCTION. */
