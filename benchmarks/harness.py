@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 REFERENCE = "tokenloss"
 UNITS = ("read", "copy", "product")  # contenders whose speed others are measured by
 SAMPLE = 0.01  # seconds of calls in a row
@@ -95,14 +97,14 @@ def measure(name: str, case: Case, rounds: int, *, quick: bool = False) -> dict[
     calls = [min(MOST_PREPARED if case.prepare else 1_000_000, 1 + int(seconds / elapsed)) for elapsed in single]
     most_rounds = [FEW_ROUNDS if elapsed > LONG else math.inf for elapsed in single]
     wall: list[list[float]] = [[] for _ in results]
+    orders = np.random.default_rng(0)
     gc.collect()
     gc.disable()
     start, start_others = time.perf_counter(), _others_time()
     for turn in itertools.count():
         if turn >= rounds and time.perf_counter() - start > cheap:
             break
-        order = [(i + turn) % len(results) for i in range(len(results))]
-        for i in order[:: 1 if turn % 2 == 0 else -1]:  # so that nobody always has the same predecessor
+        for i in orders.permutation(len(results)):  # no fixed order: whoever comes after a long call has empty caches
             if turn < most_rounds[i]:
                 wall[i].append(_sample(case, case.contenders[i], calls[i]) / calls[i])
     gc.enable()
