@@ -137,9 +137,9 @@ def backend(request):
 @pytest.fixture
 def use_backend():
     """Choose backends; afterwards restore the one that was in use."""
-    in_use, with_bf16 = _core.backend_in_use(), _core.has_bf16_matmul()
+    in_use, matmul = _core.backend_in_use(), _core.bf16_matmul_in_use()
     yield _core.use_backend
-    _core.use_backend(in_use, with_bf16)
+    _core.use_backend(in_use, without={*_core.BF16_MATMULS} - {matmul})
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from places import ROOT
 import tokenloss
 from tokenloss import show_config
 from tokenloss._core import _core
-from tokenloss._core.config import BF16, FEATURES
+from tokenloss._core.config import FEATURES
 
 TELL_BF16 = "import tokenloss; print(tokenloss.show_config(mode='dicts')['bfloat16_matmul'])"
 TELL = "import tokenloss; print(tokenloss.show_config(mode='dicts')['instruction_set'])"
@@ -25,7 +25,7 @@ def test_show_config_returns_dicts():
     assert config["available"][-1] == "portable"
     assert type(config["workers"]) is int
     assert config["workers"] >= 1
-    assert config["bfloat16_matmul"] == ("avx512_bf16" if _core.has_bf16_matmul() else "blas")
+    assert config["bfloat16_matmul"] == _core.bf16_matmul_in_use()
 
 
 @pytest.mark.parametrize("arguments", [(), ("stdout",)])
@@ -65,9 +65,14 @@ def test_any_known_feature_may_be_disabled_on_any_machine(run_python):
     assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES=" , ").strip() == _core.backends()[0]
 
 
-@pytest.mark.parametrize("variable", ["AVX512_BF16", "AVX512", "avx2 avx512_bf16"])
+@pytest.mark.parametrize("variable", ["AMX_BF16 AVX512_BF16", "AVX512", "avx2 avx512_bf16,amx_bf16"])
 def test_bfloat16_matmul_is_disabled_by_its_name_and_that_of_its_instruction_set(variable, run_python):
     assert run_python(TELL_BF16, TOKENLOSS_DISABLE_CPU_FEATURES=variable).strip() == "blas"
+
+
+@pytest.mark.parametrize("name", _core.BF16_MATMULS[:-1])
+def test_bfloat16_matmul_that_is_disabled_is_not_used(name, run_python):
+    assert run_python(TELL_BF16, TOKENLOSS_DISABLE_CPU_FEATURES=name).strip() in {*_core.BF16_MATMULS} - {name}
 
 
 def test_bfloat16_matmul_of_a_new_process_is_that_of_this_one(run_python):
@@ -86,7 +91,7 @@ def test_bfloat16_matmul_of_a_new_process_is_that_of_this_one(run_python):
 def test_unknown_feature_is_a_clear_error(use, variable, run_python):
     message = run_python(f"import tokenloss; tokenloss.{use}", TOKENLOSS_DISABLE_CPU_FEATURES=variable, fails=True)
     unknown = next(name for name in variable.split() if name not in ("AVX512", "AVX2", "NEON"))
-    fits = "AVX512, AVX512_BF16, AVX2, NEON"
+    fits = "AVX512, AVX2, NEON, AMX_BF16, AVX512_BF16"
     assert f"ValueError: TOKENLOSS_DISABLE_CPU_FEATURES is {unknown!r}; it must be some of {fits}" in message
 
 
@@ -98,7 +103,7 @@ def test_every_instruction_set_is_found_and_can_be_disabled():
     assert enumeration.lower().replace("tl_", "").split(", ")[-1] == "portable"
     assert {*enumeration.split(", ")} == {f"TL_{name.upper()}" for name in names}
     assert {*re.findall(r"case TL_\w+: return .*&tl_(\w+)", (kernels / "backend.c").read_text())} == names
-    assert {*FEATURES.values()} - {BF16} == names - {"portable"}
+    assert {*FEATURES.values()} - {*_core.BF16_MATMULS} == names - {"portable"}
 
 
 def test_unknown_backend_is_refused_and_changes_nothing():

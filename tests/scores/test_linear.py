@@ -40,13 +40,13 @@ each_kind = pytest.mark.parametrize("kind", ["ids", "distributions"])
 each_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
-@pytest.fixture(params=[False, True], ids=["blas", "avx512_bf16"])
+@pytest.fixture(params=_core.BF16_MATMULS)
 def has_bf16_matmul(request, use_backend):
-    """Multiply many positions in bfloat16 by BLAS, and by the instruction for them."""
-    use_backend(_core.backend_in_use(), request.param)
-    if request.param != _core.has_bf16_matmul():
-        pytest.skip("this machine has no instruction for bfloat16")
-    return request.param
+    """Multiply many positions in bfloat16 by BLAS, and by each instruction for them."""
+    use_backend(_core.backend_in_use(), without={*_core.BF16_MATMULS} - {request.param})
+    if request.param != _core.bf16_matmul_in_use():
+        pytest.skip(f"this machine has no {request.param}")
+    return request.param != "blas"
 
 
 def operands(rng, rows, classes, depth, *dtypes):
@@ -362,10 +362,9 @@ def test_linear_few_positions_have_the_same_bits_on_every_backend(dtypes, scale,
             assert_same_bits(actual, expected, name)
 
 
-def test_linear_many_bfloat16_positions_have_the_same_bits_in_any_batch(use_backend, rng):
-    use_backend(_core.backend_in_use())
-    if not _core.has_bf16_matmul():
-        pytest.skip("this machine has no instruction for bfloat16")
+def test_linear_many_bfloat16_positions_have_the_same_bits_in_any_batch(has_bf16_matmul, rng):
+    if not has_bf16_matmul:
+        pytest.skip("BLAS promises no bits")
     hidden, weight = operands(rng, 160, 2100, 515, BFLOAT16)
     ids = rng.integers(0, 2100, 160)
     expected = everything(hidden, weight, ids)

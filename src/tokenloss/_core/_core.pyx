@@ -97,8 +97,10 @@ BAD_TARGET = C_BAD_TARGET
 BAD_DISTRIBUTION = C_BAD_DISTRIBUTION
 UNNORMALIZED = C_UNNORMALIZED
 
+BF16_MATMULS = ("amx_bf16", "avx512_bf16", "blas")  # best first
+
 cdef const tl_backend *backend = NULL
-cdef bint multiplies_bf16 = False  # by its own instruction
+cdef int bf16_matmul = TL_BF16_MATMULS  # the instructions that multiply bfloat16, or this: BLAS
 cdef list runnable = []  # numbers of the backends that this machine can run, best first; kept, since to test takes long
 for number in range(TL_BACKENDS):
     if tl_find_backend(number) != NULL:
@@ -112,16 +114,20 @@ def backends():
     return [tl_find_backend(i).name.decode() for i in runnable]
 
 
-def use_backend(name, bint with_bf16=True):
-    """Use this backend, one of `backends()`, from now on; `with_bf16` allows the instruction for products of bfloat16.
+def use_backend(name, without=()):
+    """Use this backend, one of `backends()`, from now on; for products of bfloat16, not the instructions named `without`.
 
     Not to be called while a job runs.
     """
-    global backend, multiplies_bf16
+    global backend, bf16_matmul
     for i in runnable:
         if tl_find_backend(i).name.decode() == name:
             backend = tl_find_backend(i)
-            multiplies_bf16 = with_bf16 and tl_has_matmul_bf16(backend)
+            bf16_matmul = 0
+            while bf16_matmul < TL_BF16_MATMULS and (
+                BF16_MATMULS[bf16_matmul] in without or not tl_has_matmul_bf16(<tl_bf16_matmul> bf16_matmul, backend)
+            ):
+                bf16_matmul += 1
             return
     raise ValueError(name)
 
@@ -145,15 +151,10 @@ def backend_in_use():
     return backend.name.decode()
 
 
-def prefers_bf16():
-    """Whether the instruction for products of bfloat16 is faster than those for floats."""
-    return tl_prefers_avx512_bf16()
-
-
-def has_bf16_matmul():
-    """True if `BFloat16MatMul` can run."""
+def bf16_matmul_in_use():
+    """Name of what multiplies many bfloat16 vectors: "blas" if `BFloat16MatMul` cannot run."""
     need_backend()
-    return multiplies_bf16
+    return BF16_MATMULS[bf16_matmul]
 
 
 include "inputs.pxi"

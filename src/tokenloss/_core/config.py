@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 FEATURES_VARIABLE = "TOKENLOSS_DISABLE_CPU_FEATURES"
 WORKERS_VARIABLE = "TOKENLOSS_NUM_WORKERS"
 
-BF16 = "avx512_bf16"
-
 # names that the variable may hold on any machine, and the backend, or the product of bfloat16, that each disables
-FEATURES = {"AVX512": "avx512", "AVX512_BF16": BF16, "AVX2": "avx2", "NEON": "neon"}
+FEATURES = {name.upper(): name for name in ("avx512", "avx2", "neon", *_core.BF16_MATMULS[:-1])}
 
 
 def choose_backend() -> None:
@@ -28,8 +26,7 @@ def choose_backend() -> None:
         if name.upper() not in FEATURES:
             raise_error("option", name=FEATURES_VARIABLE, got=name, fits=f"some of {', '.join(FEATURES)}")
         disabled.add(FEATURES[name.upper()])
-    with_bf16 = BF16 not in disabled and _core.prefers_bf16()
-    _core.use_backend(next(name for name in _core.backends() if name not in disabled), with_bf16)
+    _core.use_backend(next(name for name in _core.backends() if name not in disabled), without=disabled)
 
 
 _core.set_chooser(choose_backend)
@@ -68,7 +65,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     -------
     dict or None
         For "dicts": `version`, `instruction_set` (in use), `available` (on this machine, best first), `workers`, and
-        `bfloat16_matmul` ("avx512_bf16" or "blas": what multiplies many positions and weights in bfloat16).
+        `bfloat16_matmul` ("amx_bf16", "avx512_bf16" or "blas": what multiplies many positions and weights in bfloat16).
 
     Raises
     ------
@@ -93,7 +90,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "instruction_set": _core.backend_in_use(),
         "available": _core.backends(),
         "workers": default_workers(),
-        "bfloat16_matmul": BF16 if _core.has_bf16_matmul() else "blas",
+        "bfloat16_matmul": _core.bf16_matmul_in_use(),
     }
     if mode == "dicts":
         return config

@@ -24,7 +24,8 @@ cdef double FLOAT64_CLASS = 2.5  # times the cost of a class in float32
 cdef double SOFTCAP_CLASS = 1  # a tanh, or the logarithm of a probability
 cdef double DOT = 8  # product of a row with a hidden state, and of each of its elements
 cdef double DOT_ELEMENT = 0.03
-cdef double BF16_ELEMENT = 0.005  # of a product by the instruction for bfloat16
+cdef double AVX512_BF16_ELEMENT = 0.005  # of a product by the instruction for bfloat16
+cdef double AMX_BF16_ELEMENT = 0.0015
 cdef double NAMED_CLASS = 4  # of class_log_probs
 cdef double SOFT_CLASS = 0.6  # of distributions: a mass that is not 0, which may take a logarithm
 

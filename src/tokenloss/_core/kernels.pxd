@@ -34,8 +34,6 @@ cdef extern from "kernels/kernels.h" nogil:
         const char *name
         int (*mask_targets)(const tl_target_range *, const char *, ptrdiff_t, size_t, int64_t *) noexcept nogil
     const tl_backend *tl_find_backend(int)
-    bint tl_has_matmul_bf16(const tl_backend *)
-    bint tl_prefers_avx512_bf16()
     ctypedef struct tl_row:
         const char *data
         int64_t count
@@ -97,12 +95,17 @@ cdef extern from "kernels/kernels.h" nogil:
         ptrdiff_t stride
         int64_t count
     void tl_matvec(const tl_backend *, const tl_row *, ptrdiff_t, int64_t, const tl_vectors *, const tl_vectors *)
-    int TL_BF16_CLASSES
+    ctypedef enum tl_bf16_matmul:
+        TL_AMX_BF16
+        TL_BF16_MATMULS
+    bint tl_has_matmul_bf16(tl_bf16_matmul, const tl_backend *)
+    int64_t tl_bf16_block(tl_bf16_matmul)
     ctypedef struct tl_bf16_panels:
+        tl_bf16_matmul by
         char *data
         int64_t count
         int64_t depth
-    int64_t tl_bf16_panels_bytes(int64_t, int64_t)
+    size_t tl_bf16_panels_bytes(const tl_bf16_panels *)
     void tl_bf16_set_vector(const tl_bf16_panels *, int64_t, const float *)
     void tl_matmul_bf16(const tl_row *, ptrdiff_t, int64_t, const tl_bf16_panels *, const tl_vectors *, tl_cancel *)
     void tl_fill(const tl_row *, double)

@@ -347,7 +347,9 @@ cdef class BFloat16MatMul(Product):
     def __cinit__(self, weight, hidden):
         cdef View view
         cdef int64_t i
-        if not has_bf16_matmul():
+        need_backend()
+        self.hidden.by = <tl_bf16_matmul> bf16_matmul
+        if bf16_matmul == TL_BF16_MATMULS:
             raise ValueError("this machine has no instruction for bfloat16, or must not use it")
         memset(&view, 0, sizeof(view))
         open_view(&self.weight, weight, TL_BFLOAT16, 1, False)
@@ -355,7 +357,7 @@ cdef class BFloat16MatMul(Product):
             open_view(&view, hidden, TL_FLOAT32, 1, False)
             self.count = self.hidden.count = view.buffer.shape[0]
             self.hidden.depth = view.buffer.shape[1]
-            self.hidden.data = self.allocate(tl_bf16_panels_bytes(self.count, self.hidden.depth))
+            self.hidden.data = self.allocate(tl_bf16_panels_bytes(&self.hidden))
             with nogil:
                 for i in range(self.count):
                     tl_bf16_set_vector(&self.hidden, i, <const float *> address_of(&view, i))
@@ -364,10 +366,10 @@ cdef class BFloat16MatMul(Product):
             PyBuffer_Release(&view.buffer)
 
     cdef double cost_of_dot(self) noexcept:
-        return self.weight.buffer.shape[1] * BF16_ELEMENT
+        return self.weight.buffer.shape[1] * (AMX_BF16_ELEMENT if self.hidden.by == TL_AMX_BF16 else AVX512_BF16_ELEMENT)
 
     cdef int64_t rows_together(self) noexcept:
-        return TL_BF16_CLASSES
+        return tl_bf16_block(self.hidden.by)
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row row = row_at(&self.weight, self.first + start)

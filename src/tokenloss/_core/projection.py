@@ -96,9 +96,9 @@ class Projection:
         return None
 
     def _can_use_bf16_matmul(self) -> bool:
-        """Whether this machine's instruction for bfloat16 can compute the product."""
+        """Whether an instruction for bfloat16 can compute the product."""
         both = self.weight_code == self.hidden_code & ~_core.SWAPPED == _core.DTYPES["bfloat16"]
-        return both and self._has_rows() and _core.has_bf16_matmul()
+        return both and self._has_rows() and _core.bf16_matmul_in_use() != "blas"
 
     def _has_rows(self) -> bool:
         """Whether each row of the weight is contiguous and in native byte order."""

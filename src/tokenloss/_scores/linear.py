@@ -97,10 +97,10 @@ def linear_cross_entropy(
     Up to 24 positions are multiplied by kernels of this package, which read the weight once and whose results are
     bitwise identical on every machine, if the rows of the weight are contiguous, in native byte order, and in half
     precision or the dtype of the product. If more than 24 positions with such rows and the weight are in bfloat16, they
-    are multiplied by the instruction of AVX512_BF16 where that is fast, as on Zen 4 (see `show_config`): its digits
-    differ from the BLAS's, and it treats subnormal numbers as 0. All other products are NumPy's, whose BLAS has its own
-    threads: their number is set by the BLAS's environment variable or by the package threadpoolctl. These threads and
-    `workers` never run at the same time.
+    are multiplied by the instructions of AMX or AVX512_BF16, if the processor has one of them (see `show_config`):
+    their digits differ from the BLAS's, and they treat subnormal numbers as 0. All other products are NumPy's, whose
+    BLAS has its own threads: their number is set by the BLAS's environment variable or by the package threadpoolctl.
+    These threads and `workers` never run at the same time.
 
     Examples
     --------

@@ -1,5 +1,11 @@
 /* Which backends this machine can run. */
+#define _DEFAULT_SOURCE /* syscall */
 #include "backend.h"
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if TL_X86
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -64,11 +70,14 @@ int tl_has_avx512_bf16(void) {
 #endif
 }
 
-int tl_prefers_avx512_bf16(void) {
-#if TL_X86
+int tl_has_amx_bf16(void) {
+#if TL_X86 && defined(__linux__)
+    const unsigned amx = 1u << 22 | 1u << 24; /* BF16, TILE */
+    const long request_permission = 0x1023, tiles = 18; /* of ARCH_PRCTL, for the registers that it saves then */
     unsigned seven[4];
     cpuid(7, 0, seven);
-    return tl_has_avx512_bf16() && !has(seven[3], 1u << 22); /* AMX_BF16, for which these processors neglect it */
+    return runs_x86(TL_AVX512) && has(seven[3], amx) && has(saved_registers(), 3u << 17) &&
+           !syscall(SYS_arch_prctl, request_permission, tiles);
 #else
     return 0;
 #endif

@@ -422,7 +422,7 @@ const tl_backend *tl_find_backend(tl_backend_id id);
 /* Whether this machine has AVX-512 and its instruction for bfloat16. */
 int tl_has_avx512_bf16(void);
 
-/* Whether this instruction is faster than those for floats: twice as fast on Zen 4, half as fast on Sapphire Rapids. */
-int tl_prefers_avx512_bf16(void);
+/* Whether this machine has AMX and its instruction for bfloat16, and the system lets this process use it. */
+int tl_has_amx_bf16(void);
 
 #endif

@@ -1,33 +1,46 @@
-/* Lanes are vectors of a panel, so the matrix is read as it is in memory: each pair of its elements is broadcast.
- * Of 48 of its rows, which stay in the second cache, 6 at a time are multiplied with a panel: 24 accumulators,
- * enough to hide the latency of additions. More rows at a time would need fewer loads, but rows that are a power of two
- * apart compete for the 8 lines of one set of the first cache. Sums are transposed at the end. */
+/* Lanes are vectors of a panel, so the matrix is read as it is in memory. A block of its rows, which stays in the second
+ * cache, is multiplied with a panel, and the sums are transposed.
+ *
+ * With AVX-512, each pair of elements is broadcast. 6 rows at a time make 24 accumulators, enough to hide the latency of
+ * additions. More rows at a time would need fewer loads, but rows that are a power of two apart compete for the 8 lines
+ * of one set of the first cache.
+ *
+ * With AMX, a tile is 32 elements of 16 rows, or 16 pairs of 16 lanes: two by two of them make four tiles of sums. What
+ * is missing at the end of the rows and of the last block is copied as zeros. Blocks are larger, as each of them reads
+ * the panels from the third cache. */
 #include "matmul_bf16.h"
 
 #define LANES 16
-#define TILE 6   /* rows of the matrix whose products are in registers */
-#define SLAB 256 /* elements whose products are added in registers, and then to the sums */
+#define SLAB 256     /* elements whose products are added in registers, and then to the sums, with AVX-512 */
+#define ROWS 6       /* of the matrix, whose products are in registers */
+#define TILE_ROWS 32 /* of two tiles, and elements of each of these rows */
+#define BLOCK 48     /* rows */
+#define TILE_BLOCK 192
 
 _Static_assert(TL_BF16_PANEL == 4 * LANES, "a panel has four vectors, or fewer");
-_Static_assert(TL_BF16_CLASSES % TILE == 0 && TL_BF16_CLASSES % LANES == 0, "blocks are whole tiles");
+_Static_assert(BLOCK % ROWS == 0 && BLOCK % LANES == 0 && TILE_BLOCK % TILE_ROWS == 0, "blocks are whole tiles");
 
-static int64_t lanes_of_panel(int64_t count, int64_t start) {
-    int64_t lanes = (count - start + LANES - 1) / LANES * LANES;
+int64_t tl_bf16_block(tl_bf16_matmul by) { return by == TL_AMX_BF16 ? TILE_BLOCK : BLOCK; }
+
+/* Vectors of a panel, with those that fill the last vector register or tiles. */
+static int64_t lanes_of_panel(const tl_bf16_panels *panels, int64_t start) {
+    const int64_t multiple = panels->by == TL_AMX_BF16 ? 2 * LANES : LANES;
+    int64_t lanes = (panels->count - start + multiple - 1) / multiple * multiple;
     return lanes < TL_BF16_PANEL ? lanes : TL_BF16_PANEL;
 }
 
-int64_t tl_bf16_panels_bytes(int64_t count, int64_t depth) {
-    return (count + LANES - 1) / LANES * LANES * ((depth + 1) / 2) * 4;
+/* A panel starts after those before it, which are full; each has pairs for whole tiles. */
+static size_t panel_at(const tl_bf16_panels *panels, int64_t start) {
+    return (size_t)start * (size_t)((panels->depth + TILE_ROWS - 1) / TILE_ROWS * LANES) * 4;
 }
 
-/* A panel starts after those before it, which are full. */
-static char *panel_at(const tl_bf16_panels *panels, int64_t start) {
-    return panels->data + start * ((panels->depth + 1) / 2) * 4;
+size_t tl_bf16_panels_bytes(const tl_bf16_panels *panels) {
+    return panel_at(panels, (panels->count + TL_BF16_PANEL - 1) / TL_BF16_PANEL * TL_BF16_PANEL);
 }
 
 void tl_bf16_set_vector(const tl_bf16_panels *panels, int64_t number, const float *vector) {
-    int64_t lane = number % TL_BF16_PANEL, lanes = lanes_of_panel(panels->count, number - lane);
-    char *panel = panel_at(panels, number - lane);
+    int64_t lane = number % TL_BF16_PANEL, lanes = lanes_of_panel(panels, number - lane);
+    char *panel = panels->data + panel_at(panels, number - lane);
     for (int64_t k = 0; k < panels->depth; k++) {
         uint32_t bits;
         memcpy(&bits, &vector[k], sizeof bits);
@@ -36,23 +49,25 @@ void tl_bf16_set_vector(const tl_bf16_panels *panels, int64_t number, const floa
     }
 }
 
-/* Needs a compiler that supports the instruction, and 32 vector registers. */
+/* Needs a compiler that supports the instructions, and 32 vector registers. */
 #if defined(__x86_64__) && \
-    (defined(__clang__) ? __clang_major__ >= 9 : defined(__GNUC__) && __GNUC__ >= 10)
+    (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
 
 #include <immintrin.h>
 
 #define TARGET TL_FOR("avx512f,avx512bf16")
 
-int tl_has_matmul_bf16(const tl_backend *backend) { return backend == &tl_avx512 && tl_has_avx512_bf16(); }
+int tl_has_matmul_bf16(tl_bf16_matmul by, const tl_backend *backend) {
+    return backend == &tl_avx512 && (by == TL_AMX_BF16 ? tl_has_amx_bf16() : tl_has_avx512_bf16());
+}
 
 /* Adds the products of a pair of elements of each row, or of a single one, to the accumulators. */
 TARGET TL_INLINE void add_pair(const char *row, ptrdiff_t stride, int is_single, const char *panel, int vectors,
-                               __m512 acc[TILE][4]) {
+                               __m512 acc[ROWS][4]) {
     __m512bh pair[4];
     for (int v = 0; v < vectors; v++)
         pair[v] = (__m512bh)_mm512_load_si512(panel + v * 64);
-    for (int c = 0; c < TILE; c++, row += stride) {
+    for (int c = 0; c < ROWS; c++, row += stride) {
         uint32_t bits = 0;
         memcpy(&bits, row, is_single ? 2 : 4);
         __m512bh repeated = (__m512bh)_mm512_set1_epi32((int)bits);
@@ -61,11 +76,11 @@ TARGET TL_INLINE void add_pair(const char *row, ptrdiff_t stride, int is_single,
     }
 }
 
-/* Adds the products of `depth` elements of TILE rows to their sums. */
+/* Adds the products of `depth` elements of 6 rows to their sums. */
 TARGET TL_INLINE void add_slab(const char *rows, ptrdiff_t stride, int64_t depth, const char *panel, int vectors,
                                float *sums) {
-    __m512 acc[TILE][4];
-    for (int c = 0; c < TILE; c++)
+    __m512 acc[ROWS][4];
+    for (int c = 0; c < ROWS; c++)
         for (int v = 0; v < vectors; v++)
             acc[c][v] = _mm512_setzero_ps();
     for (int64_t k = 0; k < depth / 2; k++) {
@@ -75,7 +90,7 @@ TARGET TL_INLINE void add_slab(const char *rows, ptrdiff_t stride, int64_t depth
     }
     if (depth % 2)
         add_pair(rows + 2 * (depth - 1), stride, 1, panel + depth / 2 * vectors * 64, vectors, acc);
-    for (int c = 0; c < TILE; c++)
+    for (int c = 0; c < ROWS; c++)
         for (int v = 0; v < vectors; v++) {
             float *sum = sums + (c * vectors + v) * LANES;
             _mm512_store_ps(sum, _mm512_add_ps(_mm512_load_ps(sum), acc[c][v]));
@@ -114,43 +129,100 @@ TARGET static void store_transposed(const float *sums, int64_t stride, int64_t c
             _mm512_mask_storeu_ps(out + i * out_stride, mask, a[i]);
 }
 
-/* The products of a block of rows with a panel. */
-TARGET static void multiply_panel(const char *weights, ptrdiff_t stride, int64_t count, const tl_bf16_panels *vectors,
-                                  int64_t start, char *out, ptrdiff_t out_stride) {
-    _Alignas(64) float sums[TL_BF16_CLASSES * TL_BF16_PANEL];
-    const int64_t lanes = lanes_of_panel(vectors->count, start);
-    const char *panel = panel_at(vectors, start);
-    memset(sums, 0, sizeof sums);
-    for (int64_t c = 0; c < count; c += TILE)
-        for (int64_t k = 0; k < vectors->depth; k += SLAB) {
-            int64_t depth = vectors->depth - k < SLAB ? vectors->depth - k : SLAB;
+/* Writes the products of a block of rows with the lanes of a panel. */
+TARGET static void multiply_vectors(const char *weights, ptrdiff_t stride, int64_t count, int64_t depth,
+                                    const char *panel, int64_t lanes, float *sums) {
+    memset(sums, 0, sizeof(float) * BLOCK * (size_t)lanes);
+    for (int64_t c = 0; c < count; c += ROWS)
+        for (int64_t k = 0; k < depth; k += SLAB) {
+            int64_t slab = depth - k < SLAB ? depth - k : SLAB;
             const char *rows = weights + c * stride + 2 * k;
-            char copied[TILE][2 * SLAB];
-            int is_whole = count - c >= TILE;
-            for (int i = 0; i < TILE && !is_whole; i++) /* the last row is repeated */
-                memcpy(copied[i], rows + (c + i < count ? i : count - c - 1) * stride, (size_t)depth * 2);
-            add_slab_of(lanes / LANES, is_whole ? rows : *copied, is_whole ? stride : 2 * SLAB, depth,
+            char copied[ROWS][2 * SLAB];
+            int is_whole = count - c >= ROWS;
+            for (int i = 0; i < ROWS && !is_whole; i++) /* the last row is repeated */
+                memcpy(copied[i], rows + (c + i < count ? i : count - c - 1) * stride, (size_t)slab * 2);
+            add_slab_of(lanes / LANES, is_whole ? rows : *copied, is_whole ? stride : 2 * SLAB, slab,
                         panel + k / 2 * lanes * 4, sums + c * lanes);
         }
-    for (int64_t lane = 0; lane < lanes; lane += LANES)
-        for (int64_t c = 0; c < count; c += LANES)
-            store_transposed(sums + c * lanes + lane, lanes, vectors->count - start - lane, count - c,
-                             out + (start + lane) * out_stride + c * 4, out_stride);
 }
 
-void tl_matmul_bf16(const tl_row *weights, ptrdiff_t stride, int64_t count, const tl_bf16_panels *vectors,
-                    const tl_vectors *out, tl_cancel *cancel) {
-    for (int64_t c = 0; c < count && !tl_cancelled(cancel); c += TL_BF16_CLASSES)
-        for (int64_t start = 0; start < vectors->count; start += TL_BF16_PANEL)
-            multiply_panel(weights->data + c * stride, stride,
-                           count - c < TL_BF16_CLASSES ? count - c : TL_BF16_CLASSES, vectors, start, out->data + c * 4,
-                           out->stride);
+#define TILES TL_FOR("amx-tile,amx-bf16")
+
+/* The first palette; 8 tiles of 64 bytes by 16 rows. */
+static const uint8_t CONFIG[64] = {
+    1, [16] = 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, 0, 64, [48] = 16, 16, 16, 16, 16, 16, 16, 16};
+
+/* Writes the products of 32 rows, or of as many as there are, with 32 lanes. */
+TILES static void multiply_four(const char *rows, ptrdiff_t stride, int64_t count, int64_t depth, const char *panel,
+                                int64_t lanes, float *sums) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < depth; k += TILE_ROWS, panel += LANES * lanes * 4) {
+        char copied[TILE_ROWS][2 * TILE_ROWS];
+        const int64_t elements = depth - k < TILE_ROWS ? depth - k : TILE_ROWS;
+        const int is_whole = count >= TILE_ROWS && elements == TILE_ROWS;
+        const char *tile = is_whole ? rows + 2 * k : *copied;
+        const ptrdiff_t tile_stride = is_whole ? stride : 2 * TILE_ROWS;
+        if (!is_whole) {
+            memset(copied, 0, sizeof copied);
+            for (int i = 0; i < TILE_ROWS && i < count; i++)
+                memcpy(copied[i], rows + i * stride + 2 * k, 2 * (size_t)elements);
+            __asm__ volatile("" : : : "memory"); /* gcc does not know that loads of tiles read memory */
+        }
+        _tile_loadd(4, tile, tile_stride);
+        _tile_loadd(6, panel, lanes * 4);
+        _tile_loadd(7, panel + 64, lanes * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, tile + LANES * tile_stride, tile_stride);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, lanes * 4);
+    _tile_stored(1, sums + LANES, lanes * 4);
+    _tile_stored(2, sums + LANES * lanes, lanes * 4);
+    _tile_stored(3, sums + LANES * lanes + LANES, lanes * 4);
+}
+
+/* Writes the products of a block of rows with the lanes of a panel. */
+static void multiply_tiles(const char *weights, ptrdiff_t stride, int64_t count, int64_t depth, const char *panel,
+                           int64_t lanes, float *sums) {
+    for (int64_t c = 0; c < count; c += TILE_ROWS)
+        for (int64_t lane = 0; lane < lanes; lane += 2 * LANES)
+            multiply_four(weights + c * stride, stride, count - c, depth, panel + lane * 4, lanes,
+                          sums + c * lanes + lane);
+}
+
+TILES static void begin_tiles(void) { _tile_loadconfig(&CONFIG); }
+TILES static void end_tiles(void) { _tile_release(); }
+
+TARGET void tl_matmul_bf16(const tl_row *weights, ptrdiff_t stride, int64_t count, const tl_bf16_panels *vectors,
+                           const tl_vectors *out, tl_cancel *cancel) {
+    _Alignas(64) float sums[TILE_BLOCK * TL_BF16_PANEL];
+    const int has_tiles = vectors->by == TL_AMX_BF16;
+    const int64_t block = tl_bf16_block(vectors->by);
+    if (has_tiles)
+        begin_tiles();
+    for (int64_t c = 0; c < count && !tl_cancelled(cancel); c += block)
+        for (int64_t start = 0; start < vectors->count; start += TL_BF16_PANEL) {
+            const int64_t lanes = lanes_of_panel(vectors, start), rows = count - c < block ? count - c : block;
+            (has_tiles ? multiply_tiles : multiply_vectors)(weights->data + c * stride, stride, rows, vectors->depth,
+                                                            vectors->data + panel_at(vectors, start), lanes, sums);
+            for (int64_t lane = 0; lane < lanes; lane += LANES)
+                for (int64_t r = 0; r < rows; r += LANES)
+                    store_transposed(sums + r * lanes + lane, lanes, vectors->count - start - lane, rows - r,
+                                     out->data + (start + lane) * out->stride + (c + r) * 4, out->stride);
+        }
+    if (has_tiles)
+        end_tiles();
 }
 
 #else
 
-int tl_has_matmul_bf16(const tl_backend *backend) {
-    (void)backend;
+int tl_has_matmul_bf16(tl_bf16_matmul by, const tl_backend *backend) {
+    (void)by, (void)backend;
     return 0;
 }
 
