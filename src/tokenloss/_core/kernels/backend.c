@@ -71,7 +71,7 @@ int tl_has_avx512_bf16(void) {
 }
 
 int tl_has_amx_bf16(void) {
-#if TL_X86 && defined(__linux__)
+#if defined(__x86_64__) && defined(__linux__)
     const unsigned amx = 1u << 22 | 1u << 24; /* BF16, TILE */
     const long request_permission = 0x1023, tiles = 18; /* of ARCH_PRCTL, for the registers that it saves then */
     unsigned seven[4];
