@@ -115,7 +115,7 @@ def backends():
 
 
 def use_backend(name, without=()):
-    """Use this backend, one of `backends()`, from now on; for products of bfloat16, not the instructions named `without`.
+    """Use this backend, one of `backends()`, from now on; products of bfloat16 do without these `BF16_MATMULS`.
 
     Not to be called while a job runs.
     """

@@ -366,7 +366,8 @@ cdef class BFloat16MatMul(Product):
             PyBuffer_Release(&view.buffer)
 
     cdef double cost_of_dot(self) noexcept:
-        return self.weight.buffer.shape[1] * (AMX_BF16_ELEMENT if self.hidden.by == TL_AMX_BF16 else AVX512_BF16_ELEMENT)
+        cdef double element = AMX_BF16_ELEMENT if self.hidden.by == TL_AMX_BF16 else AVX512_BF16_ELEMENT
+        return self.weight.buffer.shape[1] * element
 
     cdef int64_t rows_together(self) noexcept:
         return tl_bf16_block(self.hidden.by)
