@@ -253,13 +253,13 @@ TL_TARGET TL_INLINE OP(vec) OP(split_sums)(const f64_vec *sum, OP(vec) * lost) {
 TL_TARGET TL_INLINE void OP(add_lane)(const tl_few_rows *rows, const char *x, size_t k, int are_last, OP(bits) target,
                                       OP(acc) * acc, OP(vec) * rest, tl_lanes *sum) {
     OP(vec) power[OP(TERMS)], rounded;
-    for (size_t i = 0; i < OP(TERMS); i++) {
-        const size_t at = k + 16 * i;
+    for (size_t i = 0, at = k; i < OP(TERMS); i++, at += 16) {
         const char *logits = x + (ptrdiff_t)at * rows->class_stride;
         power[i] = OP(set)(0);
         if (are_last && at >= rows->classes)
             continue;
-        tl_prefetch(logits + 128); /* a plane is visited again soon, but no processor follows this many */
+        tl_prefetch_early(logits + 128); /* a plane is visited again soon, but no processor follows this many, */
+        tl_prefetch(logits + 64);        /* and the first cache is too small for two more lines of each */
         power[i] = OP(other_power)(OP(load)((const REAL *)(const void *)logits), acc, 1, 1, target,
                                    OP(set_bits)((UINT)at), &rounded, rest);
         acc->maximum[0] = OP(max_skip_nan)(rounded, acc->maximum[0]);
