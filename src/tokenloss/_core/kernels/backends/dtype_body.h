@@ -42,14 +42,14 @@ TL_TARGET TL_INLINE void NAME(stream_)(ELEMENT *p, OP(vec) a) {
 
 #define EACH for (size_t i = 0; i < columns; i++)
 
-/* Adds n classes to 16 lanes, 16 times `columns` of them unless they are the last: powers as a tree, then in double;
- * rests in the dtype of the vectors. The target's are left out, if it may be among them. Where classes lack, the row's
- * logit takes their place, with powers of 0. Operation by operation: in the order of vectors, what waits would fill a
- * processor's scheduler. All but n, target and logit is known to the compiler. */
-TL_TARGET TL_INLINE void NAME(add_others_)(const ELEMENT *x, size_t n, size_t columns, int are_last, int has_target,
-                                           int64_t target, REAL logit, int clamps, OP(acc) * acc, OP(vec) * rests,
+/* Adds n classes to 16 lanes, 16 times `columns` of them: powers as a tree, then in double; rests in the dtype of the
+ * vectors. Powers are 0 where `none` has all bits, which is NULL without a target; and of the last classes where `past`
+ * has them: there, the row's logit takes the place of classes. Operation by operation: in the order of vectors, what
+ * waits would fill a processor's scheduler. Compilers know `columns`, `clamps`, and what is NULL. */
+TL_TARGET TL_INLINE void NAME(add_others_)(const ELEMENT *x, size_t n, size_t columns, const UINT *none,
+                                           const UINT *past, REAL logit, int clamps, OP(acc) * acc, OP(vec) * rests,
                                            tl_lanes *sum) {
-    const size_t full = !are_last ? columns : clamps ? 0 : columns - 1;
+    const size_t full = !past ? columns : clamps ? 0 : columns - 1;
     for (size_t j = 0; j < 16; j += OP(WIDTH)) {
         OP(vec) power[OP(TERMS)], k[OP(TERMS)], r[OP(TERMS)], q[OP(TERMS)];
         for (size_t i = 0, at = j; i < columns; i++, at += 16) {
@@ -61,15 +61,15 @@ TL_TARGET TL_INLINE void NAME(add_others_)(const ELEMENT *x, size_t n, size_t co
         EACH r[i] = clamps ? OP(max_keep_nan)(acc->min_arg, r[i]) : r[i];
         EACH k[i] = OP(fma)(r[i], OP(set)(OP(EIGHTHS)), acc->rounder);
         EACH q[i] = OP(sub)(k[i], acc->rounder);
-        EACH power[i] = OP(power)(k[i], acc->powers);
         EACH r[i] = OP(fma)(q[i], OP(set)(-OP(LN2) / 8), r[i]);
         for (size_t i = 0; i < columns; i += 2)
             acc->or_bits[0] = OP(or_bits)(acc->or_bits[0], k[i], k[i + 1 < columns ? i + 1 : i]);
+        EACH power[i] = none && !clamps ? OP(power_without)(k[i], acc->powers, OP(load_bits)(none + 16 * i + j))
+                                        : OP(power)(k[i], acc->powers);
         EACH power[i] = clamps ? OP(zero_if_negative)(power[i]) : power[i];
-        for (size_t i = 0; has_target && i < columns; i++)
-            power[i] = OP(if_same)(OP(load_bits)(OP(PLACES) + 16 * i + j), OP(set_place)(target), OP(set)(0), power[i]);
+        EACH power[i] = none && clamps ? OP(without)(power[i], OP(load_bits)(none + 16 * i + j)) : power[i];
         for (size_t i = full; i < columns; i++)
-            power[i] = OP(if_less)(OP(load)(OP(RAMP) + j), OP(set)((REAL)n - (REAL)(16 * i)), power[i], OP(set)(0));
+            power[i] = OP(without)(power[i], OP(load_bits)(past + 16 * i + j));
         EACH q[i] = OP(add)(r[i], OP(set)(OP(Q)[0]));
         for (size_t s = 1; s < sizeof OP(Q) / sizeof OP(Q)[0]; s++)
             EACH q[i] = OP(fma)(q[i], r[i], OP(set)(OP(Q)[s]));
@@ -90,40 +90,44 @@ TL_TARGET TL_INLINE void NAME(add_rests_)(OP(vec) * rests, tl_lanes *sum) {
     }
 }
 
-/* Adds whole groups. The target may be in all of them if they are few, in one, or in none: known to the compiler. */
-TL_TARGET TL_INLINE void NAME(add_groups_)(const ELEMENT *x, size_t count, int are_few, int has_target, int64_t target,
+/* Adds whole groups. The target may be in all of them if that `masks`, in one, or in none: known to the compiler. */
+TL_TARGET TL_INLINE void NAME(add_groups_)(const ELEMENT *x, size_t count, int masks, const UINT *none, int64_t target,
                                            int clamps, OP(acc) * acc, OP(vec) * rests, tl_lanes *sum) {
     enum { GROUP = 16 * OP(TERMS) };
     for (size_t i = 0; i < count; i += GROUP) {
-        if (are_few || (has_target && i == (size_t)target / GROUP * GROUP))
-            NAME(add_others_)(x + i, GROUP, OP(TERMS), 0, 1, target - (int64_t)i, 0, clamps, acc, rests, sum);
+        if (masks || (none && i == (size_t)target / GROUP * GROUP))
+            NAME(add_others_)(x + i, GROUP, OP(TERMS), none + i, NULL, 0, clamps, acc, rests, sum);
         else
-            NAME(add_others_)(x + i, GROUP, OP(TERMS), 0, 0, 0, 0, clamps, acc, rests, sum);
+            NAME(add_others_)(x + i, GROUP, OP(TERMS), NULL, NULL, 0, clamps, acc, rests, sum);
     }
 }
 
-/* Adds the classes of a row of any length but its target. */
+/* Adds the classes of a row of any length but its target; `past` is for those after whole groups. */
 TL_TARGET TL_INLINE void NAME(sum_others_)(const ELEMENT *x, size_t classes, REAL logit, int64_t target, int clamps,
-                                           OP(acc) * acc, tl_lanes *sum) {
-    const size_t whole = classes / (16 * OP(TERMS)) * (16 * OP(TERMS));
+                                           const UINT *past, OP(acc) * acc, tl_lanes *sum) {
+    enum { GROUP = 16 * OP(TERMS) };
+    const size_t whole = classes / GROUP * GROUP;
     OP(vec) rests[16 / OP(WIDTH)];
     tl_lanes lanes = *sum;
-    memset(rests, 0, sizeof rests);
+    for (size_t j = 0; j < 16 / OP(WIDTH); j++)
+        rests[j] = OP(set)(0);
     for (size_t i = 0; i < whole; i += TL_CHUNK) {
         const size_t count = whole - i < TL_CHUNK ? whole - i : TL_CHUNK;
-        if (whole <= 32 * OP(TERMS)) /* a branch would be mispredicted in every other row */
-            NAME(add_groups_)(x, whole, 1, 1, target, clamps, acc, rests, &lanes);
-        else if ((size_t)target - i < TL_CHUNK)
-            NAME(add_groups_)(x + i, count, 0, 1, target - (int64_t)i, clamps, acc, rests, &lanes);
+        /* a branch would be mispredicted in every other row */
+        if (OP(MASKS_FREELY) ? whole <= TL_CHUNK || (size_t)target - i < TL_CHUNK : whole <= 32 * OP(TERMS))
+            NAME(add_groups_)(x + i, count, 1, OP(at_target)(target - (int64_t)i), 0, clamps, acc, rests, &lanes);
+        else if (!OP(MASKS_FREELY) && (size_t)target - i < TL_CHUNK)
+            NAME(add_groups_)(x + i, count, 0, OP(at_target)(target - (int64_t)i), target - (int64_t)i, clamps, acc,
+                              rests, &lanes);
         else
-            NAME(add_groups_)(x + i, count, 0, 0, 0, clamps, acc, rests, &lanes);
+            NAME(add_groups_)(x + i, count, 0, NULL, 0, clamps, acc, rests, &lanes);
         if (count == TL_CHUNK)
             NAME(add_rests_)(rests, &lanes);
     }
 #define LAST(columns) \
     case columns: \
-        NAME(add_others_)(x + whole, classes - whole, columns, 1, 1, target - (int64_t)whole, logit, clamps, acc, \
-                          rests, &lanes); \
+        NAME(add_others_)(x + whole, classes - whole, columns, OP(at_target)(target - (int64_t)whole), past, logit, \
+                          clamps, acc, rests, &lanes); \
         break;
     switch (clamps ? OP(TERMS) * (whole < classes) : (classes - whole + 15) / 16) { /* loops that compilers unroll */
         LAST(1) LAST(2) LAST(3) LAST(4)
@@ -136,37 +140,12 @@ TL_TARGET TL_INLINE void NAME(sum_others_)(const ELEMENT *x, size_t classes, REA
     *sum = lanes;
 }
 
-/* Finds the losses of some rows, TL_BLOCK_ROWS at most, but of those without a class. Returns the bits of the ones that
- * are not far out. Powers of logits far below the target's are 0 if that `clamps`; else they are infinite or nan, and
- * losses right if all are near. If `carried` is not NULL, the sums of each row go on from there. */
-TL_TARGET TL_INLINE uint64_t NAME(losses_of_rows_)(const char *const *rows, size_t count, size_t classes,
-                                                   const int64_t *target, const REAL *logit, int clamps,
-                                                   tl_lane_sums *carried, double *nll, double *odds) {
+/* The losses of rows, from what `store_eight` left of their sums. */
+TL_TARGET TL_OUTLINE uint64_t NAME(losses_of_sums_)(double (*eight)[8], size_t count, const REAL *logit, double *nll,
+                                                    double *odds) {
     const size_t padded = (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
-    double eight[TL_BLOCK_ROWS][8], sum[TL_BLOCK_ROWS];
-    REAL rounder[TL_BLOCK_ROWS], min_arg[TL_BLOCK_ROWS];
-    OP(acc) acc;
+    double sum[TL_BLOCK_ROWS];
     uint64_t near = 0;
-    for (size_t r = 0; r < padded; r += OP(WIDTH)) {
-        acc = OP(acc_for_target)(OP(load)(logit + r), 1);
-        OP(store)(rounder + r, acc.rounder);
-        OP(store)(min_arg + r, acc.min_arg);
-    }
-    for (size_t r = 0; r < count; r++) {
-        acc.rounder = OP(set)(rounder[r]);
-        acc.min_arg = OP(set)(min_arg[r]);
-        tl_lanes lanes = carried ? f64_load_lanes(carried[r].sum, carried[r].comp) : zero_lanes();
-        if (carried || (uint64_t)target[r] < classes)
-            NAME(sum_others_)((const ELEMENT *)(const void *)rows[r], classes, logit[r], target[r], clamps, &acc,
-                              &lanes);
-        if (clamps && OP(is_out_of_range)(&acc)) {
-            lanes.sum[0] = f64_set((double)NAN);
-            acc.or_bits[0] = OP(set_bits)(0);
-        }
-        if (carried)
-            f64_store_lanes(&lanes, carried[r].sum, carried[r].comp);
-        store_eight(OP(whole_lanes)(lanes), eight[r]);
-    }
     for (size_t r = 0; r < padded; r += TL_GROUP)
         add_lanes_of_rows(eight + r, count - r, sum + r);
     for (size_t r = 0; r < padded; r += OP(WIDTH)) { /* of many rows, whose chains of operations run side by side */
@@ -178,6 +157,43 @@ TL_TARGET TL_INLINE uint64_t NAME(losses_of_rows_)(const char *const *rows, size
         memcpy(nll + r, wide, sizeof wide);
         OP(store_f64)(odds + r, u);
     }
+    return near;
+}
+
+/* Finds the losses of some rows, TL_BLOCK_ROWS at most, but of those without a class. Returns the bits of the ones that
+ * are not far out. Powers of logits far below the target's are 0 if that `clamps`; else they are infinite or nan, and
+ * losses right if all are near. If `carried` is not NULL, the sums of each row go on from there. */
+TL_TARGET TL_INLINE uint64_t NAME(losses_of_rows_)(const char *const *rows, size_t count, size_t classes,
+                                                   const int64_t *target, const REAL *logit, int clamps,
+                                                   tl_lane_sums *carried, double *nll, double *odds) {
+    const size_t padded = (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
+    enum { GROUP = 16 * OP(TERMS) };
+    double eight[TL_BLOCK_ROWS][8];
+    REAL rounder[TL_BLOCK_ROWS], min_arg[TL_BLOCK_ROWS];
+    UINT past[2 * GROUP] = {0};
+    OP(acc) acc;
+    memset(past + GROUP, 0xff, sizeof past / 2);
+    for (size_t r = 0; r < padded; r += OP(WIDTH)) {
+        acc = OP(acc_for_target)(OP(load)(logit + r), 1, clamps ? GUARD : OP(ROW_GUARD));
+        OP(store)(rounder + r, acc.rounder);
+        OP(store)(min_arg + r, acc.min_arg);
+    }
+    for (size_t r = 0; r < count; r++) {
+        acc.rounder = OP(set)(rounder[r]);
+        acc.min_arg = OP(set)(min_arg[r]);
+        tl_lanes lanes = carried ? f64_load_lanes(carried[r].sum, carried[r].comp) : zero_lanes();
+        if (carried || (uint64_t)target[r] < classes)
+            NAME(sum_others_)((const ELEMENT *)(const void *)rows[r], classes, logit[r], target[r], clamps,
+                              past + GROUP - classes % GROUP, &acc, &lanes);
+        if (clamps && OP(is_out_of_range)(&acc)) {
+            lanes.sum[0] = f64_set((double)NAN);
+            acc.or_bits[0] = OP(set_bits)(0);
+        }
+        if (carried)
+            f64_store_lanes(&lanes, carried[r].sum, carried[r].comp);
+        store_eight(OP(whole_lanes)(lanes), eight[r]);
+    }
+    const uint64_t near = NAME(losses_of_sums_)(eight, count, logit, nll, odds);
     return OP(is_out_of_range)(&acc) ? 0 : near;
 }
 

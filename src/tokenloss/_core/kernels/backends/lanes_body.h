@@ -36,8 +36,10 @@ TL_TARGET TL_INLINE void OP(add_times)(f64_vec *sum, f64_vec *comp, OP(vec) term
         f64_vec product = factor == 1 ? wide[i] : f64_mul(wide[i], f64_set(factor));
         if (KEEPS_LOST)
             comp[i] = f64_add(comp[i], f64_add_with_error(&sum[i], product));
-        else
+        else if (factor == 1 || f64_WIDTH == 1)
             sum[i] = f64_add(sum[i], product);
+        else /* the same, in one operation */
+            sum[i] = f64_fma(wide[i], f64_set(factor), sum[i]);
     }
 }
 

@@ -10,14 +10,11 @@
  * A row is far out where x_t or u is not in a range that its own numbers decide, or nan. Its loss is then computed by
  * way of its logsumexp. */
 
-/* The numbers of the classes of a group, and one such number in all lanes: to find the place of a target. */
-#define FOUR_FROM(k) k, k + 1, k + 2, k + 3
-#define PLACES_FROM(k) FOUR_FROM(k), FOUR_FROM(k + 4), FOUR_FROM(k + 8), FOUR_FROM(k + 12)
-static const UINT OP(PLACES)[] = {PLACES_FROM(0),  PLACES_FROM(16), PLACES_FROM(32), PLACES_FROM(48),
-                                  PLACES_FROM(64), PLACES_FROM(80), PLACES_FROM(96), PLACES_FROM(112)};
-#undef FOUR_FROM
-#undef PLACES_FROM
-TL_TARGET TL_INLINE OP(bits) OP(set_place)(int64_t place) { return OP(set_bits)((UINT)place); }
+/* For each class of a chunk, all bits if it is the target, whose place is given, else 0. Without a branch. */
+static const UINT OP(AT_TARGET)[2 * TL_CHUNK] = {[TL_CHUNK] = (UINT)-1};
+TL_INLINE const UINT *OP(at_target)(int64_t target) {
+    return OP(AT_TARGET) + ((TL_CHUNK - (uint64_t)target) & (0 - (uint64_t)((uint64_t)target < TL_CHUNK)));
+}
 
 /* j of a logit, as a number. */
 TL_TARGET TL_INLINE OP(vec) OP(eighths_of)(OP(vec) x) {
@@ -25,10 +22,12 @@ TL_TARGET TL_INLINE OP(vec) OP(eighths_of)(OP(vec) x) {
 }
 
 /* What exponentials need to be relative to a target, given its logit: see acc_init. Logits that lie further below than
- * OP(REACH) are to be raised to that, and add nothing that counts; with `clamps`, to one whose power is 0. */
-TL_TARGET TL_INLINE OP(acc) OP(acc_for_target)(OP(vec) logit, int clamps) {
+ * OP(REACH) are to be raised to that, and add nothing that counts; with `clamps`, to one whose power is 0. k is larger
+ * by a `guard`, a multiple of 4. */
+TL_TARGET TL_INLINE OP(acc) OP(acc_for_target)(OP(vec) logit, int clamps, int guard) {
     OP(acc) acc = OP(acc_init)(0, 1, 0, 0);
-    const REAL least = OP(ROUNDER) + (REAL)(GUARD - 8 * OP(LEAST_EXPONENT));
+    const REAL least = OP(ROUNDER) + (REAL)(guard - 8 * OP(LEAST_EXPONENT));
+    acc.powers = OP(load_powers)(OP(POWERS) + guard % 8, guard);
     acc.min_arg = OP(sub)(logit, OP(set)(clamps ? (REAL)((CLAMPED_EIGHTHS / 8.0 - OP(LEAST_EXPONENT)) * TL_LN2)
                                                 : (REAL)OP(REACH)));
     acc.rounder = OP(sub)(OP(set)(least), OP(eighths_of)(logit));
@@ -131,12 +130,12 @@ TL_TARGET TL_INLINE void OP(sums_of_few)(const char *const *x, ptrdiff_t stride,
     OP(vec) most[MOST_TOGETHER], rest[MOST_TOGETHER][2], unused;
     OP(acc) acc[MOST_TOGETHER];
     EACH_VECTOR {
-        acc[u] = OP(acc_for_target)(logit[u], 0);
+        acc[u] = OP(acc_for_target)(logit[u], 0, GUARD);
         most[u] = OP(add)(logit[u], OP(set)((REAL)OP(REACH)));
         rest[u][0] = rest[u][1] = lost[u] = OP(set)(0);
     }
     if (classes == 2) { /* only the other one: the target's power and rest are 0 */
-        EACH_VECTOR sum[u] = OTHER_POWER(OP(if_same)(target[u], OP(set_place)(1), OF_CLASS(x[u], 0), OF_CLASS(x[u], 1)),
+        EACH_VECTOR sum[u] = OTHER_POWER(OP(if_same)(target[u], OP(set_bits)(1), OF_CLASS(x[u], 0), OF_CLASS(x[u], 1)),
                                          2, 0);
     } else {
         EACH_VECTOR sum[u] = PAIR_OF_POWERS(0);
@@ -273,7 +272,7 @@ TL_TARGET static OP(vec) OP(sum_of_many)(const tl_few_rows *rows, const char *x,
     const OP(vec) most = OP(set)(OP(ROUNDER) + (REAL)OP(K_MASK));
     enum { GROUP = 16 * OP(TERMS) };
     const size_t whole = rows->classes / GROUP * GROUP;
-    OP(acc) acc = OP(acc_for_target)(logit, 1);
+    OP(acc) acc = OP(acc_for_target)(logit, 1, GUARD);
     OP(vec) rests[16];
     tl_lanes lanes[16];
     memset(rests, 0, sizeof rests);
@@ -394,7 +393,7 @@ TL_TARGET TL_INLINE void OP(lane_gradients_of)(const tl_few_rows *rows, size_t g
             for (size_t k = 0; k < classes; k++) {
                 const ptrdiff_t to_class = (ptrdiff_t)k * out_stride + (ptrdiff_t)(i * sizeof(REAL));
                 OP(vec) exp = OP(whole_exp)(OF_CLASS(x + i * sizeof(REAL), k), &acc);
-                exp = OP(if_same)(id, OP(set_place)((int64_t)k), at, OP(mul_add)(exp, factor, less));
+                exp = OP(if_same)(id, OP(set_bits)((UINT)k), at, OP(mul_add)(exp, factor, less));
                 OP(store)((REAL *)(void *)(out + to_class), exp);
             }
         }

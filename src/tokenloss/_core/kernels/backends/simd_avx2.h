@@ -20,6 +20,7 @@ typedef __m256i f64_bits;
 #define CHOOSE(mask, a, b) FLOATS(blendv)(b, a, mask)
 #define MASK_BITS(mask) (uint32_t)FLOATS(movemask)(mask)
 #define COUNT(n, mask) INTS(sub)(n, TO_BITS(mask))
+#define ANY_OF_THREE(a, b, c) _mm256_or_si256(a, _mm256_or_si256(b, c))
 #define ANY(a, b) (!_mm256_testz_si256(a, b))
 #define HALF_VEC __m128i
 #define HALF_WIDE(f) _mm_##f

@@ -20,6 +20,7 @@ typedef __m512i f64_bits;
 #define CHOOSE(mask, a, b) FLOATS(mask_blend)(mask, b, a)
 #define MASK_BITS(mask) (mask)
 #define COUNT(n, mask) INTS(mask_sub)(n, mask, n, SET_INTS((UINT)-1))
+#define ANY_OF_THREE(a, b, c) _mm512_ternarylogic_epi64(a, b, c, 0xfe)
 #define ANY(a, b) (INT_MASKS(test)(a, b) != 0)
 #define HALF_VEC __m256i
 #define HALF_WIDE(f) _mm256_##f
@@ -56,6 +57,13 @@ OPERATION __m512 f32_load_bfloat16(const uint16_t *p) { /* one permutation puts 
 OPERATION __m512i f32_load_powers(const uint32_t *powers, int guard) {
     __m512i all = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)powers));
     return _mm512_sub_epi32(all, _mm512_set1_epi32((int)((unsigned)guard << 20)));
+}
+
+/* of a table without bits from 2^20 on */
+#define f32_power_without f32_power_without
+OPERATION __m512 f32_power_without(__m512 k, __m512i table, __m512i none) {
+    __m512i bits = _mm512_castps_si512(k), entry = _mm512_permutexvar_epi32(bits, table);
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_slli_epi32(bits, 20), entry, none, 0x54));
 }
 
 /* pieces of 128 bits of rows[0], rows[4], ..., which are `offset` bytes into them */

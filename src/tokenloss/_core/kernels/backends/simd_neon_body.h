@@ -48,6 +48,7 @@ TL_INLINE OP(vec) OP(with_bits)(OP(vec) a, UINT bits) {
 }
 TL_INLINE OP(vec) OP(exponent_field)(OP(vec) a) { return FROM_BITS(INTS(vshrq_n)(TO_BITS(a), MANTISSA)); }
 TL_INLINE OP(vec) OP(pow2)(OP(vec) shifted) { return FROM_BITS(INTS(vshlq_n)(TO_BITS(shifted), MANTISSA)); }
+TL_INLINE OP(vec) OP(without)(OP(vec) a, OP(bits) none) { return FROM_BITS(INTS(vbicq)(TO_BITS(a), none)); }
 TL_INLINE OP(bits) OP(or_bits)(OP(bits) a, OP(vec) b, OP(vec) c) {
     return INTS(vorrq)(a, INTS(vorrq)(TO_BITS(b), TO_BITS(c)));
 }

@@ -43,6 +43,7 @@ TL_INLINE REAL OP(and_bits)(REAL a, UINT bits) { return OP(from_bits)(OP(to_bits
 TL_INLINE REAL OP(with_bits)(REAL a, UINT bits) { return OP(from_bits)(OP(to_bits)(a) | bits); }
 TL_INLINE REAL OP(exponent_field)(REAL a) { return OP(from_bits)(OP(to_bits)(a) >> MANTISSA); }
 TL_INLINE REAL OP(pow2)(REAL shifted) { return OP(from_bits)(OP(to_bits)(shifted) << MANTISSA); }
+TL_INLINE REAL OP(without)(REAL a, UINT none) { return OP(from_bits)(OP(to_bits)(a) & ~none); }
 TL_INLINE UINT OP(or_bits)(UINT a, REAL b, REAL c) { return a | OP(to_bits)(b) | OP(to_bits)(c); }
 /* whether any element has a bit of a mask */
 TL_INLINE int OP(any_of_bits)(UINT a, UINT mask) { return (a & mask) != 0; }

@@ -23,8 +23,8 @@
  * float: q is of degree 2, and exp(r) is wrong by 2.7e-8 at most. The powers are multiplied by 1.53826..., which makes
  * all of them floats but for 3.1e-9; TL_FLOAT_TERM_BIAS undoes it. double: the errors are 4.9e-18 and 7e-17. The fits
  * are our own: the first is minimax, the second interpolates at Chebyshev nodes. */
-static const uint32_t f32_POWERS[8] = {0x00c4e5be, 0x00c6b7da, 0x00ca26de, 0x00cf5829,
-                                       0x00cb3a3e, 0x00c7d424, 0x00c59202, 0x00c48e45};
+static const uint32_t f32_POWERS[12] = {0x00c4e5be, 0x00c6b7da, 0x00ca26de, 0x00cf5829, 0x00cb3a3e, 0x00c7d424,
+                                        0x00c59202, 0x00c48e45, 0x00c4e5be, 0x00c6b7da, 0x00ca26de, 0x00cf5829};
 static const float f32_Q[] = {0x1.801cc2p+1f, 0x1.800f8p+2f};
 static const float f32_WHOLE[] = {0x1.55479p-3f, 0x1.0008d8p-1f, 1}; /* LEADING times Q */
 #define f32_LEADING 0x1.55479p-3f
@@ -94,6 +94,10 @@ static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5
  * */
 #define f32_GUARD 16
 #define f64_GUARD 8
+/* k is larger by this in losses of rows of many classes, and the table begins with the entry of that k: so its floats
+ * have no bits from 2^20 on, and can be joined with those of k by any operation. */
+#define f32_ROW_GUARD 12
+#define f64_ROW_GUARD 16
 
 /* Makes gcc compute two vectors where this is. It would add terms where their sum is used, and keep all of them in
  * memory until then: with AVX2, losses would take 9 % longer. */
@@ -176,6 +180,16 @@ TL_TARGET TL_INLINE void f64_load_widened(const double *x, f64_vec *wide) { *wid
 /* a b + c; of doubles rounded twice, for an emulated fused operation is not exact where products overflow. */
 TL_TARGET TL_INLINE f32_vec f32_mul_add(f32_vec a, f32_vec b, f32_vec c) { return f32_fma(a, b, c); }
 TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { return f64_add(f64_mul(a, b), c); }
+
+/* A power, or 0 where `none` has all bits; and whether that takes no time. */
+#ifdef f32_power_without
+#define f32_MASKS_FREELY 1
+#else
+#define f32_MASKS_FREELY 0
+#define f32_power_without(k, table, none) f32_without(f32_power(k, table), none)
+#endif
+#define f64_MASKS_FREELY 0
+#define f64_power_without(k, table, none) f64_without(f64_power(k, table), none)
 
 #include "losses.h"
 
