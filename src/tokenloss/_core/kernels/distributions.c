@@ -128,7 +128,7 @@ typedef struct {
     int64_t class_id[LIST];
 } class_list;
 
-/* Loads the listed elements, as those scores are that a clip is of. */
+/* Loads the listed elements, as those scores are that a clip is of: a loop of each common dtype. */
 TL_INLINE void load_listed_as(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride,
                               const int *rows, const class_list *list, const tl_clip *clip, void *to) {
     for (int i = 0; i < list->count; i++)
@@ -138,12 +138,9 @@ TL_INLINE void load_listed_as(int dtype, const char *data, ptrdiff_t row_stride,
 
 static void load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
                         const class_list *list, const tl_clip *clip, void *to) {
-    if (dtype == TL_FLOAT32) /* a loop of each */
-        load_listed_as(TL_FLOAT32, data, row_stride, class_stride, rows, list, clip, to);
-    else if (dtype == TL_FLOAT64)
-        load_listed_as(TL_FLOAT64, data, row_stride, class_stride, rows, list, clip, to);
-    else
-        load_listed_as(dtype, data, row_stride, class_stride, rows, list, clip, to);
+    dtype == TL_FLOAT32   ? load_listed_as(TL_FLOAT32, data, row_stride, class_stride, rows, list, clip, to)
+    : dtype == TL_FLOAT64 ? load_listed_as(TL_FLOAT64, data, row_stride, class_stride, rows, list, clip, to)
+                          : load_listed_as(dtype, data, row_stride, class_stride, rows, list, clip, to);
 }
 
 /* Adds the listed classes, which are all of the rows [first, end). Returns whether one is refused: its score, or its

@@ -201,6 +201,10 @@ TL_TARGET static size_t add_lines(const void *scores, const void *masses, size_t
     f32_bits odd = f32_set_bits(0);
     count -= count % (together == 3 ? 96 : 32);
     for (size_t i = 0; i < count; i += 2 * f32_WIDTH) {
+        for (size_t line = 0; line < 2 * f32_WIDTH; line += 16) { /* of 16 floats */
+            tl_prefetch_stream(score + i + line);
+            tl_prefetch_stream(mass + i + line);
+        }
         UNROLLED for (size_t u = 0; u < 2 * f32_WIDTH; u += f32_WIDTH) {
             f32_vec x = f32_load(score + i + u);
             odd = f32_or_bits(odd, f32_plus_bits(x, 0 - least), f32_plus_bits(x, most));

@@ -90,15 +90,14 @@ TL_TARGET static int OP(add_losses)(const void *scores, const void *masses, int 
     double memory[TERMS_ROOM];
     for (size_t i = 0, n; i < count; i += n, score += n, mass += n * mass_size, sum += rows) {
         double *term = place_of_terms(memory, score, mass);
-        size_t done = 0, summed = 0; /* how many classes */
+        size_t done = 0; /* how many classes */
         n = count - i < rows * classes ? count - i : rows * classes;
         if (is_inside && sizeof(REAL) == sizeof(float))
             done = add_lines(score, mass, n, together, clip, together == classes ? sum : term);
         is_inside = is_inside && !OP(terms_of)(score + done, mass + done * mass_size, 0, n - done, INSIDE, NULL, clip,
                                                term + done);
-        if (is_inside)
-            summed = together == classes ? done : 0;
-        else
+        const size_t summed = is_inside && together == classes ? done : 0;
+        if (!is_inside)
             odd |= OP(terms_of)(score, mass, are_wide, n, kind, weight, clip, term);
         sum_rows(term + summed, n - summed, classes, sum + summed / classes);
     }
