@@ -102,8 +102,7 @@ typedef struct {
     tl_moment *moment;
 } tl_lse_acc;
 
-/* Sum of mass (shift - x) and sum of mass over classes, each in 16 lanes; with their rounding errors, if the compute
- * dtype is float64. */
+/* Sums of mass (shift - x) and of mass over classes, each in 16 lanes; with rounding errors if the dtype is float64. */
 typedef struct {
     double dot[16], dot_comp[16], mass[16], mass_comp[16];
     int compensates;
@@ -144,8 +143,7 @@ typedef struct {
     int64_t count_ge[TL_BLOCK_ROWS], argmax[TL_BLOCK_ROWS];
 } tl_short_ranks;
 
-/* Where memory may be asked for the next short rows: data is NULL if that is not known, and the class stride 0 of
- * contiguous rows. */
+/* Where to prefetch the next short rows: NULL if that is not known; the class stride of contiguous rows is 0. */
 typedef struct {
     const char *data;
     ptrdiff_t row_stride, class_stride;

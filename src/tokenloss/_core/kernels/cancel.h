@@ -4,8 +4,7 @@
 
 #define TL_CANCEL_INTERVAL 65536 /* classes between two checks */
 
-/* All threads of a call share the flag. `poll` is called every 50 ms at most and stops them by returning 1; it may be
- * NULL. */
+/* All threads of a call share the flag. `poll`, NULL or called every 50 ms at most, stops them by returning 1. */
 typedef struct {
     int (*poll)(void *);
     void *argument;

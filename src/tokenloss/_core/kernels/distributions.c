@@ -17,8 +17,7 @@ static int dtype_of_masses(const tl_distributions *of) {
     return of->score_dtype == TL_FLOAT64 ? TL_FLOAT64 : tl_single_or_double(of->mass_dtype);
 }
 
-/* Adds terms, as add_losses of a backend. Returns whether a score with mass is refused; sums of rows with a nan become
- * nan. */
+/* Adds terms, as a backend's add_losses; sums with a nan become nan. Returns whether a score with mass is refused. */
 static int add_losses(const tl_backend *backend, const tl_distributions *of, const char *scores, const char *masses,
                       int count, int classes, const double *weight, double *sum) {
     int refused = 0, mass_dtype = dtype_of_masses(of), score_dtype = tl_single_or_double(of->score_dtype);
@@ -143,8 +142,7 @@ static void load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdi
                           : load_listed_as(dtype, data, row_stride, class_stride, rows, list, clip, to);
 }
 
-/* Adds the listed classes, which are all of the rows [first, end). Returns whether one is refused: its score, or its
- * mass if that is an integer. */
+/* Adds the listed classes, all of rows [first, end). Returns whether a score is refused, or the mass of an integer. */
 static int add_listed(const tl_backend *backend, const tl_distributions *of, const int *rows, int first, int end,
                       const class_list *list, double *nll) {
     static const tl_clip as_double = {.is_single = 0};
@@ -177,8 +175,7 @@ static int add_listed(const tl_backend *backend, const tl_distributions *of, con
     return refused | (is_integer & !is_one_each);
 }
 
-/* Which of the next masses of row i are not 0, SEARCHED of them or as many as there are. If none is, moves *at to where
- * there may be some. */
+/* Which of the next masses of row i, SEARCHED at most, are not 0. If none is, moves *at to where there may be some. */
 static uint64_t next_nonzeros(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, int i,
                               int64_t *at) {
     char rest[8 * SEARCHED];

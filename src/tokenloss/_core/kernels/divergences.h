@@ -1,5 +1,4 @@
-/* Divergences of two rows beside the one of kl.h, once that has found their logsumexps: in a second pass over both,
- * while they are in a cache. */
+/* Divergences of two rows beside that of kl.h, which found their logsumexps: a second pass over both, in a cache. */
 #ifndef TOKENLOSS_DIVERGENCES_H
 #define TOKENLOSS_DIVERGENCES_H
 

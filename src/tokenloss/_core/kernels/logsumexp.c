@@ -102,8 +102,7 @@ int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, in
     return sum == sum;
 }
 
-/* Initialises the accumulator of a row. The maximum of the first chunk, which is kept, gives the reference: it rarely
- * changes later. */
+/* Begins the accumulator of a row. The maximum of the first chunk, which is kept, is the reference of most rows. */
 static int begin(const tl_backend *backend, const tl_row *row, int64_t excluded, tl_lse_acc *state, tl_chunk_buf *buf) {
     tl_chunk_invalidate(buf);
     int64_t first = row->count < TL_CHUNK ? row->count : TL_CHUNK;

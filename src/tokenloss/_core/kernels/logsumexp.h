@@ -41,8 +41,7 @@ TL_INLINE double tl_logsumexp(tl_lse of) { return of.offset + of.log; }
 /* The logsumexp of an accumulated row, -inf of none. */
 tl_lse tl_lse_finish(const tl_lse_acc *state, int compute_dtype);
 
-/* log((1 - p) / p) of a class with this logit, from the logsumexp of all other classes: that less the logit. nan if the
- * logit is nan or +inf. */
+/* log((1 - p) / p) of a class: the logsumexp of all others less its logit. nan if the logit is nan or +inf. */
 TL_INLINE double tl_log_odds_against_lse(tl_lse others, double logit) {
     if (!(logit <= 0x1.fffffffffffffp1023)) /* +inf or nan */
         return (double)NAN;
@@ -70,12 +69,10 @@ double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, doub
  * maximum is +inf, and so the sum nan. */
 int tl_lse_begin(double maximum, int dtype, tl_moment *moment, tl_lse_acc *state);
 
-/* Rebases the accumulator (online softmax): rescales its sums to a reference exponent near this maximum. Returns 0 as
- * tl_lse_begin does. */
+/* Rescales the sums to a reference exponent near this maximum (online softmax). Returns 0 as tl_lse_begin does. */
 int tl_lse_rebase(double maximum, int dtype, tl_lse_acc *state);
 
-/* True if the sum left [0.5, 2^36] or an exponent overflowed: restore the snapshot, rebase, accumulate the block
- * again. */
+/* True if the sum left [0.5, 2^36] or an exponent overflowed: restore the snapshot, rebase, add the block again. */
 int tl_sum_out_of_range(const tl_lse_acc *state);
 
 /* True if the maximum of the last block is more than 1 above the moment's shift: the shift is stale. */

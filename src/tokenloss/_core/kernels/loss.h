@@ -17,8 +17,7 @@
 #include "row.h"
 #include "soft_targets.h"
 
-/* The target and the options of a row's loss. For a class id, `soft` has no masses, and has class weights only if there
- * is smoothing. */
+/* The target and the options of a row's loss. With class ids, `soft` has no masses, and weights only for smoothing. */
 struct tl_loss {
     tl_soft_target soft;    /* the distribution, its smoothing and its class weights */
     int64_t target;         /* the class id, -1 if the target is a distribution */

@@ -4,8 +4,7 @@
 
 #include "row.h"
 
-/* Multiplies a matrix of `count` rows, the first of which is given, with some vectors. The products of vector v are
- * vector v of `out`. */
+/* Multiplies `count` rows of a matrix, from this one on, with vectors; products of vector v are vector v of `out`. */
 void tl_matvec(const tl_backend *backend, const tl_row *weights, ptrdiff_t stride, int64_t count,
                const tl_vectors *vectors, const tl_vectors *out);
 

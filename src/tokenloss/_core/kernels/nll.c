@@ -147,8 +147,7 @@ static tl_few_rows rows_or_groups(const tl_backend *backend, const tl_row *row, 
     return tl_few_of_groups(groups.at, (size_t)row->count, groups.dtype);
 }
 
-/* Writes the gradients of rows `start` and so on, `n` in whole groups, from their nll, logits and odds. Returns whether
- * they could be. */
+/* Writes the gradients of `n` rows, in whole groups, from `start` on. Returns whether they could be. */
 static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, const tl_few_rows *rows, int dtype,
                        const tl_lane_losses *of, size_t n, size_t start) {
     const tl_loss *loss = of_all->loss;

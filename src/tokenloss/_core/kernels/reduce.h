@@ -15,8 +15,7 @@ double tl_maximum_between(const tl_backend *backend, const tl_row *row, int64_t 
 /* The same of a whole row. It runs at the speed of memory: the yardstick of the benchmarks. */
 double tl_maximum(const tl_backend *backend, const tl_row *row);
 
-/* Finds the logits of [start, end), at most a block, that are >= threshold. Writes their distances from `start`;
- * returns how many there are. */
+/* Finds logits >= threshold in [start, end), a block at most: writes their distances from `start`, returns how many. */
 int64_t tl_indices_ge(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold,
                       int32_t *found);
 

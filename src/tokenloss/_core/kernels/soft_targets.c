@@ -1,5 +1,4 @@
-/* Sums over the classes of a row weighted by a target distribution. Runs of zeros are skipped, and their logits not
- * read. */
+/* Sums over a row's classes weighted by a target distribution. Runs of zeros are skipped, their logits not read. */
 #include "soft_targets.h"
 
 #include <assert.h>

@@ -46,8 +46,7 @@ int64_t tl_one_hot_class(const tl_backend *backend, const tl_soft_target *soft, 
 
 #define TL_SOFT_TARGET_RUN 64
 
-/* The masses of the next classes, TL_SOFT_TARGET_RUN at most, from *start on, which is moved past zeros. Returns how
- * many; 0 at the end. */
+/* The next masses from *start, which moves past zeros: TL_SOFT_TARGET_RUN at most. Returns how many; 0 at the end. */
 int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t *start,
                         double *mass, tl_cancel *cancel);
 

@@ -5,8 +5,7 @@
 #include "logsumexp.h"
 #include "topk.h"
 
-/* The logsumexp is found from the target's logit and the other classes, as the loss is: its last bits depend on which
- * class is the target. */
+/* The logsumexp is found from the target's logit and the other classes: its last bits may depend on the target. */
 typedef struct {
     double nll, logsumexp, entropy;
     int64_t rank, argmax; /* rank 1 is the best; ties count against the target */

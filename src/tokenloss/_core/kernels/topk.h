@@ -4,8 +4,7 @@
 
 #include "row.h"
 
-/* The best entries so far: larger values or, of equal ones, lower ids. Until they are sorted, they are a heap whose root
- * is the worst. */
+/* The best entries so far: larger values or, if equal, lower ids. Until sorted, a heap whose root is the worst. */
 typedef struct {
     int64_t most, count; /* entries at most (k), and so far */
     double *value;       /* of k entries, as is `id` */

@@ -1,5 +1,4 @@
-/* Functions of many doubles at once: what a block of rows needs of each row, and logarithms and softcaps of classes.
- * Included by template.h. */
+/* Functions of many doubles at once: what blocks need of each row; logarithms, softcaps. Included by template.h. */
 
 TL_TARGET static void JOIN(lse_logs_, BACKEND)(const double *sum, const double *ref_exp, size_t count, int dtype,
                                                double *log) {

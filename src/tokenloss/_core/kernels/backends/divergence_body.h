@@ -30,8 +30,7 @@ typedef struct {
     OP(vec) base_log, other_log, rest;
 } OP(pair_acc);
 
-/* Of the logsumexp of the row in each lane. For float32, exponentials are computed for the float nearest to ln 2, here as
- * elsewhere. */
+/* Of the logsumexp of the row in each lane. For float32, as elsewhere, exponentials take the float nearest to ln 2. */
 TL_TARGET TL_INLINE OP(root_acc) OP(root_init)(const double *log) {
     const double first = 8 * (OP(ROOT_SCALE) - OP(LEAST_EXPONENT));
     const f64_vec rounder = f64_set(0x1.8p52);

@@ -90,16 +90,11 @@ TL_TARGET TL_INLINE void NAME(add_rests_)(OP(vec) * rests, tl_lanes *sum) {
     }
 }
 
-/* Adds whole groups. The target may be in all of them if that `masks`, in one, or in none: known to the compiler. */
-TL_TARGET TL_INLINE void NAME(add_groups_)(const ELEMENT *x, size_t count, int masks, const UINT *none, int64_t target,
-                                           int clamps, OP(acc) * acc, OP(vec) * rests, tl_lanes *sum) {
-    enum { GROUP = 16 * OP(TERMS) };
-    for (size_t i = 0; i < count; i += GROUP) {
-        if (masks || (none && i == (size_t)target / GROUP * GROUP))
-            NAME(add_others_)(x + i, GROUP, OP(TERMS), none + i, NULL, 0, clamps, acc, rests, sum);
-        else
-            NAME(add_others_)(x + i, GROUP, OP(TERMS), NULL, NULL, 0, clamps, acc, rests, sum);
-    }
+/* Adds whole groups of a chunk. */
+TL_TARGET TL_INLINE void NAME(add_groups_)(const ELEMENT *x, size_t count, const UINT *none, int clamps, OP(acc) * acc,
+                                           OP(vec) * rests, tl_lanes *sum) {
+    for (size_t i = 0; i < count; i += 16 * OP(TERMS))
+        NAME(add_others_)(x + i, 16 * OP(TERMS), OP(TERMS), none ? none + i : NULL, NULL, 0, clamps, acc, rests, sum);
 }
 
 /* Adds the classes of a row of any length but its target; `past` is for those after whole groups. */
@@ -113,14 +108,10 @@ TL_TARGET TL_INLINE void NAME(sum_others_)(const ELEMENT *x, size_t classes, REA
         rests[j] = OP(set)(0);
     for (size_t i = 0; i < whole; i += TL_CHUNK) {
         const size_t count = whole - i < TL_CHUNK ? whole - i : TL_CHUNK;
-        /* a branch would be mispredicted in every other row */
-        if (OP(MASKS_FREELY) ? whole <= TL_CHUNK || (size_t)target - i < TL_CHUNK : whole <= 32 * OP(TERMS))
-            NAME(add_groups_)(x + i, count, 1, OP(at_target)(target - (int64_t)i), 0, clamps, acc, rests, &lanes);
-        else if (!OP(MASKS_FREELY) && (size_t)target - i < TL_CHUNK)
-            NAME(add_groups_)(x + i, count, 0, OP(at_target)(target - (int64_t)i), target - (int64_t)i, clamps, acc,
-                              rests, &lanes);
+        if (whole <= TL_CHUNK || (size_t)target - i < TL_CHUNK) /* short rows without a branch on their targets */
+            NAME(add_groups_)(x + i, count, OP(at_target)(target - (int64_t)i), clamps, acc, rests, &lanes);
         else
-            NAME(add_groups_)(x + i, count, 0, NULL, 0, clamps, acc, rests, &lanes);
+            NAME(add_groups_)(x + i, count, NULL, clamps, acc, rests, &lanes);
         if (count == TL_CHUNK)
             NAME(add_rests_)(rests, &lanes);
     }

@@ -93,8 +93,7 @@ TL_TARGET TL_INLINE OP(acc) OP(acc_near)(void) {
     return acc;
 }
 
-/* The parameters of exponentials of clamped arguments, for each row's reference exponent and this many bits of
- * headroom: see acc_init. */
+/* What exponentials of clamped arguments need, by each row's reference exponent and bits of headroom: see acc_init. */
 TL_TARGET TL_INLINE void OP(reference)(const double *exponents, double headroom, OP(acc) * acc) {
     f64_vec above[PARTS], below[PARTS];
     const f64_vec bias = f64_set(headroom - OP(LEAST_EXPONENT)), ln2 = f64_set(TL_LN2);

@@ -10,8 +10,7 @@ TL_TARGET TL_INLINE void OP(store_pieces)(char *const *rows, size_t offset, OP(v
 }
 #endif
 
-/* OP(PIECE) classes from k on, of rows that are given, or `apart` bytes from the first to the second one and so on: a
- * vector of rows each. */
+/* OP(PIECE) classes from k on, a vector of rows each: rows that are given, or `apart` bytes from each other. */
 TL_TARGET TL_INLINE void OP(load_classes)(const char *const *rows, const char *first, ptrdiff_t apart, size_t k,
                                           OP(vec) * v) {
     for (size_t i = 0; i < OP(PIECE); i++) {

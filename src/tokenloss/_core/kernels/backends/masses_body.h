@@ -1,5 +1,4 @@
-/* Sums over classes weighted by the masses of target distributions. Included at the end of short_rows_body.h, for float
- * and double. */
+/* Sums over classes weighted by masses, for float and double. Included at the end of short_rows_body.h. */
 
 /* Adds a term to a sum, and its rounding error to another if that is wanted. */
 TL_TARGET TL_INLINE void NAME(add_wide_)(f64_vec *sum, f64_vec *comp, f64_vec term, int compensates) {

@@ -38,8 +38,7 @@ TL_TARGET TL_INLINE void NAME(add_)(NAME(lane_) * lane, OP(vec) term) {
     OP(add_times)(lane->sum, lane->comp, term, 1);
 }
 
-/* The compensated sum of the first `count` lanes of 16, scaled by a power of two; the others would be 0. See
- * tl_lanes_sum_compensated. */
+/* tl_lanes_sum_compensated of the first `count` of 16 lanes, scaled by a power of two; the others would be 0. */
 TL_TARGET TL_OUTLINE void NAME(end_lanes_)(NAME(lane_) * lanes, size_t count, double scale, double *total) {
     for (size_t i = 0; i < PARTS; i++) {
         for (size_t half = 8; half > 0; half /= 2)
@@ -95,8 +94,7 @@ TL_TARGET TL_INLINE OP(vec)
     return exp.power;
 }
 
-/* The sums of one lane of 64: of elements first, first + 64, ..., as reduce_columns_ adds them. Returns how many of its
- * sums of powers there are. */
+/* The sums of lane `first` of 64, of every 64th element, as reduce_columns_ adds them. Returns how many of powers. */
 TL_TARGET TL_INLINE size_t NAME(reduce_lane_)(const REAL *x, size_t first, size_t classes, OP(acc) * acc,
                                               enum tl_mode mode, const REAL *other, const tl_next_rows *next,
                                               NAME(terms_) * of) {

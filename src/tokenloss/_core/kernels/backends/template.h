@@ -1,5 +1,4 @@
-/* All kernels of one instruction set: included by a .c file after its simd_*.h, with BACKEND defined. The contract of
- * each is in ../backend.h. */
+/* All kernels of an instruction set, as ../backend.h says: included by a .c file after its simd_*.h, with BACKEND. */
 #include <math.h>
 
 #include "../backend.h"
@@ -90,8 +89,7 @@ static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5
 #define GUARD 16
 
 /* k is larger by this where arguments are not clamped. Then the last powers whose k still has no more bits than the
- * field and an eighth are nan or infinite, and so are the first ones that are too small: no power looks like another.
- * */
+ * field and an eighth are nan or infinite, and so are the first ones that are too small: none looks like another. */
 #define f32_GUARD 16
 #define f64_GUARD 8
 /* k is larger by this in losses of rows of many classes, and the table begins with the entry of that k: so its floats
@@ -181,14 +179,10 @@ TL_TARGET TL_INLINE void f64_load_widened(const double *x, f64_vec *wide) { *wid
 TL_TARGET TL_INLINE f32_vec f32_mul_add(f32_vec a, f32_vec b, f32_vec c) { return f32_fma(a, b, c); }
 TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { return f64_add(f64_mul(a, b), c); }
 
-/* A power, or 0 where `none` has all bits; and whether that takes no time. */
-#ifdef f32_power_without
-#define f32_MASKS_FREELY 1
-#else
-#define f32_MASKS_FREELY 0
+/* A power, or 0 where `none` has all bits. */
+#ifndef f32_power_without
 #define f32_power_without(k, table, none) f32_without(f32_power(k, table), none)
 #endif
-#define f64_MASKS_FREELY 0
 #define f64_power_without(k, table, none) f64_without(f64_power(k, table), none)
 
 #include "losses.h"

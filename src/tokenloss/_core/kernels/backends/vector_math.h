@@ -71,8 +71,7 @@ TL_TARGET TL_INLINE f64_vec f64_split(f64_vec x, f64_vec *exponent, int has_subn
     return f64_plus_bits(f64_and_bits(above, 0xfffffffffffffu), 0x3fe6a09e667f3bcdu);
 }
 
-/* Minus the logarithm, with fused operations. With g = 1 - m, s = g / (2 - g), and z and p(z) as above,
- * -log(m) = g + s (g + z p(z)). */
+/* Minus the logarithm, fused: with g = 1 - m, s = g / (2 - g), z and p(z) as above, -log(m) = g + s (g + z p(z)). */
 TL_TARGET TL_INLINE f64_vec f64_minus_log(f64_vec x, int has_subnormals) {
     static const double *const c = TL_LOG_COEFFICIENTS;
     f64_vec exponent, g = f64_sub(f64_set(1), f64_split(x, &exponent, has_subnormals));
