@@ -100,7 +100,7 @@ UNNORMALIZED = C_UNNORMALIZED
 BF16_MATMULS = ("amx_bf16", "avx512_bf16", "blas")  # best first
 
 cdef const tl_backend *backend = NULL
-cdef int bf16_matmul = TL_BF16_MATMULS  # the instructions that multiply bfloat16, or this: BLAS
+cdef int bf16_matmul = TL_BF16_MATMULS  # index into BF16_MATMULS, whose last is BLAS
 cdef list runnable = []  # numbers of the backends that this machine can run, best first; kept, since to test takes long
 for number in range(TL_BACKENDS):
     if tl_find_backend(number) != NULL:

@@ -97,7 +97,7 @@ def linear_cross_entropy(
     Up to 24 positions are multiplied by kernels of this package, which read the weight once and whose results are
     bitwise identical on every machine, if the rows of the weight are contiguous, in native byte order, and in half
     precision or the dtype of the product. If more than 24 positions with such rows and the weight are in bfloat16, they
-    are multiplied by the instructions of AMX or AVX512_BF16, if the processor has one of them (see `show_config`):
+    are multiplied by the instructions of AMX or AVX512_BF16, if the machine has one of them (see `show_config`):
     their digits differ from the BLAS's, and they treat subnormal numbers as 0. All other products are NumPy's, whose
     BLAS has its own threads: their number is set by the BLAS's environment variable or by the package threadpoolctl.
     These threads and `workers` never run at the same time.

@@ -73,7 +73,7 @@ int tl_has_avx512_bf16(void) {
 int tl_has_amx_bf16(void) {
 #if defined(__x86_64__) && defined(__linux__)
     const unsigned amx = 1u << 22 | 1u << 24; /* BF16, TILE */
-    const long request_permission = 0x1023, tiles = 18; /* of ARCH_PRCTL, for the registers that it saves then */
+    const long request_permission = 0x1023, tiles = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
     unsigned seven[4];
     cpuid(7, 0, seven);
     return runs_x86(TL_AVX512) && has(seven[3], amx) && has(saved_registers(), 3u << 17) &&

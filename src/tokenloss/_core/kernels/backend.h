@@ -420,7 +420,7 @@ const tl_backend *tl_find_backend(tl_backend_id id);
 /* Whether this machine has AVX-512 and its instruction for bfloat16. */
 int tl_has_avx512_bf16(void);
 
-/* Whether this machine has AMX and its instruction for bfloat16, and the system lets this process use it. */
+/* Whether this machine has AMX for bfloat16 and the system grants it to this process, which this function requests. */
 int tl_has_amx_bf16(void);
 
 #endif

@@ -127,7 +127,7 @@ typedef struct {
     int64_t class_id[LIST];
 } class_list;
 
-/* Loads the listed elements, as those scores are that a clip is of: a loop of each common dtype. */
+/* Loads the listed elements in the form of scores that `clip` is for; load_listed has a loop for each common dtype. */
 TL_INLINE void load_listed_as(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride,
                               const int *rows, const class_list *list, const tl_clip *clip, void *to) {
     for (int i = 0; i < list->count; i++)
@@ -142,7 +142,7 @@ static void load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdi
                           : load_listed_as(dtype, data, row_stride, class_stride, rows, list, clip, to);
 }
 
-/* Adds the listed classes, all of rows [first, end). Returns whether a score is refused, or the mass of an integer. */
+/* Adds the listed classes, all of rows [first, end). Returns whether a score or an integer mass is refused. */
 static int add_listed(const tl_backend *backend, const tl_distributions *of, const int *rows, int first, int end,
                       const class_list *list, double *nll) {
     static const tl_clip as_double = {.is_single = 0};

@@ -1,13 +1,13 @@
-/* Lanes are vectors of a panel, so the matrix is read as it is in memory. A block of its rows, which stays in the second
- * cache, is multiplied with a panel, and the sums are transposed.
+/* Lanes are the vectors of a panel, so the matrix is read as it is in memory. A block of its rows, which stays in the
+ * second cache, is multiplied by a panel, and the sums are transposed.
  *
- * With AVX-512, each pair of elements is broadcast. 6 rows at a time make 24 accumulators, enough to hide the latency of
- * additions. More rows at a time would need fewer loads, but rows that are a power of two apart compete for the 8 lines
- * of one set of the first cache.
+ * With AVX-512, each pair of elements is broadcast. 6 rows at a time make 24 accumulators, enough to hide the latency
+ * of additions. More rows at a time would need fewer loads, but rows that are a power of two apart compete for the 8
+ * lines of one set of the first cache.
  *
- * With AMX, a tile is 32 elements of 16 rows, or 16 pairs of 16 lanes: two by two of them make four tiles of sums. What
- * is missing at the end of the rows and of the last block is copied as zeros. Blocks are larger, as each of them reads
- * the panels from the third cache. */
+ * With AMX, a tile is 32 elements of 16 rows, or 16 pairs of 16 lanes; two of each make four tiles of sums. Where rows
+ * or the last block end within a tile, the rest of them is copied and padded with zeros. Blocks are larger, because
+ * each of them reads the panels from the third cache. */
 #include "matmul_bf16.h"
 
 #define LANES 16
@@ -15,7 +15,7 @@
 #define ROWS 6       /* of the matrix, whose products are in registers */
 #define TILE_ROWS 32 /* of two tiles, and elements of each of these rows */
 #define BLOCK 48     /* rows */
-#define TILE_BLOCK 192
+#define TILE_BLOCK 96
 
 _Static_assert(TL_BF16_PANEL == 4 * LANES, "a panel has four vectors, or fewer");
 _Static_assert(BLOCK % ROWS == 0 && BLOCK % LANES == 0 && TILE_BLOCK % TILE_ROWS == 0, "blocks are whole tiles");
@@ -35,7 +35,8 @@ static size_t panel_at(const tl_bf16_panels *panels, int64_t start) {
 }
 
 size_t tl_bf16_panels_bytes(const tl_bf16_panels *panels) {
-    return panel_at(panels, (panels->count + TL_BF16_PANEL - 1) / TL_BF16_PANEL * TL_BF16_PANEL);
+    const int64_t last = panels->count / TL_BF16_PANEL * TL_BF16_PANEL;
+    return panel_at(panels, last + lanes_of_panel(panels, last));
 }
 
 void tl_bf16_set_vector(const tl_bf16_panels *panels, int64_t number, const float *vector) {
@@ -186,37 +187,39 @@ TILES static void multiply_four(const char *rows, ptrdiff_t stride, int64_t coun
     _tile_stored(3, sums + LANES * lanes + LANES, lanes * 4);
 }
 
-/* Writes the products of a block of rows with the lanes of a panel. */
-static void multiply_tiles(const char *weights, ptrdiff_t stride, int64_t count, int64_t depth, const char *panel,
-                           int64_t lanes, float *sums) {
+/* Writes the products of a block of rows with the lanes of a panel. Signal handlers, which may use tiles, run between
+ * blocks. */
+TILES static void multiply_tiles(const char *weights, ptrdiff_t stride, int64_t count, int64_t depth, const char *panel,
+                                 int64_t lanes, float *sums) {
+    _tile_loadconfig(&CONFIG);
     for (int64_t c = 0; c < count; c += TILE_ROWS)
         for (int64_t lane = 0; lane < lanes; lane += 2 * LANES)
             multiply_four(weights + c * stride, stride, count - c, depth, panel + lane * 4, lanes,
                           sums + c * lanes + lane);
+    _tile_release();
 }
 
-TILES static void begin_tiles(void) { _tile_loadconfig(&CONFIG); }
-TILES static void end_tiles(void) { _tile_release(); }
-
-TARGET void tl_matmul_bf16(const tl_row *weights, ptrdiff_t stride, int64_t count, const tl_bf16_panels *vectors,
-                           const tl_vectors *out, tl_cancel *cancel) {
+/* Writes the products of a block of rows with the panel that begins with vector `start`. */
+TARGET static void multiply_panel(const char *weights, ptrdiff_t stride, int64_t count, const tl_bf16_panels *vectors,
+                                  int64_t start, char *out, ptrdiff_t out_stride) {
     _Alignas(64) float sums[TILE_BLOCK * TL_BF16_PANEL];
-    const int has_tiles = vectors->by == TL_AMX_BF16;
+    const int64_t lanes = lanes_of_panel(vectors, start), left = vectors->count - start;
+    const char *panel = vectors->data + panel_at(vectors, start);
+    (vectors->by == TL_AMX_BF16 ? multiply_tiles : multiply_vectors)(weights, stride, count, vectors->depth, panel,
+                                                                     lanes, sums);
+    for (int64_t lane = 0; lane < lanes && lane < left; lane += LANES)
+        for (int64_t c = 0; c < count; c += LANES)
+            store_transposed(sums + c * lanes + lane, lanes, left - lane, count - c, out + lane * out_stride + c * 4,
+                             out_stride);
+}
+
+void tl_matmul_bf16(const tl_row *weights, ptrdiff_t stride, int64_t count, const tl_bf16_panels *vectors,
+                    const tl_vectors *out, tl_cancel *cancel) {
     const int64_t block = tl_bf16_block(vectors->by);
-    if (has_tiles)
-        begin_tiles();
     for (int64_t c = 0; c < count && !tl_cancelled(cancel); c += block)
-        for (int64_t start = 0; start < vectors->count; start += TL_BF16_PANEL) {
-            const int64_t lanes = lanes_of_panel(vectors, start), rows = count - c < block ? count - c : block;
-            (has_tiles ? multiply_tiles : multiply_vectors)(weights->data + c * stride, stride, rows, vectors->depth,
-                                                            vectors->data + panel_at(vectors, start), lanes, sums);
-            for (int64_t lane = 0; lane < lanes; lane += LANES)
-                for (int64_t r = 0; r < rows; r += LANES)
-                    store_transposed(sums + r * lanes + lane, lanes, vectors->count - start - lane, rows - r,
-                                     out->data + (start + lane) * out->stride + (c + r) * 4, out->stride);
-        }
-    if (has_tiles)
-        end_tiles();
+        for (int64_t start = 0; start < vectors->count; start += TL_BF16_PANEL)
+            multiply_panel(weights->data + c * stride, stride, count - c < block ? count - c : block, vectors, start,
+                           out->data + start * out->stride + c * 4, out->stride);
 }
 
 #else

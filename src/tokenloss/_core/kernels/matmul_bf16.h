@@ -6,7 +6,7 @@
 #include "cancel.h"
 #include "matvec.h"
 
-#define TL_BF16_PANEL 64   /* vectors side by side in a panel; fewer in the last one, if they are enough */
+#define TL_BF16_PANEL 64 /* vectors side by side in a panel; the last one may have fewer */
 /* Instructions that multiply bfloat16, best first. */
 typedef enum { TL_AMX_BF16, TL_AVX512_BF16, TL_BF16_MATMULS } tl_bf16_matmul;
 
@@ -23,17 +23,17 @@ int tl_has_matmul_bf16(tl_bf16_matmul by, const tl_backend *backend);
 /* How many rows of the matrix are worked on together: ranges are multiples of it, but for the last. */
 int64_t tl_bf16_block(tl_bf16_matmul by);
 
-/* The size of the panels, whose other members are set. */
+/* The bytes that `data` needs; the other members are set. */
 size_t tl_bf16_panels_bytes(const tl_bf16_panels *panels);
 
 /* Puts a vector where it belongs in the panels, which hold zeros before: floats that are representable in bfloat16. */
 void tl_bf16_set_vector(const tl_bf16_panels *panels, int64_t number, const float *vector);
 
-/* Multiplies each of `count` rows of weights, of which the first is given, with each vector. The products with
- * vector v are written to vector v of `out`, in float32. With AVX-512, a product is a sum of chains of 256 multiply-adds,
- * each rounded, in the order of the elements but that of a pair the second comes first. With AMX, a product is a sum of
- * sums of 32 elements, each of which consists of two chains, of the even and of the odd ones. Subnormal numbers count as
- * 0, in operands and in sums: the instructions' way. */
+/* Multiplies each of `count` rows of weights, the first of which is given, by each vector. The products with vector v
+ * are written to vector v of `out`, in float32. With AVX-512, a product is a sum of chains of 256 multiply-adds, each
+ * rounded, in the order of the elements, except that the second of a pair comes first. With AMX, it is a sum of sums of
+ * 32 elements, each made of two chains, one of the even and one of the odd elements. Subnormal numbers count as 0, in
+ * operands and in sums: the instructions' way. */
 void tl_matmul_bf16(const tl_row *weights, ptrdiff_t stride, int64_t count, const tl_bf16_panels *vectors,
                     const tl_vectors *out, tl_cancel *cancel);
 

@@ -178,7 +178,7 @@ static double nll_of(const tl_backend *backend, const tl_row *row, const tl_lse_
     return tl_softplus(tl_log_odds_against_lse(tl_lse_finish(others, row->compute_dtype), logit));
 }
 
-/* The same of a whole row: the number that cross_entropy gives, bit for bit. Others may have been added already. */
+/* The same for a whole row: the number that cross_entropy gives, bit for bit. `others` is complete if has_others. */
 static double nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, int has_others,
                          tl_lse_acc *others, tl_cancel *cancel) {
     double nll;

@@ -40,8 +40,8 @@ typedef struct {
     int differs; /* whether any bit does */
 } tl_pair_acc;
 
-/* The same range by range, like tl_lse_range; without a class id (-1), only the divergence. Losses are found
- * from logsumexps of the other classes, which can be left out. */
+/* The same range by range, like tl_lse_range; without a class id (-1), only the divergence. `with_losses` also adds up
+ * the logsumexps of the other classes: tl_pair_end needs them, tl_pair_row only for long rows. */
 void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
                    int64_t block, int64_t target, int with_losses, int dtype, tl_definitions definitions,
                    tl_pair_acc *acc, tl_cancel *cancel);

@@ -42,10 +42,10 @@ TL_TARGET TL_INLINE void NAME(stream_)(ELEMENT *p, OP(vec) a) {
 
 #define EACH for (size_t i = 0; i < columns; i++)
 
-/* Adds n classes to 16 lanes, 16 times `columns` of them: powers as a tree, then in double; rests in the dtype of the
- * vectors. Powers are 0 where `none` has all bits, which is NULL without a target; and of the last classes where `past`
- * has them: there, the row's logit takes the place of classes. Operation by operation: in the order of vectors, what
- * waits would fill a processor's scheduler. Compilers know `columns`, `clamps`, and what is NULL. */
+/* Adds n classes, `columns` of 16, to 16 lanes: powers as a tree, then in double; rests in the dtype of the vectors.
+ * Powers are 0 where `none` has all bits (NULL: no target here) and where `past` does (NULL: n is 16 * columns): there,
+ * the row's logit stands in for classes that do not exist. Operation by operation: vector by vector, those that wait
+ * would fill a processor's scheduler. Compilers know `columns`, `clamps`, and what is NULL. */
 TL_TARGET TL_INLINE void NAME(add_others_)(const ELEMENT *x, size_t n, size_t columns, const UINT *none,
                                            const UINT *past, REAL logit, int clamps, OP(acc) * acc, OP(vec) * rests,
                                            tl_lanes *sum) {
@@ -131,7 +131,7 @@ TL_TARGET TL_INLINE void NAME(sum_others_)(const ELEMENT *x, size_t classes, REA
     *sum = lanes;
 }
 
-/* The losses of rows, from what `store_eight` left of their sums. */
+/* Finds losses from what `store_eight` left of the sums of rows. Returns the bits of rows that are not far out. */
 TL_TARGET TL_OUTLINE uint64_t NAME(losses_of_sums_)(double (*eight)[8], size_t count, const REAL *logit, double *nll,
                                                     double *odds) {
     const size_t padded = (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;

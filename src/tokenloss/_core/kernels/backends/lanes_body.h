@@ -38,7 +38,7 @@ TL_TARGET TL_INLINE void OP(add_times)(f64_vec *sum, f64_vec *comp, OP(vec) term
             comp[i] = f64_add(comp[i], f64_add_with_error(&sum[i], product));
         else if (factor == 1 || f64_WIDTH == 1)
             sum[i] = f64_add(sum[i], product);
-        else /* the same, in one operation */
+        else /* the same bits, as the product is exact (portable code would have to emulate this) */
             sum[i] = f64_fma(wide[i], f64_set(factor), sum[i]);
     }
 }

@@ -117,7 +117,7 @@ TL_TARGET TL_INLINE f64_vec lanes_of_row(const double *term, size_t classes, int
     return lane[0];
 }
 
-/* The sums of a vector of rows, whose `count` terms follow each other: the last may have fewer, and others none. */
+/* The sums of a vector of rows, whose `count` terms follow each other: the last row may be shorter, others empty. */
 TL_TARGET TL_INLINE f64_vec sums_of_vector(const double *term, size_t count, size_t classes, int are_few) {
     f64_vec row[f64_WIDTH];
     if (classes == 1)

@@ -10,7 +10,7 @@
  * A row is far out where x_t or u is not in a range that its own numbers decide, or nan. Its loss is then computed by
  * way of its logsumexp. */
 
-/* For each class of a chunk, all bits if it is the target, whose place is given, else 0. Without a branch. */
+/* Masks for the classes of a chunk: all bits for the target, if its place is in the chunk, else 0. Has no branch. */
 static const UINT OP(AT_TARGET)[2 * TL_CHUNK] = {[TL_CHUNK] = (UINT)-1};
 TL_INLINE const UINT *OP(at_target)(int64_t target) {
     return OP(AT_TARGET) + ((TL_CHUNK - (uint64_t)target) & (0 - (uint64_t)((uint64_t)target < TL_CHUNK)));
@@ -23,7 +23,7 @@ TL_TARGET TL_INLINE OP(vec) OP(eighths_of)(OP(vec) x) {
 
 /* What exponentials need to be relative to a target, given its logit: see acc_init. Logits that lie further below than
  * OP(REACH) are to be raised to that, and add nothing that counts; with `clamps`, to one whose power is 0. k is larger
- * by a `guard`, a multiple of 4. */
+ * by `guard`, a multiple of 4 (of 8 for double). */
 TL_TARGET TL_INLINE OP(acc) OP(acc_for_target)(OP(vec) logit, int clamps, int guard) {
     OP(acc) acc = OP(acc_init)(0, 1, 0, 0);
     const REAL least = OP(ROUNDER) + (REAL)(guard - 8 * OP(LEAST_EXPONENT));
@@ -257,8 +257,8 @@ TL_TARGET TL_INLINE void OP(add_lane)(const tl_few_rows *rows, const char *x, si
         power[i] = OP(set)(0);
         if (are_last && at >= rows->classes)
             continue;
-        tl_prefetch_early(logits + 128); /* a plane is visited again soon, but no processor follows this many, */
-        tl_prefetch(logits + 64);        /* and the first cache is too small for two more lines of each */
+        tl_prefetch_early(logits + 128); /* two visits ahead, as no processor follows this many planes; the first */
+        tl_prefetch(logits + 64);        /* cache has room for only one more line of each */
         power[i] = OP(other_power)(OP(load)((const REAL *)(const void *)logits), acc, 1, 1, target,
                                    OP(set_bits)((UINT)at), &rounded, rest);
         acc->maximum[0] = OP(max_skip_nan)(rounded, acc->maximum[0]);

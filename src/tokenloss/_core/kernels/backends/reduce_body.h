@@ -148,7 +148,7 @@ TL_TARGET TL_INLINE double NAME(max_of_)(OP(vec) * maxima, size_t count, double 
     return (double)value[0];
 }
 
-/* Adds whole chunks and perhaps a last one. Returns 0 and changes nothing if an argument needs a clamp and has none. */
+/* Adds whole chunks and perhaps a last one. Returns 0, with nothing changed, if an argument needs a clamp it lacks. */
 TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum tl_mode mode,
                                           int clamps) {
     const double shift = mode == SUMEXP ? 0 : state->moment->shift;

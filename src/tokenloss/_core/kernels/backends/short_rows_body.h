@@ -94,7 +94,7 @@ TL_TARGET TL_INLINE OP(vec)
     return exp.power;
 }
 
-/* The sums of lane `first` of 64, of every 64th element, as reduce_columns_ adds them. Returns how many of powers. */
+/* The sums of lane `first` of 64 (every 64th element), as reduce_columns_ adds them. Returns how many are of powers. */
 TL_TARGET TL_INLINE size_t NAME(reduce_lane_)(const REAL *x, size_t first, size_t classes, OP(acc) * acc,
                                               enum tl_mode mode, const REAL *other, const tl_next_rows *next,
                                               NAME(terms_) * of) {

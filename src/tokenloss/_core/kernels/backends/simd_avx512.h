@@ -59,7 +59,7 @@ OPERATION __m512i f32_load_powers(const uint32_t *powers, int guard) {
     return _mm512_sub_epi32(all, _mm512_set1_epi32((int)((unsigned)guard << 20)));
 }
 
-/* of a table without bits from 2^20 on */
+/* for tables without bits from 2^20 on: see f32_ROW_GUARD */
 #define f32_power_without f32_power_without
 OPERATION __m512 f32_power_without(__m512 k, __m512i table, __m512i none) {
     __m512i bits = _mm512_castps_si512(k), entry = _mm512_permutexvar_epi32(bits, table);

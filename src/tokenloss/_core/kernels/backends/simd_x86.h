@@ -7,7 +7,7 @@
  *     MASK_BITS(mask)                  a bit for each element
  *     COUNT(n, mask)                   n, and 1 more in elements where the mask is set
  *     ANY(a, b)                        whether two vectors have a bit in common
- *     ANY_OF_THREE(a, b, c)            the bits of all three
+ *     ANY_OF_THREE(a, b, c)            the bits that any of the three has
  *     HALF_WIDE(f), HALF_WHOLE(f)      the intrinsics f of vectors half as wide, which LOW_HALF and HIGH_HALF are
  *     LOW_WORDS(a)                     the low 16 bits of each integer
  *     PERMUTED(table, at)              the entry of a table for each integer */

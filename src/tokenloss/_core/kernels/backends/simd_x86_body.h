@@ -34,7 +34,7 @@ OPERATION OP(vec) OP(and_bits)(OP(vec) a, UINT bits) { return FROM_BITS(WHOLE(an
 OPERATION OP(vec) OP(with_bits)(OP(vec) a, UINT bits) { return FROM_BITS(WHOLE(or)(TO_BITS(a), SET_INTS(bits))); }
 OPERATION OP(vec) OP(exponent_field)(OP(vec) a) { return FROM_BITS(INTS(srli)(TO_BITS(a), MANTISSA)); }
 OPERATION OP(vec) OP(pow2)(OP(vec) shifted) { return FROM_BITS(INTS(slli)(TO_BITS(shifted), MANTISSA)); }
-/* a, but 0 where `none` has all bits; the bits of all three */
+/* a, but 0 where `none` has all bits; the bits that any of the three has */
 OPERATION OP(vec) OP(without)(OP(vec) a, OP(bits) none) { return FROM_BITS(WHOLE(andnot)(none, TO_BITS(a))); }
 OPERATION OP(bits) OP(or_bits)(OP(bits) a, OP(vec) b, OP(vec) c) { return ANY_OF_THREE(a, TO_BITS(b), TO_BITS(c)); }
 /* whether any element has a bit of a mask */

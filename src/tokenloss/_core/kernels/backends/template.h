@@ -1,4 +1,4 @@
-/* All kernels of an instruction set, as ../backend.h says: included by a .c file after its simd_*.h, with BACKEND. */
+/* All kernels of an instruction set; contracts are in ../backend.h. Included after simd_*.h, with BACKEND defined. */
 #include <math.h>
 
 #include "../backend.h"
@@ -92,8 +92,8 @@ static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5
  * field and an eighth are nan or infinite, and so are the first ones that are too small: none looks like another. */
 #define f32_GUARD 16
 #define f64_GUARD 8
-/* k is larger by this in losses of rows of many classes, and the table begins with the entry of that k: so its floats
- * have no bits from 2^20 on, and can be joined with those of k by any operation. */
+/* k is larger by this in losses of rows of many classes, and the table begins with the entry for that k. So entries of
+ * float have no bits from 2^20 on: an or joins them with the bits of k as well as an addition does. */
 #define f32_ROW_GUARD 12
 #define f64_ROW_GUARD 16
 
