@@ -25,9 +25,10 @@ from hypothesis.extra import numpy as npst
 import tokenloss
 from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, logsumexp, nll_loss
 
-# a single row of masses that add up to more than 1 is warned of, since they may be labels of samples; so are logits that
+# a single row of masses that add up to more than 1 is warned of, since they may be labels of samples; and logits that
 # happen to add up to 1, such as 0.5 and 0.5
-pytestmark = pytest.mark.filterwarnings("ignore:.* adds up to:UserWarning", "ignore:.* looks like:tokenloss.KindWarning")
+NOT_PROBS = "ignore:.* looks like probabilities:tokenloss.KindWarning"
+pytestmark = pytest.mark.filterwarnings("ignore:.* adds up to:UserWarning", NOT_PROBS)
 
 layouts = st.sampled_from(sorted(LAYOUTS))
 any_loss = st.floats(allow_nan=False, allow_infinity=False)
