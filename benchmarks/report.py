@@ -128,6 +128,7 @@ def section(report: dict[str, Any]) -> str:
     cold = {_after_comma(case): case for case in _named(cases, "cold/").values()}
     sums = {f"`{case['title'].partition(',')[0]}`": case for case in _named(cases, "sums/").values()}
     parts = {
+        "Where others are faster": _of_slower(cases),
         "Short rows: `cross_entropy`, float32": _of_short_rows(report),
         "Short rows: other work": _of_works(cases),
         "Images": [
@@ -150,7 +151,6 @@ def section(report: dict[str, Any]) -> str:
         "Rows of 131072 classes": _of_large_rows(cases),
         "Hidden states, without their logits": _of_projections(cases),
         "The largest errors": ["Nats, by the dtype of the logits:", _errors(report["accuracy"])],
-        "Where others are faster": _of_slower(cases),
     }
     shown = ["\n\n".join([f"### {heading}", *map(str.strip, part)]) for heading, part in parts.items() if all(part)]
     return "\n\n".join([_head(report), *shown]) + "\n"

@@ -68,7 +68,7 @@ cdef extern from *:
 cdef enum:
     BLOCK_ROWS = 64  # TL_BLOCK_ROWS of the kernels: rows that are processed together
     MAX_PROBABILITY_ROWS = 256  # rows of probabilities or of few classes that are processed together
-    GATHERED_ROWS = 128  # scores gathered at a time; meanwhile, those of the next block are prefetched
+    GATHERED_ROWS = 128  # scores are read in blocks of this many, while the next block is prefetched
     DISTRIBUTION_ROWS = 1024  # TL_DISTRIBUTION_ROWS of the kernels: rows of distributions in a block
     MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C

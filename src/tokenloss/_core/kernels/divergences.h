@@ -1,4 +1,4 @@
-/* Divergences of two rows beside that of kl.h, which found their logsumexps: a second pass over both, in a cache. */
+/* Other divergences of two rows than that of kl.h, which finds their logsumexps first: a second pass, from a cache. */
 #ifndef TOKENLOSS_DIVERGENCES_H
 #define TOKENLOSS_DIVERGENCES_H
 

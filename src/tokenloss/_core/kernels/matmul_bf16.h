@@ -29,7 +29,7 @@ size_t tl_bf16_panels_bytes(const tl_bf16_panels *panels);
 /* Puts a vector where it belongs in the panels, which hold zeros before: floats that are representable in bfloat16. */
 void tl_bf16_set_vector(const tl_bf16_panels *panels, int64_t number, const float *vector);
 
-/* Multiplies each of `count` rows of weights, the first of which is given, by each vector. The products with vector v
+/* Multiplies `count` rows of weights, beginning with the given one, by each of the vectors. The products with vector v
  * are written to vector v of `out`, in float32. With AVX-512, a product is a sum of chains of 256 multiply-adds, each
  * rounded, in the order of the elements, except that the second of a pair comes first. With AMX, it is a sum of sums of
  * 32 elements, each made of two chains, one of the even and one of the odd elements. Subnormal numbers count as 0, in
