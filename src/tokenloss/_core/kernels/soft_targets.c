@@ -40,46 +40,47 @@ static int starts_dense(const tl_soft_target *soft, int64_t start, int64_t count
     return start < count;
 }
 
-/* Whether backends can read the masses where they are, as they are. */
-static int can_read_masses(const tl_soft_target *soft) {
-    return soft->mass && (soft->mass_dtype == TL_FLOAT32 || soft->mass_dtype == TL_FLOAT64) && !soft->weight &&
-           soft->eps_over_v == 0 && soft->one_minus_eps == 1 && soft->mass_stride == tl_itemsize(soft->mass_dtype);
+/* Whether effective masses are those in memory, which are floats. */
+static int are_plain(const tl_soft_target *soft) {
+    return soft->mass && (soft->mass_dtype & ~TL_SWAPPED) < TL_FLOAT_DTYPES && !soft->weight && soft->eps_over_v == 0 &&
+           soft->one_minus_eps == 1;
 }
 
-/* Numbers of any dtype as doubles: those that lie one after another by loops that compilers make vectors of. */
-static void load_numbers(const char *data, ptrdiff_t stride, int dtype, int64_t count, double *to) {
-    float single;
-    if (dtype == TL_FLOAT64 && stride == sizeof *to)
-        memcpy(to, data, (size_t)count * sizeof *to);
-    else if (dtype == TL_FLOAT32 && stride == sizeof single)
-        for (int64_t i = 0; i < count; i++) {
-            memcpy(&single, data + i * (ptrdiff_t)sizeof single, sizeof single);
-            to[i] = (double)single;
-        }
+/* Numbers of any dtype as a row. */
+static tl_row row_of(const char *data, ptrdiff_t stride, int dtype, int64_t count) {
+    return (tl_row){data, count, stride, dtype, dtype & ~TL_SWAPPED, 1, 0, 0, 0};
+}
+
+/* The elements [start, end) of a row as float32 or float64: where they are, or copied. */
+static const void *run_of(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int dtype,
+                          double *copy) {
+    const tl_row run = tl_part_of(row, start, end);
+    if (tl_can_read_in_place(row, dtype, 0))
+        return run.data;
+    if (run.count >= LANES && run.compute_dtype < TL_FLOAT_DTYPES)
+        tl_cast_row(backend, &run, dtype, copy);
     else
-        for (int64_t i = 0; i < count; i++)
-            to[i] = tl_load(data + i * stride, dtype);
+        for (int64_t i = 0; i < run.count; i++) /* a chunk costs more */
+            tl_store((char *)copy + i * tl_itemsize(dtype), dtype, tl_logit_at(backend, &run, i));
+    return copy;
 }
 
-/* Writes the masses of classes from `start` on, as tl_soft_target_at; returns whether all of them contribute. */
-static int masses_of(const tl_soft_target *soft, int64_t start, int64_t count, double *mass) {
-    double weight[TL_CHUNK];
-    uint64_t zeros = 0;
-    if (soft->mass)
-        load_numbers(soft->mass + start * soft->mass_stride, soft->mass_stride, soft->mass_dtype, count, mass);
+/* Writes the masses of classes from `start` on, as tl_soft_target_at. */
+static void masses_of(const tl_backend *backend, const tl_soft_target *soft, int64_t start, int64_t count,
+                      double *mass) {
+    const tl_row masses = row_of(soft->mass, soft->mass_stride, soft->mass_dtype, count);
+    const tl_row weights = row_of(soft->weight, soft->weight_stride, soft->weight_dtype, count);
+    double copy[TL_CHUNK];
+    const double *from = soft->mass ? run_of(backend, &masses, start, start + count, TL_FLOAT64, mass) : mass, *weight;
     for (int64_t i = 0; i < count; i++)
-        mass[i] = soft->mass ? soft->eps_over_v + soft->one_minus_eps * mass[i] : soft->eps_over_v;
-    if (soft->weight)
-        load_numbers(soft->weight + start * soft->weight_stride, soft->weight_stride, soft->weight_dtype, count, weight);
-    for (int64_t i = 0; soft->weight && i < count; i++) {
+        mass[i] = soft->mass ? soft->eps_over_v + soft->one_minus_eps * from[i] : soft->eps_over_v;
+    if (!soft->weight)
+        return;
+    weight = run_of(backend, &weights, start, start + count, TL_FLOAT64, copy);
+    for (int64_t i = 0; i < count; i++) {
         double product = mass[i] * weight[i], nonzero = product == 0 ? -0.0 : product;
         mass[i] = mass[i] == 0 ? mass[i] : nonzero;
     }
-    for (int64_t i = 0; i < count; i++) {
-        uint64_t bits = tl_to_bits(mass[i]);
-        zeros |= ~(bits | (0 - bits)); /* the sign bit is set where all bits are 0 */
-    }
-    return count > 0 && zeros >> 63 == 0;
 }
 
 int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t *start,
@@ -89,18 +90,20 @@ int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, i
         int64_t end = next_run(backend, soft, count, always_dense(soft), start, cancel);
         length = end - *start < TL_SOFT_TARGET_RUN ? (int)(end - *start) : TL_SOFT_TARGET_RUN;
     }
-    masses_of(soft, *start, length, mass);
+    masses_of(backend, soft, *start, length, mass);
     return length;
 }
 
-/* The class of the largest mass of those that backends can read; -1 if none is above 0. */
-static int64_t argmax_in_place(const tl_backend *backend, const tl_soft_target *soft, int64_t count,
+/* The class of the largest of plain masses; -1 if none is above 0. */
+static int64_t argmax_of_plain(const tl_backend *backend, const tl_soft_target *soft, int64_t count,
                                tl_cancel *cancel) {
-    double most, largest = 0;
+    const tl_row masses = row_of(soft->mass, soft->mass_stride, soft->mass_dtype, count);
+    const int dtype = tl_single_or_double(soft->mass_dtype);
+    double copy[TL_CHUNK], most, largest = 0;
     int64_t argmax = -1;
     for (int64_t k = 0, end, first; k < count; k = end) {
         end = next_run(backend, soft, count, count <= TL_CHUNK || starts_dense(soft, k, count), &k, cancel);
-        first = backend->largest_mass[soft->mass_dtype](soft->mass + k * soft->mass_stride, (size_t)(end - k), &most);
+        first = backend->largest_mass[dtype](run_of(backend, &masses, k, end, dtype, copy), (size_t)(end - k), &most);
         if (most > largest) {
             largest = most;
             argmax = k + first;
@@ -111,12 +114,13 @@ static int64_t argmax_in_place(const tl_backend *backend, const tl_soft_target *
 
 int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count,
                               tl_cancel *cancel) {
-    int64_t argmax = can_read_masses(soft) ? argmax_in_place(backend, soft, count, cancel) : -1;
+    int64_t argmax = are_plain(soft) ? argmax_of_plain(backend, soft, count, cancel) : -1;
     int dense = starts_dense(soft, 0, count);
     double largest = 0, mass[TL_CHUNK];
     for (int64_t k = argmax < 0 ? 0 : count, end; k < count; k = end) {
         end = next_run(backend, soft, count, dense, &k, cancel);
-        dense = masses_of(soft, k, end - k, mass) || always_dense(soft);
+        masses_of(backend, soft, k, end - k, mass);
+        dense = starts_dense(soft, end, count);
         for (int64_t i = 0; i < end - k; i++)
             if (!(mass[i] <= largest) || argmax < 0) { /* seldom */
                 int is_larger = tl_contributes(mass[i]) && (argmax < 0 || mass[i] > largest);
@@ -170,27 +174,22 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
 
 void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t start,
                          int64_t end, double shift, tl_dot_acc *dot, tl_cancel *cancel) {
-    int dtype = soft->mass_dtype;
-    int in_place = can_read_masses(soft) && dtype == row->compute_dtype && tl_can_read_in_place(row, dtype, 0);
-    int dense = (in_place && end - start <= TL_CHUNK) || starts_dense(soft, start, end);
+    const int is_plain = are_plain(soft), is_wide = tl_single_or_double(row->compute_dtype) == TL_FLOAT64 || !is_plain;
+    const int dtype = is_wide ? TL_FLOAT64 : tl_single_or_double(soft->mass_dtype);
+    const tl_row masses = row_of(soft->mass, soft->mass_stride, soft->mass_dtype, row->count);
+    int dense = (is_plain && end - start <= TL_CHUNK) || starts_dense(soft, start, end);
     dot->compensates = row->compute_dtype == TL_FLOAT64;
     for (int64_t k = start, until; k < end; k = until) {
         double mass[TL_CHUNK], logits[TL_CHUNK];
         until = next_run(backend, soft, end, dense, &k, cancel);
         assert((k % LANES == 0 || k == end) && until - k >= 0 && until - k <= TL_CHUNK);
-        if (in_place) {
-            const char *masses = soft->mass + k * soft->mass_stride;
-            backend->target_dot[dtype](masses, row->data + k * row->stride, (size_t)(until - k), shift, dot);
-            dense = starts_dense(soft, until, end);
-            continue;
-        }
-        dense = masses_of(soft, k, until - k, mass) || always_dense(soft);
-        tl_row run = tl_part_of(row, k, until);
-        for (int64_t i = 0; run.count < LANES && i < run.count; i++) /* a chunk costs more */
-            logits[i] = tl_logit_at(backend, &run, i);
-        if (run.count >= LANES)
-            tl_cast_row(backend, &run, TL_FLOAT64, logits);
-        backend->target_dot[TL_FLOAT64](mass, logits, (size_t)run.count, shift, dot);
+        const void *run = mass;
+        if (is_plain)
+            run = run_of(backend, &masses, k, until, dtype, mass);
+        else
+            masses_of(backend, soft, k, until - k, mass);
+        backend->target_dot[dtype](run, run_of(backend, row, k, until, dtype, logits), (size_t)(until - k), shift, dot);
+        dense = starts_dense(soft, until, end);
     }
 }
 
