@@ -20,13 +20,14 @@ from arrays import (
 )
 
 import tokenloss
-from tokenloss import cross_entropy, cross_entropy_loss, logsumexp, nll_loss
+from tokenloss import cross_entropy, cross_entropy_loss, log_softmax, logsumexp, nll_loss, softmax
 from tokenloss._core import _core
 
 SHAPES = [(3,), (1,), (1, 3), (4, 3), (3, 1), (70, 2), (2, 3, 5), (2, 1, 3, 2), (5, 600)]
 EMPTY = [(0,), (0, 3), (3, 0), (2, 0, 3), (0, 0)]
 NATIVE = [dtype for dtype in FLOATS if dtype != BFLOAT16]
 each_loss = pytest.mark.parametrize("loss", LOSSES)
+without_targets = pytest.mark.parametrize("function", [logsumexp, softmax, log_softmax])
 
 
 class Subclass(np.ndarray):
@@ -66,20 +67,29 @@ def test_plain_small_arrays_take_the_short_way(reduction):
     for targets in (np.zeros(2, int), np.full((2, 3), 0.5), np.eye(3, dtype=bool)[:2]):
         assert small_nll(logits, targets, reduction=reduction) is not None
         assert _core.small_cross_entropy(logits, targets, *defaults) is not None
-    assert _core.small_logsumexp(logits, -1, None, None) is not None
-    for workers in (1, 2, -1, 1 << 70):
+    for workers in (None, 1, 2, -1, 1 << 70):
         assert small_nll(logits, targets, reduction=reduction, workers=workers) is not None
         assert _core.small_cross_entropy(logits, targets, *defaults[:-1], workers) is not None
-        assert _core.small_logsumexp(logits, -1, None, workers) is not None
+        assert _core.small_logsumexp(logits, -1, workers) is not None
+        assert _core.small_softmax(False, logits, -1, workers) is not None
+    for axis in (-2, -1, 0, 1):
+        assert _core.small_logsumexp(logits, axis, None) is not None
+        ids, shares = np.zeros((2, 3)[1 - axis % 2], int), np.full((2, 3), 0.25, np.float32)
+        for targets in (ids, shares):
+            assert small_nll(logits, targets, axis=axis, reduction=reduction) is not None
+    for options in ({"weight": np.ones(3)}, {"weight": np.ones(3, np.float16)}, {"where": np.array([True, False])}):
+        assert small_nll(logits, np.zeros(2, int), reduction=reduction, **options) is not None
+    assert logsumexp(logits.astype(BFLOAT16)).size  # from the first array on, its dtype is known
+    assert small_nll(logits.astype(BFLOAT16), np.zeros(2, int), reduction=reduction) is not None
 
 
 def test_everything_else_takes_the_long_way():
     scores, targets = np.zeros((2, 3)), np.zeros(2, int)
     for options in (
-        {"axis": 1},
-        {"axis": -1.0},
+        *({"axis": axis} for axis in (2, -3, 10**30, -1.0, True)),
         {"axis": np.array(-1)},
-        {"weight": np.ones(3)},
+        *({"weight": weight} for weight in (np.ones(2), np.ones((1, 3)), np.ones(3, int), [1.0, 1.0, 1.0])),
+        *({"where": mask} for mask in (np.ones(3, bool), np.ones(2, int), [True, True])),
         {"ignore_index": None},
         {"ignore_index": -100.0},
         {"ignore_index": 0},
@@ -97,7 +107,7 @@ def test_everything_else_takes_the_long_way():
         scores.view(Subclass),
         np.ma.array(scores),
         swapped(scores),
-        scores.astype(BFLOAT16),
+        swapped(scores.astype(BFLOAT16)),
         scores.astype(np.longdouble),
         scores.astype(complex),
         scores.astype(int),
@@ -173,11 +183,38 @@ def test_distributions(loss, shape, rng):
         assert_same(call, tokenloss, loss, scores, targets.astype(target_dtype), reduction=reduction)
 
 
+@each_loss
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 5), (2, 1, 3, 2)], ids=str)
+def test_axes_weights_and_masks(loss, shape, rng):
+    for dtype, axis, reduction in itertools.product(FLOATS, range(-len(shape) - 1, len(shape) + 1), REDUCTIONS):
+        place = axis if axis < 0 else axis - len(shape)
+        batch = np.delete(shape, place) if -len(shape) <= place < 0 else shape[:-1]
+        classes = shape[place] if -len(shape) <= place < 0 else 3
+        scores, ids = scores_for(loss, rng, shape, dtype), rng.integers(0, classes, batch)
+        weight, mask = rng.random(classes), rng.random(batch) > 0.5
+        for options in ({}, {"weight": weight}, {"where": mask}, {"weight": weight.astype(dtype), "where": mask}):
+            for targets in (np.asarray(ids), rng.random(shape) / classes):
+                assert_same(call, tokenloss, loss, scores, targets, axis=axis, reduction=reduction, **options)
+        bad = np.full_like(ids, classes)
+        assert_same(call, tokenloss, loss, scores, bad, axis=axis, where=mask, reduction=reduction)
+        assert_same(call, tokenloss, loss, scores, bad, axis=axis, where=np.zeros_like(mask), reduction=reduction)
+
+
+@without_targets
 @pytest.mark.parametrize("shape", SHAPES + EMPTY, ids=str)
-def test_logsumexp(shape, rng):
-    for dtype in FLOATS:
-        assert_same(logsumexp, scores_for("cross_entropy", rng, shape, dtype))
-        assert_same(logsumexp, np.zeros(shape, dtype) * -1)
+def test_functions_without_targets(function, shape, rng):
+    for dtype, axis in itertools.product(FLOATS, range(-len(shape) - 1, len(shape) + 1)):
+        assert_same(function, scores_for("cross_entropy", rng, shape, dtype), axis=axis)
+        assert_same(function, np.zeros(shape, dtype) * -1, axis=axis)
+
+
+@pytest.mark.parametrize("function", [softmax, log_softmax])
+def test_results_of_softmax_have_the_layout_of_the_logits(function, rng):
+    for layout, dtype in itertools.product(LAYOUTS.values(), FLOATS):
+        logits = layout(scores_for("cross_entropy", rng, (4, 3, 5), dtype))
+        result, expected = function(logits), function(logits, workers=np.int64(1))
+        assert (result.dtype, result.strides, result.flags.owndata) == (expected.dtype, expected.strides, True)
+        assert not np.may_share_memory(result, logits)
 
 
 @each_loss
@@ -188,7 +225,8 @@ def test_layouts(loss, layout, rng):
         ids, shares = rng.integers(0, shape[-1], shape[:-1]), distributions(rng, shape)
         for targets in (np.asarray(ids), shares):
             assert_same(call, tokenloss, loss, layout(scores), layout(targets), reduction=reduction)
-    assert_same(logsumexp, layout(scores))
+        for function in (logsumexp, softmax, log_softmax):
+            assert_same(function, layout(scores))
 
 
 @each_loss
@@ -199,7 +237,8 @@ def test_special_values(loss, rng):
         ids, shares = rng.integers(0, shape[-1], shape[:-1]), distributions(rng, shape)
         for targets in (np.asarray(ids), shares, shuffled_specials(rng, shares.copy())):
             assert_same(call, tokenloss, loss, scores, targets, reduction=reduction)
-        assert_same(logsumexp, scores)
+        for function in (logsumexp, softmax, log_softmax):
+            assert_same(function, scores)
 
 
 def test_logsumexp_of_minus_zero():

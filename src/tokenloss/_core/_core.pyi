@@ -227,7 +227,8 @@ def small_cross_entropy(
     logits: object, targets: object, axis: object, weight: object, ignore_index: object, mask: object,
     sample_weight: object, options: tuple[object, ...], reduction: object, workers: object,
 ) -> float | _Floats | None: ...  # fmt: skip
-def small_logsumexp(logits: object, axis: object, out: object, workers: object) -> _Floats | None: ...
+def small_logsumexp(logits: object, axis: object, workers: object) -> _Floats | None: ...
+def small_softmax(is_log: bool, logits: object, axis: object, workers: object) -> _Array | None: ...
 
 @final
 class DLPackBuffer:

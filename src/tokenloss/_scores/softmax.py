@@ -167,7 +167,7 @@ def logsumexp(
     >>> logsumexp(np.zeros((2, 131072), np.float16)).round(2)
     array([11.78, 11.78])
     """
-    small = None if keepdims else _core.small_logsumexp(logits, axis, out, workers)
+    small = None if keepdims or out is not None else _core.small_logsumexp(logits, axis, workers)
     if small is not None:
         return small
     array, code = as_float_array("logits", logits)
@@ -189,6 +189,9 @@ def logsumexp(
 
 def _softmax(is_log: bool, logits: Any, axis: Any, out: Any, workers: Any) -> Any:
     """Softmax or its logarithm, in `out` if that is given."""
+    small = None if out is not None else _core.small_softmax(is_log, logits, axis, workers)
+    if small is not None:
+        return small
     array, code = as_float_array("logits", logits)
     axes = check_axes("logits", array.ndim, axis)
     result, view, result_code = output_like("logits", array, code, out, {})
