@@ -268,6 +268,27 @@ static void multiply(const tl_backend *backend, int64_t depth, int dtype, int la
     }
 }
 
+/* Of bfloat16, by all instructions that there are. Their digits are the machine's, so no hash has them. */
+static void multiply_bf16(const tl_backend *backend, int64_t depth, int layout, tl_cancel *cancel) {
+    static const int64_t sizes[] = {1, 16, 33};
+    for (tl_bf16_matmul by = 0; by < TL_BF16_MATMULS; by++)
+        for (int i = 0; i < 9 && tl_has_matmul_bf16(by, backend); i++) {
+            const int64_t rows = sizes[i % 3], count = sizes[i / 3];
+            tl_row weights = row_of(ROW, rows * depth, TL_BFLOAT16, layout);
+            tl_row states = row_of(MASSES, count * depth, TL_FLOAT32, layout % 2);
+            tl_row products = row_of(OUT, count * rows, TL_FLOAT32, layout % 2);
+            tl_vectors out = {(char *)(uintptr_t)products.data, rows * (ptrdiff_t)sizeof(float), count};
+            tl_bf16_panels with = {by, NULL, count, depth};
+            const size_t bytes = tl_bf16_panels_bytes(&with);
+            with.data = memset(place(OTHER, (int64_t)bytes, layout % 2 == 0), 0, bytes);
+            fill_row(&weights, 0);
+            for (int64_t v = 0; v < count; v++)
+                tl_bf16_set_vector(&with, v, (const float *)(const void *)states.data + v * depth);
+            weights.count = depth;
+            tl_matmul_bf16(&weights, depth * weights.stride, rows, &with, &out, cancel);
+        }
+}
+
 static void read_probabilities(const tl_backend *backend, int64_t count, int at_end) {
     const int64_t padded = (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
     for (int dtype = TL_FLOAT32; dtype <= TL_FLOAT64; dtype++)
@@ -350,8 +371,11 @@ static void run_all(const tl_backend *backend, tl_cancel *cancel) {
                 read_probabilities(backend, count, at_end);
                 read_distributions(backend, count, dtype, at_end);
             }
-            for (int layout = 0; layout < STRIDED && count < 4000; layout++)
+            for (int layout = 0; layout < STRIDED && count < 4000; layout++) {
                 multiply(backend, count, dtype, layout);
+                if (dtype == TL_BFLOAT16)
+                    multiply_bf16(backend, count, layout, cancel);
+            }
         }
 }
 
