@@ -225,7 +225,7 @@ static void check_softmaxes(tested_block *block, int is_log) {
 
 static void find_losses(tested_block *block, int has_grad, int keeps_logits) {
     const tl_out_block *grads = has_grad ? &block->out : NULL;
-    const tl_masses none = {NULL, 0};
+    const tl_masses none = {{NULL, 0}, 0};
     block->rows.keeps_logits = keeps_logits;
     reduce_block(block, 1, 0);
     tl_losses_of_block(block->backend, &block->rows, &block->lse, block->losses, &none, grads, block->values,

@@ -122,7 +122,7 @@ cdef extern from "kernels/kernels.h" nogil:
     ctypedef struct tl_row_block:
         tl_row row
         int count
-        bint class_major, has_excluded, keeps_logits
+        bint class_major, has_excluded, keeps_logits, has_masses
         uint64_t wanted
         const char *data[64]
         int64_t excluded[64]

@@ -47,7 +47,7 @@ cdef class LogSumExpJob(RowJob):
         cdef Block block
         block.rows.row, block.rows.count, block.rows.class_major = self.row_at(row), 1, False
         block.is_row_alone, block.n_with_options = True, 0
-        block.rows.wanted, block.rows.scratch, block.rows.keeps_logits = 1, NULL, False
+        block.rows.wanted, block.rows.scratch, block.rows.keeps_logits, block.rows.has_masses = 1, NULL, False, False
         block.rows.data[0], block.number[0], block.target[0] = block.rows.row.data, row, target
         block.rows.excluded[0] = self.exclude(row, target, totals, cancel)
         if block.rows.excluded[0] == MASKED:
@@ -132,7 +132,7 @@ cdef class LogSumExpJob(RowJob):
         block.rows.row, block.rows.class_major, block.is_row_alone = self.row_of_scores(), self.is_class_major, False
         block.rows.keeps_logits, block.rows.has_excluded = self.keeps_logits, self.excludes_classes
         block.rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
-        block.rows.scratch, block.n_with_options = NULL, 0
+        block.rows.scratch, block.n_with_options, block.rows.has_masses = NULL, 0, self.excludes_together
         while start < stop:
             if pending == 0:
                 wanted, pending = ~(<uint64_t> 0), BLOCK_ROWS

@@ -17,6 +17,7 @@
 #define TL_GROUPS 4 /* of short rows that are reduced together */
 #define TL_NLL_CLASSES 16384 /* losses of rows up to these are computed relative to the target's logit */
 #define TL_FEW_CLASSES 64 /* and up to these a row in each lane, of more along the classes */
+#define TL_MASSES_CLASSES 112 /* the same of rows whose masses are in lanes, too */
 #define TL_PART 128 /* classes of a distribution: term k is added to lane k % TL_GROUP, and lanes by halves */
 #define TL_TERMS 1024 /* of distributions, that are computed before the rows of these are added up */
 #define TL_FEW_MASSES 32 /* bytes: of rows up to here, all masses and scores are read */
@@ -306,10 +307,10 @@ typedef struct {
     void (*target_dot[TL_FLOAT_DTYPES])(const void *mass, const void *x, size_t count, double shift, tl_dot_acc *dot);
     /* The first of the largest of at most TL_CHUNK masses; any if none is above 0. */
     int64_t (*largest_mass[TL_FLOAT_DTYPES])(const void *mass, size_t count, double *largest);
-    /* Of groups of logits of this dtype, and of masses: what target_dot adds up for each row, of float64 compensated; but
-     * nan where an infinite mass has the shift as its logit. */
-    void (*short_dots[TL_FLOAT_DTYPES])(const void *groups, const double *masses, size_t rows, size_t classes,
-                                        const double *shift, double *dot, double *total);
+    /* Of groups of logits of this dtype, and of masses that have it, or are wide: doubles. What target_dot adds up for
+     * each row, of float64 compensated; but nan where an infinite mass has the shift as its logit. */
+    void (*short_dots[TL_FLOAT_DTYPES])(const void *groups, const void *masses, int are_wide, size_t rows,
+                                        size_t classes, const double *shift, double *dot, double *total);
 
     /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the bins of an exact sum, as far as all numbers of a
      * group fit. Returns how many groups were added. */

@@ -40,33 +40,36 @@ static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *r
 /* Room for doubles, and for the floats that they may be made of: as many as of logits. */
 size_t tl_masses_bytes(int64_t classes, int class_major) {
     size_t capacity = (size_t)classes * (size_t)tl_row_block_rows(classes, class_major);
-    int are_grouped = classes > 0 && classes <= (class_major ? TL_SHORT_ROW : TL_FEW_CLASSES);
+    int are_grouped = classes > 0 && classes <= (class_major ? TL_SHORT_ROW : TL_MASSES_CLASSES);
     return are_grouped ? TL_GROUP_ALIGNMENT + capacity * (sizeof(double) + sizeof(float)) : 0;
 }
 
-/* Loads the effective masses into groups, and counts those above 0; finds each row's class of the largest. */
-static void group_masses(const tl_backend *backend, const tl_row_block *rows, const tl_loss *losses, double *mass,
+/* Loads the effective masses into groups, and counts those above 0; finds each row's class of the largest. They stay
+ * float32 if nothing changes them and logits are computed in it, too. */
+static void group_masses(const tl_backend *backend, const tl_row_block *rows, const tl_loss *losses, tl_groups *masses,
                          tl_short_ranks *ranks) {
-    double least[TL_BLOCK_ROWS];
+    double least[TL_BLOCK_ROWS], *mass = (double *)masses->at;
     const tl_soft_target *soft = &losses->soft;
+    const int is_plain = !soft->weight && soft->eps_over_v == 0 && soft->one_minus_eps == 1;
     const int dtype = tl_single_or_double(soft->mass_dtype);
     const size_t groups = tl_groups_for(rows->count), elements = groups * tl_group_elements(rows);
-    void *raw = dtype == TL_FLOAT64 ? mass : mass + elements;
     tl_row_block of = {.row = {.count = rows->row.count, .stride = soft->mass_stride, .dtype = soft->mass_dtype}};
     for (int i = 0; i < rows->count; i++)
         of.data[i] = losses[i].soft.mass;
+    masses->dtype = is_plain && tl_single_or_double(rows->row.compute_dtype) == dtype ? dtype : TL_FLOAT64;
     for (int i = 0; i < TL_BLOCK_ROWS; i++)
-        least[i] = 0x1p-1074;
+        least[i] = masses->dtype == TL_FLOAT64 ? 0x1p-1074 : 0x1p-149;
+    void *raw = dtype == masses->dtype ? mass : mass + elements;
     tl_load_groups(backend, &of, rows->count, dtype, (char *)raw);
-    if (dtype != TL_FLOAT64 || soft->one_minus_eps != 1)
+    if (raw != mass || !is_plain)
         backend->to_f64[dtype](raw, elements, soft->one_minus_eps, mass);
-    for (size_t i = 0; (soft->weight || soft->eps_over_v != 0) && i < elements; i += TL_GROUP) {
+    for (size_t i = 0; !is_plain && i < elements; i += TL_GROUP) {
         const int64_t k = (int64_t)(i / TL_GROUP) % rows->row.count;
         const double weight = soft->weight ? tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype) : 1;
         for (size_t r = i; r < i + TL_GROUP; r++)
             mass[r] = (soft->eps_over_v + mass[r]) * weight;
     }
-    backend->short_ranks[TL_FLOAT64](mass, groups, (size_t)rows->row.count, least, ranks);
+    backend->short_ranks[masses->dtype](mass, groups, (size_t)rows->row.count, least, ranks);
 }
 
 void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const tl_loss *losses, char *memory,
@@ -74,40 +77,40 @@ void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const t
     tl_short_ranks ranks;
     masses->usable = 0;
     if (memory && tl_masses_bytes(rows->row.count, rows->class_major) > 0) {
-        masses->groups = (double *)(void *)(memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1)));
-        group_masses(backend, rows, losses, masses->groups, &ranks);
+        masses->groups.at = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
+        group_masses(backend, rows, losses, &masses->groups, &ranks);
         for (int i = 0; i < rows->count; i++)
-            masses->usable |= rows->wanted & (uint64_t)(ranks.count_ge[i] > 0) << i;
+            masses->usable |= (uint64_t)(ranks.count_ge[i] > 0) << i;
+        masses->usable &= rows->wanted;
+        memcpy(rows->excluded, ranks.argmax, (size_t)rows->count * sizeof *rows->excluded);
     }
-    for (int i = 0; i < rows->count; i++) {
-        rows->excluded[i] = masses->usable >> i & 1 ? ranks.argmax[i] : -1;
-        if ((rows->wanted & ~masses->usable) >> i & 1)
-            rows->excluded[i] = tl_soft_target_argmax(backend, &losses[i].soft, rows->row.count, cancel);
+    for (uint64_t left = rows->wanted & ~masses->usable; left != 0; left &= left - 1) {
+        const unsigned i = tl_lowest_bit(left);
+        rows->excluded[i] = tl_soft_target_argmax(backend, &losses[i].soft, rows->row.count, cancel);
     }
 }
 
-/* The losses of rows whose logits and masses are in groups, and their masses. Returns a bit for each row whose loss is
- * finite. Other losses are not written. */
+/* The losses of near rows whose logits and masses are in groups, and their masses. Returns a bit for each row whose
+ * loss is finite. Those of other rows are of no use. */
 static uint64_t losses_of_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                                  const tl_loss *losses, const tl_masses *masses, double *mass, double *values) {
-    double shift[TL_BLOCK_ROWS] = {0}, dot[TL_BLOCK_ROWS];
-    uint64_t which = rows->wanted & lse->grouped & masses->usable, finite = 0;
+    const tl_block_nll *of = &lse->relative;
+    uint64_t which = rows->wanted & lse->near & lse->grouped & masses->usable, odd = 0;
+    double dot[TL_BLOCK_ROWS];
+    tl_loss loss = *losses;
+    loss.target = -1; /* so compilers know it */
     if (which == 0)
         return 0;
-    for (int i = 0; i < rows->count; i++)
-        shift[i] = lse->near >> i & 1 ? lse->relative.logit[i] : lse->logit[i];
-    backend->short_dots[lse->group_dtype](tl_groups_of(rows), masses->groups, tl_padded_rows(lse->in_groups),
-                                          (size_t)rows->row.count, shift, dot, mass);
-    for (; which != 0; which &= which - 1) {
-        const int i = (int)tl_lowest_bit(which);
-        const tl_class_odds odds = tl_odds_at(rows, lse, i);
-        const double loss = tl_loss_of_parts(&losses[i], 0, dot[i], mass[i], odds.nll, tl_logsumexp(odds.lse));
-        if (loss - loss == 0 && odds.nll - odds.nll == 0) {
-            values[i] = loss;
-            finite |= (uint64_t)1 << i;
-        }
+    backend->short_dots[lse->group_dtype](tl_groups_of(rows), masses->groups.at, masses->groups.dtype == TL_FLOAT64,
+                                          tl_padded_rows(lse->in_groups), (size_t)rows->row.count, of->logit, dot,
+                                          mass);
+    for (int i = 0; i < rows->count; i++) {
+        values[i] = tl_loss_of_parts(&loss, 0, dot[i], mass[i], of->nll[i], of->logit[i] + of->nll[i]);
+        odd |= tl_to_bits(values[i] - values[i]);
     }
-    return finite;
+    for (int i = 0; odd != 0 && i < rows->count; i++)
+        which &= ~((uint64_t)(values[i] - values[i] != 0) << i);
+    return which;
 }
 
 void tl_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,

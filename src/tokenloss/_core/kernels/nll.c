@@ -88,15 +88,16 @@ TL_OUTLINE uint64_t nll_of_few(const tl_backend *backend, const tl_row *row, int
 uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_nll *of, tl_groups *groups) {
     const tl_row *row = &rows->row;
     const int transposes = rows->class_major && row->count > TL_SHORT_ROW;
+    const int in_lanes = rows->has_masses ? TL_MASSES_CLASSES : TL_FEW_CLASSES;
     uint64_t near = 0;
     if (!is_relative(row))
         return 0;
-    if (row->count > TL_FEW_CLASSES && tl_can_read_in_place(row, row->compute_dtype, 0)) {
+    if (row->count > in_lanes && tl_can_read_in_place(row, row->compute_dtype, 0)) {
         near = backend->row_losses[row->compute_dtype](rows->data, (size_t)rows->count, (size_t)row->count,
                                                        rows->excluded, NULL, of->logit, of->nll, of->odds_against);
         return rows->wanted & near;
     }
-    if (rows->scratch && (row->count <= TL_FEW_CLASSES || (rows->class_major && !transposes))) {
+    if (rows->scratch && (row->count <= in_lanes || (rows->class_major && !transposes))) {
         *groups = tl_scale_groups(backend, rows, rows->count, tl_load_raw_groups(backend, rows, rows->count));
         return tl_nll_of_groups(backend, rows, *groups, of);
     }

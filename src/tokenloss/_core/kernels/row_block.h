@@ -12,6 +12,7 @@ typedef struct {
     int class_major;  /* whether they are neighbours in memory, and their classes are not */
     int has_excluded; /* whether any row may have an excluded class */
     int keeps_logits; /* whether logits are read again after the reduction */
+    int has_masses;   /* whether they are read together with masses in groups */
     uint64_t wanted;  /* a bit for each row. In class-major layout, the others are read as well */
     const char *data[TL_BLOCK_ROWS];
     int64_t excluded[TL_BLOCK_ROWS]; /* the target, or -1 */
@@ -156,9 +157,15 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
                                  const double *logsumexp, const double *softmax_factor, const tl_loss *losses,
                                  const tl_out_block *out);
 
+/* Groups of float32 or float64, in scratch memory. */
+typedef struct {
+    void *at;
+    int dtype;
+} tl_groups;
+
 /* Effective masses of rows in groups. `usable` has a bit for each wanted row with a mass above 0. */
 typedef struct {
-    double *groups;
+    tl_groups groups;
     uint64_t usable;
 } tl_masses;
 
@@ -186,12 +193,6 @@ void tl_class_log_probs(const tl_backend *backend, const tl_row_block *rows, con
                         const int64_t *ids, int64_t count, double *log_probs, tl_cancel *cancel);
 
 /* -- for kernels that reduce blocks themselves --------------------------------------------------------------------- */
-
-/* Groups of float32 or float64, in the scratch memory of a block. */
-typedef struct {
-    void *at;
-    int dtype;
-} tl_groups;
 
 TL_INLINE double tl_load_from_groups(tl_groups groups, size_t at) {
     return groups.dtype == TL_FLOAT64 ? ((const double *)groups.at)[at] : (double)((const float *)groups.at)[at];

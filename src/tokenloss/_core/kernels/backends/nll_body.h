@@ -176,57 +176,75 @@ TL_TARGET TL_INLINE int OP(add_logits)(const char *x, ptrdiff_t stride, size_t c
 }
 
 /* Sums over the classes of a vector of rows, with the bits of tl_target_dot: class k in lane k mod 16, and lanes by
- * halves. There is a mass for each class (DOTS), or for each class and row. */
+ * halves. `total` is that of the rows' own masses, which are doubles if they `are_wide`. */
 TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdiff_t stride, size_t classes,
-                                       const double *mass, const double *shift, double *total) {
+                                       const void *masses, int are_wide, const double *shift, double *dot,
+                                       double *total) {
     const int is_double = sizeof(REAL) == sizeof(double), compensates = is_double || kind == LOGITS;
-    f64_vec sum[16][PARTS], lost[16][PARTS];
+    const size_t sums = kind == LOGITS || kind == DOTS ? 1 : 2; /* the second of masses */
+    f64_vec sum[2][16][PARTS], lost[2][16][PARTS], term[2][PARTS];
     size_t l = 0;
     do { /* at least one, which compilers then know */
-        OP(widen)(OP(set)(0), sum[l]);
-        OP(widen)(OP(set)(0), lost[l]);
+        for (size_t j = 0; j < sums; j++) {
+            OP(widen)(OP(set)(0), sum[j][l]);
+            OP(widen)(OP(set)(0), lost[j][l]);
+        }
         for (size_t k = l; k < classes; k += 16) {
-            f64_vec term[PARTS];
-            if (kind != MASSES)
-                OP(widen)(OF_CLASS(x, k), term);
+            OP(load_widened)((const REAL *)(const void *)(x + (ptrdiff_t)k * stride), term[0]);
+            if (sums == 2)
+                OP(load_masses)(masses, TL_GROUP * k, are_wide, term[1]);
             for (size_t i = 0; i < PARTS; i++) {
-                if (kind == MASSES)
-                    term[i] = f64_load(mass + TL_GROUP * k + i * f64_WIDTH);
-                else if (kind == DOTS_OF_ROWS)
-                    term[i] = f64_mass_term(f64_load(mass + TL_GROUP * k + i * f64_WIDTH), term[i],
-                                            f64_load(shift + i * f64_WIDTH));
-                else if (kind == DOTS)
-                    term[i] = f64_mul(f64_set(mass[k]), f64_sub(f64_load(shift + i * f64_WIDTH), term[i]));
-                f64_vec error = f64_add_with_error(&sum[l][i], term[i]);
-                lost[l][i] = is_double ? f64_add(lost[l][i], error) : lost[l][i];
+                if (kind == DOTS_OF_ROWS)
+                    term[0][i] = f64_mass_term(term[1][i], term[0][i], f64_load(shift + i * f64_WIDTH));
+                else if (kind != LOGITS)
+                    term[0][i] = f64_mul(kind == DOTS ? f64_set(((const double *)masses)[k]) : term[1][i],
+                                         f64_sub(f64_load(shift + i * f64_WIDTH), term[0][i]));
+                for (size_t j = 0; j < sums; j++) {
+                    f64_vec error = f64_add_with_error(&sum[j][l][i], term[j][i]);
+                    lost[j][l][i] = is_double ? f64_add(lost[j][l][i], error) : lost[j][l][i];
+                }
             }
         }
     } while (++l < 16 && l < classes);
-    for (size_t half = 8; half > 0; half /= 2)
-        for (l = 0; l < half && l + half < classes; l++)
-            for (size_t i = 0; i < PARTS; i++) {
-                f64_vec error = f64_add_with_error(&sum[l][i], sum[l + half][i]);
-                lost[l][i] = compensates ? f64_add(lost[l][i], f64_add(lost[l + half][i], error)) : lost[l][i];
-            }
-    for (size_t i = 0; i < PARTS; i++)
-        f64_store(total + i * f64_WIDTH, compensates ? f64_add(sum[0][i], lost[0][i]) : sum[0][i]);
+    for (size_t j = 0; j < sums; j++) {
+        for (size_t half = 8; half > 0; half /= 2)
+            for (l = 0; l < half && l + half < classes; l++)
+                for (size_t i = 0; i < PARTS; i++) {
+                    f64_vec error = f64_add_with_error(&sum[j][l][i], sum[j][l + half][i]);
+                    error = f64_add(lost[j][l][i], f64_add(lost[j][l + half][i], error));
+                    lost[j][l][i] = compensates ? error : lost[j][l][i];
+                }
+        for (size_t i = 0; i < PARTS; i++)
+            f64_store((j == 0 ? dot : total) + i * f64_WIDTH,
+                      compensates ? f64_add(sum[j][0][i], lost[j][0][i]) : sum[j][0][i]);
+    }
 }
 
 TL_TARGET TL_OUTLINE void OP(dots_of_few)(const char *x, ptrdiff_t stride, size_t classes, const double *mass,
                                           const double *shift, double *dot) {
     if (mass)
-        OP(add_terms)(DOTS, x, stride, classes, mass, shift, dot);
+        OP(add_terms)(DOTS, x, stride, classes, mass, 1, shift, dot, NULL);
     else if (sizeof(REAL) == sizeof(double) || !OP(add_logits)(x, stride, classes, dot))
-        OP(add_terms)(LOGITS, x, stride, classes, NULL, NULL, dot);
+        OP(add_terms)(LOGITS, x, stride, classes, NULL, 0, NULL, dot, NULL);
 }
 
-TL_TARGET static void OP(short_dots)(const void *groups, const double *masses, size_t rows, size_t classes,
+TL_TARGET static void OP(short_dots)(const void *groups, const void *masses, int are_wide, size_t rows, size_t classes,
                                      const double *shift, double *dot, double *total) {
-    for (size_t r = 0; r < rows; r += OP(WIDTH)) {
+    const ptrdiff_t stride = TL_GROUP * sizeof(REAL);
+    const int widens = are_wide && sizeof(REAL) == sizeof(float);
+    for (size_t r = 0; r < rows; r += OP(WIDTH), shift += OP(WIDTH), dot += OP(WIDTH), total += OP(WIDTH)) {
         const size_t at = r / TL_GROUP * TL_GROUP * classes + r % TL_GROUP;
         const char *x = (const char *)groups + at * sizeof(REAL);
-        OP(add_terms)(DOTS_OF_ROWS, x, (ptrdiff_t)(TL_GROUP * sizeof(REAL)), classes, masses + at, shift + r, dot + r);
-        OP(add_terms)(MASSES, NULL, 0, classes, masses + at, NULL, total + r);
+        const char *mass = (const char *)masses + at * (are_wide ? sizeof(double) : sizeof(REAL));
+        uint32_t odd = 0;
+        if (widens)
+            OP(add_terms)(TAME_DOTS_OF_ROWS, x, stride, classes, mass, 1, shift, dot, total);
+        else
+            OP(add_terms)(TAME_DOTS_OF_ROWS, x, stride, classes, mass, 0, shift, dot, total);
+        for (size_t i = 0; i < OP(WIDTH); i += f64_WIDTH)
+            odd |= f64_mask_nonzero(f64_sub(f64_load(dot + i), f64_load(dot + i)));
+        if (odd)
+            OP(add_terms)(DOTS_OF_ROWS, x, stride, classes, mass, widens, shift, dot, total);
     }
 }
 
