@@ -89,9 +89,7 @@ int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, i
         int64_t end = next_run(backend, soft, count, start, cancel);
         length = end - *start < TL_SOFT_TARGET_RUN ? (int)(end - *start) : TL_SOFT_TARGET_RUN;
     }
-    const void *found = masses_of(backend, soft, *start, *start + length, TL_FLOAT64, mass);
-    if (found != mass)
-        memcpy(mass, found, (size_t)length * sizeof *mass);
+    memmove(mass, masses_of(backend, soft, *start, *start + length, TL_FLOAT64, mass), (size_t)length * sizeof *mass);
     return length;
 }
 
@@ -100,9 +98,16 @@ int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *s
     const int dtype = are_plain(soft) ? tl_single_or_double(soft->mass_dtype) : TL_FLOAT64;
     double mass[TL_CHUNK], most, largest = 0;
     int64_t argmax = -1;
+    int is_first = !are_plain(soft); /* whether a mass is the first that contributes, as nan does if it is not plain */
     for (int64_t k = 0, end, first; k < count; k = end) {
         end = next_run(backend, soft, count, &k, cancel);
-        first = backend->largest_mass[dtype](masses_of(backend, soft, k, end, dtype, mass), (size_t)(end - k), &most);
+        const void *run = masses_of(backend, soft, k, end, dtype, mass);
+        for (int64_t i = 0; is_first && i < end - k; i++) {
+            if (mass[i] != mass[i])
+                return k + i;
+            is_first = !tl_contributes(mass[i]);
+        }
+        first = backend->largest_mass[dtype](run, (size_t)(end - k), &most);
         argmax = most > largest ? k + first : argmax;
         largest = most > largest ? most : largest;
     }
@@ -134,22 +139,16 @@ int64_t tl_one_hot_class(const tl_backend *backend, const tl_soft_target *soft, 
 /* tl_target_dot where all masses are equal. */
 static double target_dot_uniform(const tl_backend *backend, const tl_row *row, double mass, double shift,
                                  tl_cancel *cancel) {
-    double sum[16] = {0}, lost[16] = {0};
+    double sum[16] = {0}, lost[16] = {0}, copy[TL_CHUNK];
     double offset =
         tl_abs(shift) > TL_MAX_EXACT_REDUCTION ? shift : 0; /* else sums of logits keep the digits that matter */
-    int dtype = offset == 0 ? row->compute_dtype : TL_FLOAT64, in_place = tl_can_read_in_place(row, dtype, offset);
+    const int dtype = offset == 0 && row->count >= LANES ? row->compute_dtype : TL_FLOAT64;
     for (int64_t start = 0, count; start < row->count; start += count) {
         count = row->count - start < TL_CHUNK ? row->count - start : TL_CHUNK;
-        if (in_place && row->count >= LANES) {
-            backend->sum[dtype](row->data + start * row->stride, (size_t)count, sum, lost);
-        } else {
-            tl_chunk_buf buf;
-            tl_chunk_invalidate(&buf);
-            tl_load_chunk(backend, row, start, count, -1, offset, dtype, &buf);
-            int64_t size = tl_itemsize(dtype), padded = tl_padded(count);
-            memset((char *)&buf.at + count * size, 0, (size_t)((padded - count) * size));
-            backend->sum[dtype](&buf.at, (size_t)padded, sum, lost);
-        }
+        const void *run = run_of(backend, row, start, start + count, dtype, copy);
+        for (int64_t i = 0; offset != 0 && i < count; i++)
+            copy[i] = ((const double *)run)[i] - offset;
+        backend->sum[dtype](offset != 0 ? copy : run, (size_t)count, sum, lost);
         if ((start + count) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return 0;
     }
