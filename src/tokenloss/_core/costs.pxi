@@ -8,7 +8,8 @@
 # as much up to FEW_CLASSES; beyond, up to tl_nll_classes, NLL_ROW more for a row, but NLL_CLASS of that for a class.
 
 cdef enum:
-    SHORT_ROW = 512  # these two are the kernels'
+    SHORT_ROW = 512  # these three are the kernels'
+    MASSES_CLASSES = 128
     FEW_CLASSES = 64
     CACHE_BYTES = 1 << 26  # in larger arrays, single scores come from memory
     SAMPLED_CLASSES = 64

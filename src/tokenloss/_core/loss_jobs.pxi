@@ -79,9 +79,8 @@ cdef class CrossEntropy(LogSumExpJob):
             return (scores.classes <= FEW_CLASSES and not (self.label_smoothing != 0 and self.weighs_class_ids)
                     and self.grad.dtype == scores.dtype and scores.dtype in (TL_FLOAT32, TL_FLOAT64)
                     and size in (self.grad.buffer.strides[scores.axis], self.grad.row_stride))
-        if stride == size:
-            return self.label_smoothing == 0
-        return scores.dtype in (TL_FLOAT32, TL_FLOAT64) and (self.label_smoothing == 0 or scores.classes <= SHORT_ROW)
+        most = MASSES_CLASSES if stride == size else SHORT_ROW
+        return (stride == size or scores.dtype >= TL_FLOAT32) and (self.label_smoothing == 0 or scores.classes <= most)
 
     cdef double cost_of_row(self) noexcept:
         cdef double cost

@@ -17,7 +17,7 @@
 #define TL_GROUPS 4 /* of short rows that are reduced together */
 #define TL_NLL_CLASSES 16384 /* losses of rows up to these are computed relative to the target's logit */
 #define TL_FEW_CLASSES 64 /* and up to these a row in each lane, of more along the classes */
-#define TL_MASSES_CLASSES 112 /* the same of rows whose masses are in lanes, too */
+#define TL_MASSES_CLASSES 128 /* the same of rows with distributions or label smoothing */
 #define TL_PART 128 /* classes of a distribution: term k is added to lane k % TL_GROUP, and lanes by halves */
 #define TL_TERMS 1024 /* of distributions, that are computed before the rows of these are added up */
 #define TL_FEW_MASSES 32 /* bytes: of rows up to here, all masses and scores are read */

@@ -204,7 +204,7 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
     *masked = 0;
     for (size_t i = 0; lanes.some_masked && i < n; i++)
         *masked += (size_t)((uint64_t)lanes.target[i] >> 63);
-    if (classes <= TL_FEW_CLASSES || row->stride != tl_itemsize(row->dtype)) {
+    if (classes <= (smooths ? TL_MASSES_CLASSES : TL_FEW_CLASSES) || row->stride != tl_itemsize(row->dtype)) {
         rows = rows_or_groups(backend, row, start, of->apart, n, scratch);
         left = ~backend->lane_losses[dtype](&rows, padded, &lanes);
     } else {
@@ -242,7 +242,7 @@ static size_t add_by_bins(const tl_backend *backend, const tl_plain_rows *of, si
 
 size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t count, tl_superacc *sum,
                            tl_superacc *weights, int64_t *unmasked, uint64_t *left) {
-    char scratch[TL_GROUP_ALIGNMENT + TL_BLOCK_ROWS * TL_FEW_CLASSES * (sizeof(double) + sizeof(float))]; /* groups */
+    char scratch[TL_GROUP_ALIGNMENT + TL_BLOCK_ROWS * TL_MASSES_CLASSES * (sizeof(double) + sizeof(float))]; /* groups */
     double losses[TL_PLAIN_ROWS], weight[TL_PLAIN_ROWS];
     int is_long = are_in_place(&of->row, of->apart) && !of->grad_scale;
     size_t n = of->sums_only && is_long ? add_by_bins(backend, of, count, sum) : 0;

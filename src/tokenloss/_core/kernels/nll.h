@@ -21,9 +21,10 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, t
 int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll);
 
 /* Rows of 2 to tl_nll_classes logits, `apart` bytes from each other. Those of more than TL_FEW_CLASSES are native, neither
- * scaled nor capped, without gradients, and contiguous without smoothing, or neighbours in float32 or float64, and of
- * TL_CHUNK classes at most with smoothing. Gradients are native, as large as their logits, which are float32 or float64,
- * neither scaled nor capped, neighbours or contiguous, and without masses. There is room for whole groups. */
+ * scaled nor capped, without gradients, and contiguous, or neighbours in float32 or float64. With smoothing, they have
+ * TL_MASSES_CLASSES classes at most, or as neighbours TL_CHUNK. Gradients are native, as large as their logits, which are
+ * float32 or float64, neither scaled nor capped, neighbours or contiguous, and without masses. There is room for whole
+ * groups. */
 typedef struct {
     tl_row row; /* the first */
     ptrdiff_t apart;
