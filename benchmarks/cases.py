@@ -1,4 +1,4 @@
-"""Cases of many classes and of projections. Those of short rows are in `cases_of_short_rows`."""
+"""Cases of many classes and of projections. Short rows are in `cases_of_short_rows`, layouts in `cases_of_layouts`."""
 
 from __future__ import annotations
 

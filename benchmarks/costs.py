@@ -28,14 +28,14 @@ Works = Iterator[tuple[str, Callable[[int], Callable[..., Any]]]]
 
 def works(x: np.ndarray, ids: np.ndarray, masses: np.ndarray) -> Works:
     """Calls whose rows have their own estimate, by name, as functions of the number of rows."""
-    into, mirrored = np.empty_like(x), -x
+    into, mirrored, numbers = np.empty_like(x), -x, np.empty(len(x))
     yield "cross_entropy", lambda n: partial(tokenloss.cross_entropy, x[:n], ids[:n])
     yield "cross_entropy z_loss", lambda n: partial(tokenloss.cross_entropy, x[:n], ids[:n], z_loss=1e-4)
     yield "cross_entropy_and_grad", lambda n: partial(tokenloss.cross_entropy_and_grad, x[:n], ids[:n], out=into[:n])
     yield "cross_entropy of distributions", lambda n: partial(tokenloss.cross_entropy, x[:n], masses[:n])
     yield "softmax", lambda n: partial(tokenloss.softmax, x[:n], out=into[:n])
     yield "log_softmax", lambda n: partial(tokenloss.log_softmax, x[:n], out=into[:n])
-    yield "logsumexp", lambda n: partial(tokenloss.logsumexp, x[:n])
+    yield "logsumexp", lambda n: partial(tokenloss.logsumexp, x[:n], out=numbers[:n])
     yield "token_scores", lambda n: partial(tokenloss.token_scores, x[:n], ids[:n])
     yield "kl_divergence", lambda n: partial(tokenloss.kl_divergence, x[:n], mirrored[:n])
 

@@ -52,6 +52,7 @@ OTHER_WORKS = {
     "tiny/ids/": "`cross_entropy_loss`, class ids, one tiny call",
     "tiny/cross_entropy/": "`cross_entropy`, one tiny call",
     "tiny/logsumexp/": "`logsumexp`, one tiny call",
+    "others/": "other functions",
     "large/": "131072 classes",
     "divergences/": "`kl_divergence`, all five divergences",
     "linear/": "`linear_cross_entropy`",
@@ -139,6 +140,10 @@ def section(report: dict[str, Any]) -> str:
             "Nanoseconds per row of 10 classes for `cross_entropy`, float32, with an option:",
             _table("option", {f"`{name}`": case for name, case in options.items()}, WITH_AVX2, _ns),
         ],
+        "Other functions and layouts": [
+            "The time of the fastest alternative, as a multiple of tokenloss's; classes are the second axis:",
+            _of_shapes(_named(cases, "others/")),
+        ],
         "Probabilities beyond the caches": [
             "Milliseconds per call of `cross_entropy_loss`:",
             _table("targets", cold, OURS_AND_PEERS, _ms),
@@ -194,6 +199,17 @@ def _of_works(cases: Cases) -> list[str]:
         "The library of that alternative:",
         _pivot(cases, lambda case: _library(_others(case)[0])),
     ]
+
+
+def _of_shapes(cases: Cases) -> str:
+    """A row for each function, and a column for each dtype and shape."""
+    works = dict.fromkeys(name.partition("/")[0] for name in cases)
+    columns = dict.fromkeys(name.partition("/")[2] for name in cases)
+    rows = [["function", *(column.replace("/", " ").replace("x", " x ") for column in columns)]]
+    for work in works:
+        others = [_others(cases[f"{work}/{column}"])[:1] for column in columns]
+        rows.append([f"`{work}`", *(_digits(_ratio(peer[0])) if peer else "" for peer in others)])
+    return _markdown(rows)
 
 
 def _of_large_rows(cases: Cases) -> list[str]:

@@ -63,6 +63,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the chosen cases, printing each as it ends."""
     import accuracy
     import cases
+    import cases_of_layouts
     import cases_of_short_rows
     import harness
 
@@ -72,7 +73,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     settings = {"rounds": rounds, "quick": options.quick}
     measured: dict[str, Any] = {"machine": machine, **settings, "accuracy": [], "cases": []}
     print("\n".join(f"{key}: {value}" for key, value in machine.items()))
-    builders = (module.all_cases(quick=options.quick) for module in (cases_of_short_rows, cases))
+    builders = (module.all_cases(quick=options.quick) for module in (cases_of_short_rows, cases_of_layouts, cases))
     for name, build in itertools.chain(*builders):
         if not name.startswith(tuple(options.only)):
             continue

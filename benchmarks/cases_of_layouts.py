@@ -1,0 +1,136 @@
+"""The cases of other functions, in two dtypes: rows, and pixels or positions whose classes are not neighbors.
+
+Peers are torch's functions, eager and compiled, and NumPy's `vdot`, which returns no losses of rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import peers
+from cases import Build, backends, normal
+from harness import Case, Contender, UnavailableError, gather
+
+import tokenloss
+
+SHAPES = {  # by dtype; classes are the second axis
+    "float32": ((26214, 10), (1310, 100), (16, 5, 64, 64), (512, 100, 9)),
+    "bfloat16": ((26214, 10), (4, 21, 64, 64)),
+}
+QUICK = (64, 10), (2, 5, 8, 8)
+SCALE = 2.0
+
+
+class Arrays(NamedTuple):
+    """What functions take: NumPy's arrays or torch's tensors."""
+
+    x: Any
+    ids: Any
+    probs: Any  # distributions of another model
+    log_probs: Any  # of the same
+
+
+# each function of ours, and torch's way to the same number or array
+WORKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "logsumexp": (
+        lambda a, **o: tokenloss.logsumexp(a.x, **o),
+        lambda torch, a: torch.logsumexp(a.x, 1),
+    ),
+    "softmax": (
+        lambda a, **o: tokenloss.softmax(a.x, **o),
+        lambda torch, a: torch.softmax(a.x, 1),
+    ),
+    "nll_loss": (
+        lambda a, **o: tokenloss.nll_loss(a.log_probs, a.ids, **o),
+        lambda torch, a: torch.nn.functional.nll_loss(a.log_probs, a.ids),
+    ),
+    "cross_entropy_loss": (
+        lambda a, **o: tokenloss.cross_entropy_loss(a.ids, a.probs, **o),
+        lambda torch, a: -a.probs.gather(1, a.ids.unsqueeze(1)).log().mean(),
+    ),
+    "soft cross_entropy_loss": (
+        lambda a, **o: tokenloss.cross_entropy_loss(a.probs, a.probs, **o),
+        lambda torch, a: -(a.probs * a.probs.log()).sum(1).mean(),
+    ),
+    "soft cross_entropy": (
+        lambda a, **o: tokenloss.cross_entropy(a.x, a.probs, **o),
+        lambda torch, a: torch.nn.functional.cross_entropy(a.x, a.probs),
+    ),
+    "smoothed cross_entropy": (
+        lambda a, **o: tokenloss.cross_entropy(a.x, a.ids, label_smoothing=0.1, **o),
+        lambda torch, a: torch.nn.functional.cross_entropy(a.x, a.ids, label_smoothing=0.1),
+    ),
+    "kl_divergence": (
+        lambda a, **o: tokenloss.kl_divergence(a.x, a.log_probs, **o),
+        lambda torch, a: (
+            torch.softmax(a.x, 1) * (torch.log_softmax(a.x, 1) - torch.log_softmax(a.log_probs, 1))
+        ).sum(1).mean(),
+    ),
+}  # fmt: skip
+
+
+def all_cases(*, quick: bool) -> Iterator[tuple[str, Build]]:
+    """Every case, by name."""
+    for dtype, shapes in SHAPES.items():
+        for shape, work in itertools.product(QUICK if quick else shapes, WORKS):
+            yield f"others/{work}/{dtype}/{'x'.join(map(str, shape))}", partial(other, work, dtype, shape)
+
+
+def other(work: str, dtype: str, shape: tuple[int, ...]) -> Case:
+    """Random logits, class ids and distributions."""
+    try:
+        x = normal(dtype, math.prod(shape), SCALE).reshape(shape)
+    except ImportError:
+        raise UnavailableError("pip install ml_dtypes") from None
+    ids = np.random.default_rng(1).integers(0, shape[1], (shape[0], *shape[2:]))
+    log_probs = tokenloss.log_softmax(np.ascontiguousarray(x[::-1]), axis=1)
+    arrays = Arrays(x, ids, tokenloss.softmax(log_probs, axis=1), log_probs)
+    mine, theirs = WORKS[work]
+    contenders = backends(lambda: _last(mine(arrays, axis=1, workers=1)))
+    case = Case(f"{work}, axis=1, {dtype} of shape {shape}", contenders, rows=ids.size)
+    builders = {
+        "torch": ("torch", partial(_torch, theirs)),
+        "torch.compile": ("torch", partial(_compiled, theirs)),
+        "NumPy": ("numpy", partial(_vdot, work)),
+    }
+    return gather(case, builders, arrays)
+
+
+def _last(result: Any) -> float:
+    """A loss, or the last number of an array."""
+    return float(result.reshape(-1)[-1]) if hasattr(result, "reshape") else result
+
+
+def _tolerance(arrays: Arrays) -> float:
+    """By how much a peer's number may differ."""
+    return peers.HALF * 2 if arrays.x.itemsize == 2 else peers.FLOAT32
+
+
+def _tensors(arrays: Arrays) -> Arrays:
+    """The same memory as tensors."""
+    return Arrays(*map(peers.tensor, arrays))
+
+
+def _torch(theirs: Callable[..., Any], arrays: Arrays) -> peers.Contenders:
+    """The formula as it is."""
+    torch, tensors = peers.torch_on(1), _tensors(arrays)
+    yield Contender("torch", lambda: _last(theirs(torch, tensors)), _tolerance(arrays))
+
+
+def _compiled(theirs: Callable[..., Any], arrays: Arrays) -> peers.Contenders:
+    """The formula compiled."""
+    torch = peers.torch_on(1)
+    ways = {"its formula": lambda *tensors: theirs(torch, Arrays(*tensors))}
+    return peers.compiled(ways, *_tensors(arrays), tolerance=_tolerance(arrays), result=_last)
+
+
+def _vdot(work: str, arrays: Arrays) -> peers.Contenders:
+    """The loss of distributions as a product of two arrays."""
+    if work == "soft cross_entropy_loss" and arrays.x.itemsize > 2:
+        p, rows = arrays.probs, arrays.ids.size
+        yield Contender("NumPy, vdot", lambda: -np.vdot(p, np.log(p)) / rows, peers.FLOAT32)
