@@ -404,7 +404,7 @@ static void check_divergences(tested_block *block) {
     const tl_row_block *const pairs[][2] = {{&block->rows, &other}, {&other, &block->rows}, {&probs, &other_probs}};
     for (int i = tl_is_transformed(&block->rows.row) ? 1 : 2; i >= 0; i--) {
         const tl_row_block *base = pairs[i][0], *others = pairs[i][1];
-        uint64_t found = tl_kl_of_block(block->backend, base, others, kl, block->cancel);
+        uint64_t found = tl_kl_of_block(block->backend, base, others, kl);
         require_found(block, found, "divergences found in a block");
         tl_lse base_lse[TL_BLOCK_ROWS] = {{0, 0}}, lse[TL_BLOCK_ROWS] = {{0, 0}};
         tl_divergences further[TL_BLOCK_ROWS];

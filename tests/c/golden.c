@@ -57,20 +57,11 @@ static tl_row laid_out(const tl_row *row, int layout) {
 }
 
 static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t target, tl_cancel *cancel) {
-    tl_loss plain = plain_loss(target);
     double loss = nll(backend, row, target, cancel);
     for (int layout = 0; layout < LAYOUTS; layout++) {
         tl_row other = laid_out(row, layout);
         require(same(loss, nll(backend, &other, target, cancel)), "layout", row);
     }
-    static char transposed[TL_TRANSPOSED_BYTES];
-    tl_row interleaved[2] = {*row, *row};
-    int64_t targets[2] = {target, target};
-    tl_lse_acc states[2];
-    loss = loss_by_logsumexp(backend, row, &plain, cancel);
-    tl_lse_class_major(backend, interleaved, targets, 2, transposed, states, cancel);
-    for (int i = 0; i < 2; i++)
-        require(same(loss, loss_of_class(backend, row, &plain, &states[i], cancel)), "transposed row", row);
 }
 
 /* Divergences have the same bits alone, range by range and, if symmetric, of both rows in each other's place: each pair

@@ -15,7 +15,7 @@
 #define ROOM ((size_t)1 << 20) /* bytes between two pages that cannot be touched */
 #define PAGE ((size_t)1 << 16) /* a multiple of every machine's */
 
-typedef enum { ROW, OTHER, MASSES, WEIGHTS, OUT, TRANSPOSED, ROOMS } room;
+typedef enum { ROW, OTHER, MASSES, WEIGHTS, OUT, COPIES, ROOMS } room;
 
 static char *rooms[ROOMS];
 
@@ -231,24 +231,22 @@ static void read_ranges(const tl_backend *backend, int64_t count, int dtype, int
     use(tl_loss_end(backend, &row, &loss, &acc) + token.entropy);
 }
 
-/* Rows in class-major layout. */
-static void read_class_major(const tl_backend *backend, int64_t count, int dtype, int at_end, tl_cancel *cancel) {
-    enum { INTERLEAVED = 5 };
-    tl_row all = row_of(ROW, count * INTERLEAVED, dtype, at_end ? AT_END : AT_START), rows[INTERLEAVED];
-    int64_t targets[INTERLEAVED];
-    tl_lse_acc states[INTERLEAVED];
+/* Rows in class-major layout, which fill the lanes of some vectors and some of the next, are copied and written back. */
+static void copy_class_major(const tl_backend *backend, int64_t count, int dtype, int at_end) {
+    enum { INTERLEAVED = 43 };
+    tl_row all = row_of(ROW, count * INTERLEAVED, dtype, at_end ? AT_END : AT_START);
+    const int64_t bytes = INTERLEAVED * tl_copied_row(count, dtype);
+    tl_row_block rows = {.row = all, .count = INTERLEAVED, .wanted = ~((uint64_t)1 << 40)};
+    tl_out_block out = {.row = all};
     fill_row(&all, 4);
-    for (int r = 0; r < INTERLEAVED; r++) {
-        rows[r] = all;
-        rows[r].count = count;
-        rows[r].data += r * all.stride;
-        rows[r].stride *= INTERLEAVED;
-        targets[r] = r % 2 ? count - 1 : 0;
-    }
-    tl_lse_class_major(backend, rows, targets, INTERLEAVED, place(TRANSPOSED, TL_TRANSPOSED_BYTES, at_end), states,
-                       cancel);
+    rows.row.count = out.row.count = count;
+    rows.row.stride = out.row.stride = all.stride * INTERLEAVED;
     for (int r = 0; r < INTERLEAVED; r++)
-        use(tl_logsumexp(tl_lse_finish(&states[r], rows[r].compute_dtype)));
+        rows.data[r] = out.data[r] = (char *)(uintptr_t)all.data + r * all.stride;
+    tl_copy_rows(backend, &rows, place(COPIES, (bytes + 63) / 64 * 64, at_end));
+    for (int r = 0; r < INTERLEAVED; r++)
+        use(tl_load(rows.data[r] + (count - 1) * all.stride, dtype));
+    tl_write_copies(backend, &rows, &out);
 }
 
 static void multiply(const tl_backend *backend, int64_t depth, int dtype, int layout) {
@@ -310,8 +308,8 @@ static int blocks_are_at_end;
 
 /* Scratch memory at the end lacks a byte, so that what is left over for its alignment is all before the groups. */
 static char *place_block(block_part part, size_t bytes) {
-    static const room rooms_of_parts[] = {ROW, OUT, MASSES, WEIGHTS, TRANSPOSED, OTHER};
-    size_t less = part >= BLOCK_SCRATCH && bytes % 64 == 0 && bytes != TL_TRANSPOSED_BYTES;
+    static const room rooms_of_parts[] = {ROW, OUT, MASSES, WEIGHTS, COPIES, OTHER};
+    size_t less = part >= BLOCK_SCRATCH && bytes % 64 == 0;
     return place(rooms_of_parts[part], (int64_t)(bytes - less), blocks_are_at_end);
 }
 
@@ -367,7 +365,8 @@ static void run_all(const tl_backend *backend, tl_cancel *cancel) {
             for (int at_end = 0; at_end < 2; at_end++) {
                 read_ranges(backend, count, dtype, at_end, &loss_cases[(c * 8 + dtype * 2 + at_end) % LOSS_CASES],
                             cancel);
-                read_class_major(backend, count, dtype, at_end, cancel);
+                if (count <= 2048)
+                    copy_class_major(backend, count, dtype, at_end);
                 read_probabilities(backend, count, at_end);
                 read_distributions(backend, count, dtype, at_end);
             }

@@ -9,6 +9,8 @@ cdef struct View:
     bint is_uniform  # whether all rows are `row_stride` bytes apart
     ptrdiff_t row_stride
     int64_t run  # from each multiple of this number to the next, rows are `row_stride` bytes apart
+    bint in_planes  # whether neighbouring rows are neighbours in memory, side by side
+    bint is_copied  # whether rows are copied before they are worked on: neither in planes nor contiguous
 
 
 cdef int open_view(View *view, array, int dtype, int axis, bint writable) except -1:
@@ -29,6 +31,10 @@ cdef int open_view(View *view, array, int dtype, int axis, bint writable) except
             view.run = width
     if width == 0:  # there are no rows: `address_of` must not divide by a length of 0
         view.is_uniform = True
+    if axis >= 0 and 0 < view.buffer.shape[axis] and dtype & ~TL_SWAPPED <= TL_FLOAT64:
+        view.in_planes = (dtype < TL_SWAPPED and view.row_stride == tl_itemsize(dtype) < llabs(view.buffer.strides[axis])
+                          and view.run >= 16 and view.buffer.shape[axis] <= SHORT_ROW)
+        view.is_copied = not view.in_planes and (dtype >= TL_SWAPPED or view.buffer.strides[axis] != tl_itemsize(dtype))
     return 0
 
 
@@ -150,13 +156,6 @@ cdef class Scores:
         buffer.format = b"d" if self.dtype == TL_FLOAT64 else b"f" if self.dtype == TL_FLOAT32 else b"H"
         buffer.shape, buffer.strides = self.matrix_shape, self.matrix_strides
         buffer.suboffsets, buffer.internal = NULL, NULL
-
-    cdef bint is_class_major(self) noexcept nogil:
-        """Whether neighboring rows are closer to each other in memory than neighboring classes."""
-        if self.rows < 2 or not is_given(&self.view):
-            return False
-        cdef int64_t apart = llabs(address_of(&self.view, 1) - address_of(&self.view, 0))
-        return 0 < apart < llabs(self.view.buffer.strides[self.axis])  # 0: one row, broadcast
 
 
 cdef int64_t MASKED = INT64_MIN  # TL_MASKED of the kernels

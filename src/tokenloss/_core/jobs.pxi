@@ -191,7 +191,7 @@ cdef class RowJob(Job):
     cdef int64_t rows_together(self) noexcept:
         if self.scores.classes <= SHORT_ROW:
             return BLOCK_ROWS
-        if not self.scores.is_class_major():
+        if not self.scores.view.is_copied:
             return 1
         return BLOCK_ROWS if self.rows >= 8 * BLOCK_ROWS else TL_ROWS_PER_CACHE_LINE(self.scores.dtype)
 

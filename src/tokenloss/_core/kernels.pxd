@@ -122,13 +122,17 @@ cdef extern from "kernels/kernels.h" nogil:
     ctypedef struct tl_row_block:
         tl_row row
         int count
-        bint class_major, has_excluded, keeps_logits, has_masses
+        bint class_major, has_excluded, keeps_logits, has_masses, are_copies
         uint64_t wanted
         const char *data[64]
         int64_t excluded[64]
         char *scratch
+    tl_row tl_row_of_block(const tl_row_block *, int)
     int tl_row_block_rows(int64_t, int)
     size_t tl_row_block_bytes(int64_t, int)
+    ptrdiff_t tl_copied_row(int64_t, int)
+    int tl_copied_rows(int64_t, int, int)
+    void tl_copy_rows(const tl_backend *, tl_row_block *, char *)
     ctypedef struct tl_lane_losses:
         const int64_t *target
         bint some_masked
@@ -164,15 +168,13 @@ cdef extern from "kernels/kernels.h" nogil:
         tl_lse base
         tl_lse other
     tl_kl tl_kl_divergence(const tl_backend *, const tl_row *, const tl_row *, tl_cancel *)
-    uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, tl_kl *, tl_cancel *)
+    uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, tl_kl *)
     int TL_REVERSE_KL, TL_JS, TL_TV, TL_HELLINGER
     ctypedef struct tl_divergences:
         double reverse_kl
         double js
         double tv
         double hellinger
-    tl_divergences tl_divergences_of(const tl_backend *, const tl_row *, const tl_row *, tl_lse, tl_lse, int,
-                                     tl_cancel *)
     void tl_divergences_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, const tl_lse *,
                                  const tl_lse *, int, tl_divergences *, tl_cancel *)
     ctypedef struct tl_divergence_state:

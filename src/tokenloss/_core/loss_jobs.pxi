@@ -18,10 +18,11 @@ cdef class CrossEntropy(LogSumExpJob):
         # options are those of `loss_options`; the gradient goes to `grad`, with `is_mean` that of the mean loss
         self.set_up(scores, positions, numbers)
         self.label_smoothing, self.z_loss, self.logit_scale, self.softcap = options
-        self.is_class_major, self.excludes_classes = scores.is_class_major(), True
+        self.excludes_classes = True
         self.keeps_logits = grad is not None or not positions.by_class
         self.excludes_together = (not positions.by_class and not positions.is_integer
                                   and is_given(&positions.targets_view))
+        self.may_copy(&positions.targets_view, self.excludes_together and positions.targets_view.is_copied, 2)
         self.shifts = self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0
         self.grad_divisor = 1
         if is_mean and self.z_loss != 0 and self.weighs_class_ids:
@@ -121,17 +122,22 @@ cdef class CrossEntropy(LogSumExpJob):
 
     cdef void find_losses(self, Block *block) noexcept nogil:
         """Write the options of a block's losses, and where masses are."""
-        cdef const char *addresses[BLOCK_ROWS]
+        cdef const View *masses_view = &self.positions.targets_view
+        cdef tl_row_block masses
         cdef int i, count = block.rows.count
         if block.n_with_options < count:
             block.losses[0] = self.loss_at(block.number[0], -1)
             for i in range(1, count):
                 block.losses[i] = block.losses[0]
             block.n_with_options = count
-        if not self.positions.by_class and is_given(&self.positions.targets_view):
-            self.find_rows(&self.positions.targets_view, block, addresses)
+        if not self.positions.by_class and is_given(masses_view):
+            masses.row, masses.count = row_at(masses_view, 0), count
+            self.find_rows(masses_view, block, masses.data)
+            if masses_view.is_copied and self.copied_bytes and block.rows.scratch != NULL:
+                tl_copy_rows(backend, &masses, block.rows.scratch + self.scratch_bytes() + self.copied_bytes)
             for i in range(count):
-                block.losses[i].soft.mass = addresses[i]
+                block.losses[i].soft.mass, block.losses[i].soft.mass_dtype = masses.data[i], masses.row.dtype
+                block.losses[i].soft.mass_stride = masses.row.stride
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef char *memory = block.rows.scratch

@@ -14,7 +14,7 @@ cdef class PairJob(LogSumExpJob):
         if other.shape != scores.shape:
             raise ValueError("the other scores have another shape")
         self.other = other
-        self.is_class_major = scores.is_class_major()
+        self.may_copy(&other.view, other.view.is_copied, 2)
         self.compute_dtype = scores.dtype & ~TL_SWAPPED
         if self.compute_dtype != other.dtype & ~TL_SWAPPED:
             wide = TL_FLOAT64 in (self.compute_dtype, other.dtype & ~TL_SWAPPED)
@@ -89,6 +89,8 @@ cdef class PairJob(LogSumExpJob):
         if block.rows.scratch != NULL:
             other.scratch = block.rows.scratch + LogSumExpJob.scratch_bytes(self)
         self.find_rows(&self.other.view, block, other.data)
+        if self.other.view.is_copied and self.copied_bytes and other.scratch != NULL:
+            tl_copy_rows(backend, other, block.rows.scratch + self.scratch_bytes() + self.copied_bytes)
 
 
 @cython.final
@@ -106,6 +108,7 @@ cdef class KLDivergence(PairJob):
         """Reduce short rows side by side, and by themselves those that the kernel leaves."""
         cdef tl_row_block *base = &block.rows
         cdef tl_row_block other
+        cdef tl_row base_row, other_row
         cdef tl_kl kl[BLOCK_ROWS]
         cdef tl_lse base_lse[BLOCK_ROWS]
         cdef tl_lse lse[BLOCK_ROWS]
@@ -114,45 +117,19 @@ cdef class KLDivergence(PairJob):
         cdef int i
         self.find_other(block, &other)
         base.row.compute_dtype = other.row.compute_dtype = self.compute_dtype
-        reduced = tl_kl_of_block(backend, base, &other, kl, cancel)
+        reduced = tl_kl_of_block(backend, base, &other, kl)
         for i in range(base.count):
             if base.wanted >> i & 1 and not reduced >> i & 1:
-                kl[i] = self.kl_of_row(block.number[i], cancel)
+                base_row, other_row = tl_row_of_block(base, i), tl_row_of_block(&other, i)
+                kl[i] = tl_kl_divergence(backend, &base_row, &other_row, cancel)
             if base.wanted >> i & 1:
-                block.values[i] = self.checked(block.number[i], kl[i], totals)
-                base_lse[i], lse[i] = kl[i].base, kl[i].other
+                block.values[i], base_lse[i], lse[i] = kl[i].kl, kl[i].base, kl[i].other
+                self.check_kinds(block.number[i], base_lse[i], lse[i], totals)
         if self.divergences:
             tl_divergences_of_block(backend, base, &other, base_lse, lse, self.divergences, values, cancel)
             for i in range(base.count):
                 if base.wanted >> i & 1:
                     self.write_divergences(block.number[i], &values[i])
-
-    cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_row base, other
-        cdef tl_divergences values
-        cdef tl_kl kl = self.kl_of_row(row, cancel)
-        if self.divergences:
-            self.find_pair(row, &base, &other)
-            values = tl_divergences_of(backend, &base, &other, kl.base, kl.other, self.divergences, cancel)
-            self.write_divergences(row, &values)
-        return self.checked(row, kl, totals)
-
-    cdef tl_kl kl_of_row(self, int64_t row, tl_cancel *cancel) noexcept nogil:
-        """The divergence of a row by itself."""
-        cdef tl_row base, other
-        self.find_pair(row, &base, &other)
-        return tl_kl_divergence(backend, &base, &other, cancel)
-
-    cdef void find_pair(self, int64_t row, tl_row *base, tl_row *other) noexcept nogil:
-        """Both rows of a number."""
-        base[0], other[0] = self.row_at(row), self.row_of_other()
-        other.data, other.stride = address_of(&self.other.view, row), self.other.view.buffer.strides[self.other.axis]
-        base.compute_dtype = other.compute_dtype = self.compute_dtype
-
-    cdef inline double checked(self, int64_t row, tl_kl kl, Totals *totals) noexcept nogil:
-        """The divergence of a row, which may be refused."""
-        self.check_kinds(row, kl.base, kl.other, totals)
-        return kl.kl
 
 
 @cython.final
@@ -174,7 +151,7 @@ cdef class PairStats(PairJob):
         # columns are flat arrays by name, those of bool as uint8
         self.set_up_pair(scores, positions, None, other)
         self.need_class_ids()
-        self.excludes_classes = True
+        self.excludes_classes = self.skips_sum = True
         self.definitions, self.most_unnormalized = <tl_definitions> definitions, most_unnormalized
         self.clip = tl_new_clip(False, 0, scores.dtype)
         self.nll, self.base_nll, self.kl = columns["nll"], columns["base_nll"], columns["kl"]
@@ -229,6 +206,3 @@ cdef class PairStats(PairJob):
             self.refuse(C_BAD_SCORE, row, target, -pair.base_nll, totals)
         elif logsumexp != logsumexp:
             self.check_kind(self.scores, row, logsumexp, 0, totals)
-
-    cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
-        """Add nothing: the sum is not wanted."""

@@ -15,14 +15,32 @@ cdef struct Block:
 cdef class LogSumExpJob(RowJob):
     """Reduces the other classes of each row against its excluded class; `finish_block` makes the results of that.
 
-    Blocks of rows are reduced together: short rows side by side, long class-major ones cache line by cache line.
+    Blocks of rows are reduced together: short rows side by side, those by way of copies that are not contiguous.
     """
 
     cdef bint is_class_major
+    cdef bint copies  # whether rows of the scores are copied
+    cdef int most_rows  # of a block
+    cdef size_t copied_bytes  # of each array whose rows are copied
     cdef bint excludes_classes  # whether any row has an excluded class, such as its target
     cdef bint excludes_together  # whether `reduce_block` finds the excluded classes
     cdef bint keeps_logits  # whether logits are read again after they were reduced
+    cdef bint skips_sum  # whether the sum of numbers is not wanted
     cdef bint shifts  # whether a row that overflows once it is scaled is reduced again, less its maximum
+
+    cdef int set_up(self, Scores scores, Positions positions, numbers) except -1:
+        RowJob.set_up(self, scores, positions, numbers)
+        self.is_class_major, self.copies = scores.view.in_planes, scores.view.is_copied
+        self.most_rows = tl_row_block_rows(scores.classes, self.is_class_major)
+        self.may_copy(&scores.view, self.copies, 1)
+        return 0
+
+    cdef void may_copy(self, const View *view, bint is_copied, int arrays) noexcept:
+        """Have blocks no more rows than can be copied of some arrays, if those of this one are."""
+        cdef int most = tl_copied_rows(self.scores.classes, view.dtype, arrays) if is_copied else 0
+        if most > 0:
+            self.most_rows = min(self.most_rows, most)
+            self.copied_bytes = self.most_rows * tl_copied_row(self.scores.classes, TL_FLOAT64) + 64
 
     cdef double cost_of_row(self) noexcept:
         return self.cost_of_scores(25, 1)  # two arrays
@@ -46,7 +64,7 @@ cdef class LogSumExpJob(RowJob):
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef Block block
         block.rows.row, block.rows.count, block.rows.class_major = self.row_at(row), 1, False
-        block.is_row_alone, block.n_with_options = True, 0
+        block.is_row_alone, block.n_with_options, block.rows.are_copies = True, 0, False
         block.rows.wanted, block.rows.scratch, block.rows.keeps_logits, block.rows.has_masses = 1, NULL, False, False
         block.rows.data[0], block.number[0], block.target[0] = block.rows.row.data, row, target
         block.rows.excluded[0] = self.exclude(row, target, totals, cancel)
@@ -104,6 +122,9 @@ cdef class LogSumExpJob(RowJob):
             rows.wanted &= ~(<uint64_t> (rows.excluded[i] == MASKED) << i)
         if rows.wanted != every:
             self.leave_out(block)
+        if self.copies and self.copied_bytes and rows.scratch != NULL:
+            rows.row.dtype, rows.row.stride = self.scores.dtype, self.scores.view.buffer.strides[self.scores.axis]
+            tl_copy_rows(backend, rows, rows.scratch + self.scratch_bytes())
 
     cdef void leave_out(self, Block *block) noexcept nogil:
         """Take unwanted rows out of a block, or, where rows share cache lines, only their excluded classes."""
@@ -128,9 +149,10 @@ cdef class LogSumExpJob(RowJob):
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef Block block
         cdef uint64_t wanted = 0
-        cdef int count, pending = 0, most = tl_row_block_rows(self.scores.classes, self.is_class_major)
+        cdef int count, pending = 0, most = self.most_rows
         block.rows.row, block.rows.class_major, block.is_row_alone = self.row_of_scores(), self.is_class_major, False
         block.rows.keeps_logits, block.rows.has_excluded = self.keeps_logits, self.excludes_classes
+        block.rows.are_copies = False
         block.rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
         block.rows.scratch, block.n_with_options, block.rows.has_masses = NULL, 0, self.excludes_together
         while start < stop:
@@ -139,8 +161,8 @@ cdef class LogSumExpJob(RowJob):
                 start += self.add_plain_rows(start, stop, &wanted, totals, cancel)
                 if start == stop:
                     break
-            if block.rows.scratch == NULL and most > 1:
-                block.rows.scratch = <char *> malloc(self.scratch_bytes())
+            if block.rows.scratch == NULL and (most > 1 or self.copied_bytes):
+                block.rows.scratch = <char *> malloc(self.scratch_bytes() + 2 * self.copied_bytes)
                 if block.rows.scratch == NULL:  # a single row needs none
                     most, block.rows.class_major = 1, False
             count = <int> min(stop - start, most, pending)
@@ -148,7 +170,8 @@ cdef class LogSumExpJob(RowJob):
             wanted, pending = wanted >> (count - 1) >> 1, pending - count
             if block.rows.wanted:
                 self.reduce_block(&block, totals, cancel)
-            self.add_block(&block, totals)
+            if not self.skips_sum:
+                self.add_block(&block, totals)
             start += count
         free(block.rows.scratch)
 
@@ -199,7 +222,6 @@ cdef class LogSumExp(LogSumExpJob):
 
     def __init__(self, Scores scores, Positions positions, numbers):
         self.set_up(scores, positions, numbers)
-        self.is_class_major = scores.is_class_major()
 
     cdef double cost_of_row(self) noexcept:
         return self.cost_of_scores(12, 0.4)
@@ -219,7 +241,9 @@ cdef class Softmax(LogSumExpJob):
 
     def __init__(self, Scores scores, Positions positions, numbers, bint is_log, out, int out_dtype):
         self.set_up(scores, positions, numbers)
-        self.is_log, self.is_class_major = is_log, scores.is_class_major()
+        self.is_log, self.copies = is_log, self.copies or self.is_class_major or 0 < scores.classes < 16
+        self.is_class_major, self.skips_sum = False, True  # few rows are left by `add_plain_rows`
+        self.may_copy(&scores.view, self.copies, 1)
         open_view(&self.out, out, out_dtype, scores.axis, True)
         self.nontemporal_stores = self.out.buffer.len >= NONTEMPORAL_BYTES
 
@@ -227,7 +251,7 @@ cdef class Softmax(LogSumExpJob):
         PyBuffer_Release(&self.out.buffer)
 
     cdef double cost_of_row(self) noexcept:
-        return self.cost_of_scores(8, 0.8) if self.is_class_major else self.cost_of_scores(6, 0.4)
+        return self.cost_of_scores(6, 0.4)
 
     cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, uint64_t *wanted, Totals *totals,
                                 tl_cancel *cancel) noexcept nogil:
@@ -247,9 +271,6 @@ cdef class Softmax(LogSumExpJob):
         self.find_out_rows(&self.out, block, self.nontemporal_stores, &out)
         tl_softmax_of_block(backend, &block.rows, self.is_log, &out, cancel)
 
-    cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
-        """Add nothing: the sum is not wanted."""
-
 
 @cython.final
 cdef class ClassLogProbs(LogSumExpJob):
@@ -263,7 +284,7 @@ cdef class ClassLogProbs(LogSumExpJob):
         # class ids of each row of scores: int64, contiguous along the last axis, not to be changed by any thread
         self.set_up(scores, positions, None)
         self.logit_scale, self.softcap, self.log_probs = logit_scale, softcap, log_probs
-        self.is_class_major, self.excludes_classes = scores.is_class_major(), True
+        self.excludes_classes = self.skips_sum = True
         self.shifts = logit_scale > 1 and softcap == 0
         cdef int last = ids.ndim - 1
         open_view(&self.ids, ids, TL_INT64, last, False)
@@ -301,9 +322,6 @@ cdef class ClassLogProbs(LogSumExpJob):
                 tl_class_log_probs(backend, &block.rows, lse, i, <const int64_t *> address_of(&self.ids, row),
                                    self.count, &self.log_probs[row * self.count], cancel)
 
-    cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
-        """Add nothing: the sum is not wanted."""
-
 
 @cython.final
 cdef class TokenStats(LogSumExpJob):
@@ -324,7 +342,7 @@ cdef class TokenStats(LogSumExpJob):
         self.need_class_ids()
         self.logit_scale, self.softcap, self.top_k = logit_scale, softcap, top_k
         self.clip = tl_new_clip(scores.kind == C_PROBS, 1e-12, scores.dtype)  # as cross_entropy_loss
-        self.is_class_major, self.excludes_classes, self.keeps_logits = scores.is_class_major(), True, True
+        self.excludes_classes = self.keeps_logits = True
         self.logsumexp, self.entropy = columns["logsumexp"], columns["entropy"]
         self.rank, self.argmax = columns["rank"], columns["argmax"]
         self.is_greedy, self.kept = columns["is_greedy"], columns["kept"]
@@ -409,18 +427,19 @@ cdef class TokenStats(LogSumExpJob):
                 tops[i] = self.top_of(block.number[i])
         reduced = tl_token_stats_of_block(backend, &block.rows, tops if self.top_k > 0 else NULL, &tokens, cancel)
         for i in range(block.rows.count):
+            logits = tl_row_of_block(&block.rows, i)
             if reduced >> i & 1:
                 token.nll, token.logsumexp, token.entropy = tokens.nll[i], tokens.logsumexp[i], tokens.entropy[i]
                 token.rank, token.argmax = tokens.rank[i], tokens.argmax[i]
                 block.values[i] = self.checked(block.number[i], block.target[i], &token, totals)
                 if self.has_moments:
-                    logits = self.row_at(block.number[i])
                     self.write_moments(block.number[i], block.target[i], &logits, &token, cancel)
             elif block.rows.wanted >> i & 1:
-                block.values[i] = self.reduce_row(block.number[i], block.target[i], totals, cancel)
+                block.values[i] = self.stats_of(logits, block.number[i], block.target[i], totals, cancel)
 
-    cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_row logits = self.row_at(row)
+    cdef double stats_of(self, tl_row logits, int64_t row, int64_t target, Totals *totals,
+                         tl_cancel *cancel) noexcept nogil:
+        """Write the columns of a row that is reduced by itself; return its loss."""
         cdef tl_token_stats token
         cdef tl_topk top = self.top_of(row)
         tl_token_stats_row(backend, &logits, target, &token, &top if self.top_k > 0 else NULL, cancel)

@@ -79,33 +79,32 @@ static void compare_losses(const question *all, const tl_row *row, const tl_soft
     free(out.memory);
 }
 
-/* Rows in class-major layout, each of which begins with another class; plain ones are reduced one by one. */
+/* Rows in class-major layout, each of which begins with another class, are copied; plain ones are not. */
 static void compare_class_major(const question *all, int is_plain) {
-    static char transposed[TL_TRANSPOSED_BYTES];
-    tl_row rows[4];
-    tl_lse_acc states[4];
-    int64_t excluded[4];
+    tl_row_block rows = {.count = (int)all->interleaved};
     layout how = all->row_layout;
     how.stride = all->interleaved * tl_itemsize(all->row.dtype);
     placed memory = make_room(all->row.dtype, 0, all->count * all->interleaved,
                               (layout){0, tl_itemsize(all->row.dtype), how.misaligned});
     ptrdiff_t size = tl_itemsize(all->row.dtype);
+    char *copies = allocate((size_t)(all->interleaved * tl_copied_row(all->count, all->row.dtype) + 64));
     for (int64_t r = 0; r < all->interleaved; r++) {
         placed copy = place_row(all, rotated(all, r), 0, all->count,
-                                is_plain ? plain(all->row.dtype) : (layout){how.swapped, size, 0}, &rows[r]);
-        excluded[r] = r % 2 ? -1 : all->target;
-        if (is_plain)
-            tl_lse_row(backend, &rows[r], excluded[r], &states[r], &cancel);
+                                is_plain ? plain(all->row.dtype) : (layout){how.swapped, size, 0}, &rows.row);
         for (int64_t i = 0; i < all->count; i++)
             memcpy(memory.data + i * how.stride + r * size, copy.data + i * size, (size_t)size);
-        rows[r].data = memory.data + r * size;
-        rows[r].stride = how.stride;
+        rows.data[r] = memory.data + r * size;
         free(copy.memory);
     }
-    if (!is_plain)
-        tl_lse_class_major(backend, rows, excluded, (int)all->interleaved, transposed, states, &cancel);
-    for (int64_t r = 0; r < all->interleaved; r++)
-        compare("logsumexp of class-major rows", tl_logsumexp(tl_lse_finish(&states[r], rows[r].compute_dtype)));
+    rows.row.stride = how.stride;
+    tl_copy_rows(backend, &rows, copies);
+    for (int r = 0; r < rows.count; r++) {
+        const tl_row row = tl_row_of_block(&rows, r);
+        tl_lse_acc state;
+        tl_lse_row(backend, &row, r % 2 ? -1 : all->target, &state, &cancel);
+        compare("logsumexp of class-major rows", tl_logsumexp(tl_lse_finish(&state, row.compute_dtype)));
+    }
+    free(copies);
     free(memory.memory);
 }
 

@@ -131,14 +131,16 @@ void tl_losses_of_block(const tl_backend *backend, const tl_row_block *rows, con
     }
     if (!grads || rows->wanted == 0)
         return;
-    uint64_t left = rows->wanted & ~write_gradients(backend, rows, lse, losses, &of, grads);
+    const tl_out_block first = tl_first_out(rows, grads);
+    uint64_t left = rows->wanted & ~write_gradients(backend, rows, lse, losses, &of, &first);
     for (; left != 0; left &= left - 1) {
         const int i = (int)tl_lowest_bit(left);
         const tl_class_odds odds = tl_odds_at(rows, lse, i);
         tl_loss loss = losses[i];
-        tl_row grad = tl_row_of_out(grads, i);
+        tl_row grad = tl_row_of_out(&first, i);
         row.data = rows->data[i];
         loss.grad = &grad;
         tl_write_gradient(backend, &row, &loss, &odds, of.mass[i], cancel);
     }
+    tl_write_copies(backend, rows, grads);
 }

@@ -6,13 +6,21 @@
 #include "row_block.h"
 #include "scalar_math.h"
 
-/* Writes the rows of a group whose places are given, element by element. */
-static void store_group(const char *group, int dtype, const tl_row *to, char *const *data) {
-    for (int64_t k = 0; k < to->count; k++)
+/* Writes the rows of a group whose places are given, by way of planes: of any stride and byte order. */
+static void store_group(const tl_backend *backend, const char *group, int dtype, const tl_row *to, char *const *data) {
+    const int native = to->dtype & ~TL_SWAPPED, size = tl_itemsize(native), group_size = tl_itemsize(dtype);
+    double planes[TL_PLANES_AT_ONCE * TL_GROUP];
+    for (int64_t k = 0, n; k < to->count; k += n, group += n * TL_GROUP * group_size) {
+        n = to->count - k < TL_PLANES_AT_ONCE ? to->count - k : TL_PLANES_AT_ONCE;
+        if (dtype == tl_single_or_double(native))
+            backend->deinterleave_planes[native](group, TL_GROUP * size, (size_t)n, TL_GROUP, (char *)planes);
+        for (int64_t i = 0; dtype != tl_single_or_double(native) && i < n * TL_GROUP; i++)
+            tl_store((char *)planes + i * size, native, tl_load(group + i * group_size, dtype));
         for (int r = 0; r < TL_GROUP; r++)
             if (data[r])
-                tl_store(data[r] + k * to->stride, to->dtype,
-                         tl_load(group + (k * TL_GROUP + r) * tl_itemsize(dtype), dtype));
+                tl_copy_elements((const char *)planes + r * size, TL_GROUP * size, data[r] + k * to->stride, to->stride,
+                                 n, to->dtype);
+    }
 }
 
 /* Writes the rows of a group from row `start` on, of those whose bits are set. */
@@ -36,7 +44,7 @@ static void store_rows(const tl_backend *backend, const tl_row_block *rows, int 
     if (is_native && is_contiguous)
         backend->deinterleave[out->row.dtype](group, classes, data);
     else
-        store_group(group, dtype, &out->row, data);
+        store_group(backend, group, dtype, &out->row, data);
 }
 
 static int is_native_row(const tl_row *row) {
@@ -112,27 +120,32 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
     return which;
 }
 
-/* TL_GROUP rows at most from row `start` on, side by side; returns whether they were written. */
-static int softmax_in_group(const tl_backend *backend, const tl_row_block *rows, int start, int count, int is_log,
-                            const tl_out_block *out) {
-    char *group = tl_groups_of(rows);
-    int dtype = tl_single_or_double(rows->row.compute_dtype);
-    tl_few_rows few = tl_few_of_groups(group, (size_t)rows->row.count, dtype);
-    tl_row_block part = {.row = rows->row};
-    memcpy(part.data, rows->data + start, (size_t)count * sizeof *part.data);
-    tl_load_groups(backend, &part, count, dtype, group);
-    if (!backend->lane_softmax[dtype](&few, 1, is_log, tl_wide_groups_of(rows), &few))
-        return 0;
-    store_rows(backend, rows, start, (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) << start, group, dtype, out);
-    return 1;
-}
-
-/* Whole groups of rows that are worked on side by side where they lie: of few classes, or planes. */
+/* Whole groups of rows that are worked on side by side: of few classes, or planes. */
 #define LANE_BYTES (TL_SHORT_ROW * (int)sizeof(float)) /* of the classes of a row */
 static int are_lanes(const tl_row *row, ptrdiff_t apart) {
-    int size = tl_itemsize(row->dtype), is_full = row->dtype == TL_FLOAT32 || row->dtype == TL_FLOAT64;
-    int most = row->stride == size ? TL_GROUP - 1 : apart == size ? LANE_BYTES / size : 0;
-    return is_full && row->count > 0 && row->count <= most;
+    int size = tl_itemsize(row->dtype), most = LANE_BYTES / tl_itemsize(tl_single_or_double(row->dtype));
+    most = row->stride == size ? TL_GROUP - 1 : apart == size ? most : 0;
+    return row->dtype < TL_SWAPPED && row->count > 0 && row->count <= most;
+}
+
+/* The same for halves, by way of groups of floats; returns how many rows were written, from the first on. */
+static size_t softmax_of_halves(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t count, int is_log,
+                                double *memory, const tl_row *out, ptrdiff_t out_apart) {
+    double at[TL_GROUP * LANE_BYTES / sizeof(double) + 8];
+    char *groups = (char *)at + (-(uintptr_t)at & (TL_GROUP_ALIGNMENT - 1));
+    const size_t classes = (size_t)row->count, fit = TL_SHORT_ROW / classes * TL_GROUP;
+    const size_t most = fit < TL_BLOCK_ROWS ? fit : TL_BLOCK_ROWS;
+    const tl_few_rows few = tl_few_of_groups(groups, classes, TL_FLOAT32);
+    size_t done = 0;
+    for (size_t n; count - done >= TL_GROUP; done += n) {
+        const tl_few_rows from = tl_few_rows_at(row, done, apart), to = tl_few_rows_at(out, done, out_apart);
+        n = count - done < most ? (count - done) / TL_GROUP * TL_GROUP : most;
+        tl_move_lanes(backend, &from, row->dtype, n, groups, 0);
+        if (backend->lane_softmax[TL_FLOAT32](&few, n / TL_GROUP, is_log, memory, &few) < n / TL_GROUP)
+            break;
+        tl_move_lanes(backend, &to, out->dtype, n, groups, 1);
+    }
+    return done;
 }
 
 size_t tl_softmax_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t count, int is_log,
@@ -140,6 +153,8 @@ size_t tl_softmax_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t a
     double memory[TL_GROUP * LANE_BYTES / sizeof(double) + 8];
     if (are_lanes(row, apart) && are_lanes(out, out_apart)) {
         tl_few_rows from = tl_few_rows_at(row, 0, apart), to = tl_few_rows_at(out, 0, out_apart);
+        if (row->dtype != tl_single_or_double(row->dtype))
+            return softmax_of_halves(backend, row, apart, count, is_log, memory, out, out_apart);
         return TL_GROUP * backend->lane_softmax[row->dtype](&from, count / TL_GROUP, is_log, memory, &to);
     }
     if (row->count < TL_GROUP || row->count > TL_MAX_KEPT || !is_native_row(row) || !is_native_row(out))
@@ -148,15 +163,7 @@ size_t tl_softmax_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t a
                                              (char *)(uintptr_t)out->data, out_apart);
 }
 
-/* One row of fewer than TL_GROUP classes, as a group of itself; returns whether it was written. */
-static int softmax_of_few(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out) {
-    char memory[TL_SHORT_BLOCK_BYTES(TL_GROUP - 1, TL_BLOCK_ROWS)];
-    const tl_row_block rows = {.row = *row, .count = 1, .data = {row->data}, .scratch = memory};
-    const tl_out_block to = {.row = *out, .data = {(char *)(uintptr_t)out->data}};
-    return softmax_in_group(backend, &rows, 0, 1, is_log, &to);
-}
-
-/* One row of any layout, by way of copies; returns whether it was written. */
+/* One row of any layout by way of copies, a whole group of one of few classes; returns whether it was written. */
 static int softmax_of_copy(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out) {
     double copy[TL_MAX_KEPT];
     tl_row native = *row;
@@ -164,7 +171,7 @@ static int softmax_of_copy(const tl_backend *backend, const tl_row *row, int is_
     native.data = (const char *)copy;
     native.dtype &= ~TL_SWAPPED;
     native.stride = tl_itemsize(native.dtype);
-    if (!tl_softmax_rows(backend, &native, 0, 1, is_log, &native, 0))
+    if (!tl_softmax_rows(backend, &native, 0, row->count < TL_GROUP ? TL_GROUP : 1, is_log, &native, 0))
         return 0;
     tl_copy_to_row(copy, out);
     return 1;
@@ -173,24 +180,28 @@ static int softmax_of_copy(const tl_backend *backend, const tl_row *row, int is_
 void tl_softmax(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out, int large,
                 tl_cancel *cancel) {
     int is_kept = row->count > 0 && row->count <= TL_MAX_KEPT && !tl_is_transformed(row) && row->shift == 0;
-    if (!is_kept || !(row->count < TL_GROUP ? softmax_of_few : softmax_of_copy)(backend, row, is_log, out))
+    if (!is_kept || !softmax_of_copy(backend, row, is_log, out))
         tl_softmax_by_sum(backend, row, is_log, out, large, cancel);
 }
 
 void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, int is_log, const tl_out_block *out,
                          tl_cancel *cancel) {
-    int64_t classes = rows->row.count;
-    int is_short = classes < TL_GROUP || (rows->class_major && classes <= TL_SHORT_ROW);
-    int count = is_short && classes > 0 && rows->count > 1 ? TL_GROUP : 1; /* rows that are worked on together */
-    for (int i = 0; i < rows->count; i += count) {
-        int next = i + count < rows->count ? i + count : rows->count;
-        if (count > 1 && softmax_in_group(backend, rows, i, next - i, is_log, out))
-            continue;
-        for (int r = i; r < next; r++) {
-            tl_row row = tl_row_of_block(rows, r), to = tl_row_of_out(out, r);
-            tl_softmax(backend, &row, is_log, &to, out->nontemporal_stores, cancel);
+    const ptrdiff_t apart = tl_copied_row(rows->row.count, rows->row.dtype);
+    const int count = rows->are_copies && rows->row.count < TL_GROUP ? (int)tl_padded_rows(rows->count) : rows->count;
+    for (int i = rows->count; i < count; i++) /* there is room for these */
+        memcpy((char *)(uintptr_t)rows->data[0] + i * apart, rows->data[0], (size_t)apart);
+    const tl_out_block first = tl_first_out(rows, out);
+    for (int i = 0; i < rows->count;) {
+        tl_row row = tl_row_of_block(rows, i), to = tl_row_of_out(&first, i);
+        if (rows->are_copies)
+            i += (int)tl_softmax_rows(backend, &row, apart, (size_t)(count - i), is_log, &to, apart);
+        for (int end = i + TL_GROUP; i < end && i < rows->count; i++) { /* one of these is far out */
+            row = tl_row_of_block(rows, i);
+            to = tl_row_of_out(&first, i);
+            tl_softmax(backend, &row, is_log, &to, first.nontemporal_stores, cancel);
         }
     }
+    tl_write_copies(backend, rows, out);
 }
 
 TL_OUTLINE double load_any(const tl_row *row, int64_t k) { return tl_load(row->data + k * row->stride, row->dtype); }

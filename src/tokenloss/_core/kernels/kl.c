@@ -273,47 +273,10 @@ static void find_other_shifts(const tl_backend *backend, const tl_row_block *oth
     }
 }
 
-/* Long class-major rows, which are transposed block by block. */
-static uint64_t kl_of_long(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other,
-                           tl_kl *found_of, tl_cancel *cancel) {
-    uint64_t found = base->wanted;
-    int size = tl_itemsize(base->row.dtype), other_size = tl_itemsize(other->row.dtype);
-    int most = 64 / (size > other_size ? size : other_size); /* of a cache line of the wider one */
-    for (int first = 0, count; first < base->count; first += count) {
-        tl_row p[TL_MAX_CLASS_MAJOR_ROWS], q[TL_MAX_CLASS_MAJOR_ROWS];
-        tl_kl_acc acc[TL_MAX_CLASS_MAJOR_ROWS];
-        count = base->count - first < most ? base->count - first : most;
-        for (int r = 0; r < count; r++) {
-            p[r] = tl_row_of_block(base, first + r);
-            q[r] = tl_row_of_block(other, first + r);
-        }
-        for (int64_t start = 0, end; start < p->count; start = end) {
-            end = p->count - start < TL_BLOCK ? p->count : start + TL_BLOCK;
-            tl_transpose(backend, p, count, start, end - start, base->scratch);
-            tl_transpose(backend, q, count, start, end - start, other->scratch);
-            for (int r = 0; r < count; r++) {
-                tl_row row = tl_transposed_row(p, r, start, base->scratch);
-                tl_row other_row = tl_transposed_row(q, r, start, other->scratch);
-                tl_kl_range(backend, &row, &other_row, start, end, TL_BLOCK, &acc[r], cancel);
-            }
-            if (tl_cancelled(cancel))
-                return found;
-        }
-        for (int r = 0; r < count; r++) {
-            found_of[first + r] = tl_kl_finish(&acc[r]);
-            found &= ~((uint64_t)(acc[r].stage == TL_KL_TOO_FAR) << (first + r));
-        }
-    }
-    return found;
-}
-
-uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, tl_kl *found_of,
-                        tl_cancel *cancel) {
+uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, tl_kl *found_of) {
     int count = tl_grouped_rows(base);
     if (base->row.of_probs && other->row.of_probs)
         return kl_of_prob_block(backend, base, other, found_of);
-    if (base->class_major && base->row.count > TL_SHORT_ROW)
-        return kl_of_long(backend, base, other, found_of, cancel);
     if (count == 0)
         return 0;
     return tl_kl_of_groups(backend, base, other, count, tl_load_scaled_groups(backend, base, count),

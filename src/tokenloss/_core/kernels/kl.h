@@ -18,8 +18,7 @@ tl_kl tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_r
 /* The same of the wanted rows of two blocks, which have one number of rows. Returns a bit for each row that was found:
  * the others, such as rows with nan or far out, are left to functions of single rows. The groups in the scratch memory
  * stay as they were reduced. */
-uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, tl_kl *found_of,
-                        tl_cancel *cancel);
+uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, tl_kl *found_of);
 /* The same of the first `count` rows, which are in these groups in the scratch memory. */
 uint64_t tl_kl_of_groups(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, int count,
                          tl_groups p, tl_groups q, tl_kl *found_of);

@@ -151,63 +151,6 @@ void tl_lse_row(const tl_backend *backend, const tl_row *row, int64_t excluded, 
         tl_lse_range(backend, row, start, row->count, TL_BLOCK, excluded, state, cancel);
 }
 
-/* Classes that are transposed at a time: a few vectors of each row. */
-#define TRANSPOSED_AT_ONCE 32
-
-void tl_transpose(const tl_backend *backend, const tl_row *rows, int count, int64_t start, int64_t length,
-                  char *transposed) {
-    ptrdiff_t size = tl_itemsize(rows->dtype), row_bytes = TL_TRANSPOSED_ROW * size;
-    double group[TL_GROUP * TRANSPOSED_AT_ONCE], unread[TRANSPOSED_AT_ONCE];
-    int in_groups = rows->dtype < TL_SWAPPED;
-    for (int r = 1; r < count; r++)
-        in_groups &= rows[r].data - rows[r - 1].data == size;
-    for (int64_t k = 0, n; k < length; k += n) {
-        n = length - k < TRANSPOSED_AT_ONCE ? length - k : TRANSPOSED_AT_ONCE;
-        for (int r = 0; r < count; r += TL_GROUP) {
-            tl_row part = tl_part_of(&rows[r], start + k, start + k + n);
-            char *to[TL_GROUP];
-            int left = count - r < TL_GROUP ? count - r : TL_GROUP;
-            for (int i = 0; i < TL_GROUP; i++)
-                to[i] = i < left ? transposed + (r + i) * row_bytes + k * size : (char *)unread;
-            for (int i = 0; i < left && !in_groups; i++) {
-                part.data = rows[r + i].data + (start + k) * part.stride;
-                tl_copy_native(&part, to[i]);
-            }
-            if (!in_groups)
-                continue;
-            for (int64_t i = n; i < 2 * n; i++) { /* neighbours may share two lines */
-                tl_prefetch(part.data + i * part.stride);
-                tl_prefetch(part.data + i * part.stride + (left * size - 1));
-            }
-            backend->interleave_planes[part.dtype](part.data, part.stride, (size_t)n, (size_t)left, group);
-            backend->deinterleave[part.dtype](group, (size_t)n, to);
-        }
-    }
-}
-
-tl_row tl_transposed_row(const tl_row *rows, int r, int64_t start, const char *transposed) {
-    tl_row row = rows[r];
-    row.stride = tl_itemsize(row.dtype);
-    row.dtype &= ~TL_SWAPPED;
-    row.data = transposed + (r * TL_TRANSPOSED_ROW - start) * row.stride;
-    return row;
-}
-
-void tl_lse_class_major(const tl_backend *backend, const tl_row *rows, const int64_t *excluded, int count,
-                        void *transposed, tl_lse_acc *states, tl_cancel *cancel) {
-    assert(count >= 0 && count <= TL_MAX_CLASS_MAJOR_ROWS);
-    for (int64_t start = 0, end; count > 0 && (start == 0 || start < rows->count); start += TL_BLOCK) {
-        end = rows->count - start < TL_BLOCK ? rows->count : start + TL_BLOCK;
-        tl_transpose(backend, rows, count, start, end - start, transposed);
-        for (int r = 0; r < count; r++) {
-            tl_row row = tl_transposed_row(rows, r, start, transposed);
-            tl_lse_range(backend, &row, start, end, TL_BLOCK, excluded[r], &states[r], cancel);
-        }
-        if (tl_cancelled(cancel))
-            return;
-    }
-}
-
 double tl_moment_mean(const tl_lse_acc *state) {
     return tl_lanes_sum_compensated(state->moment->sum, state->moment->comp) /
            tl_lanes_sum_compensated(state->sum, state->comp);

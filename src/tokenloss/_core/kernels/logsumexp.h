@@ -19,18 +19,6 @@ void tl_lse_row(const tl_backend *backend, const tl_row *row, int64_t excluded, 
 void tl_lse_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
                   int64_t excluded, tl_lse_acc *state, tl_cancel *cancel);
 
-/* Accumulates rows in class-major layout: at most TL_MAX_CLASS_MAJOR_ROWS, of one count, stride and dtype. They are
- * transposed block by block into `transposed`, of TL_TRANSPOSED_BYTES: there, each row is contiguous. */
-#define TL_MAX_CLASS_MAJOR_ROWS 32
-#define TL_TRANSPOSED_ROW (TL_BLOCK + 32) /* elements; not a power of two, so that rows do not share cache sets */
-#define TL_TRANSPOSED_BYTES (64 * TL_TRANSPOSED_ROW)
-#define TL_ROWS_PER_CACHE_LINE(dtype) (64 / tl_itemsize(dtype))
-void tl_transpose(const tl_backend *backend, const tl_row *rows, int count, int64_t start, int64_t length,
-                  char *transposed);
-tl_row tl_transposed_row(const tl_row *rows, int r, int64_t start, const char *transposed); /* only of these classes */
-void tl_lse_class_major(const tl_backend *backend, const tl_row *rows, const int64_t *excluded, int count,
-                        void *transposed, tl_lse_acc *states, tl_cancel *cancel);
-
 /* logsumexp = offset + log. Kept apart, since the digits of `log` would be lost in the sum of a large offset. */
 typedef struct {
     double offset, log;

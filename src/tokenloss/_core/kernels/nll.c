@@ -23,52 +23,32 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, t
     return rows->wanted & lane_losses(backend, &in_groups, groups.dtype, tl_padded_rows(rows->count), target, of);
 }
 
-/* Copies n classes from `start` on of some rows, which may have been transposed, and writes where each row's begin. */
-static void copy_pieces(const tl_backend *backend, const tl_row *row, int r, int some, int64_t start, int64_t n,
-                        const char *transposed, char *copy, const char **data) {
-    for (int i = 0; i < some; i++, copy += n * tl_itemsize(row->compute_dtype)) {
-        const tl_row all = transposed ? tl_transposed_row(row, r + i, start, transposed) : row[r + i];
-        const tl_row piece = tl_part_of(&all, start, start + n);
-        tl_cast_row(backend, &piece, row->compute_dtype, copy);
-        data[i] = copy;
-    }
-}
-
-/* The losses of rows `first` and so on, in pieces that are copied: several rows of up to TL_BLOCK classes at a time, or
- * long class-major ones, which are transposed together. Returns the bits of those that are not far out. */
-static uint64_t nll_of_pieces(const tl_backend *backend, const tl_row_block *rows, int first, int count, int transposes,
+/* The losses of rows `first` and so on, in pieces that are copied: of several rows of up to TL_BLOCK classes together, or
+ * of one. Returns the bits of those that are not far out. */
+static uint64_t nll_of_pieces(const tl_backend *backend, const tl_row_block *rows, int first, int count,
                               tl_block_nll *of) {
     double memory[TL_BLOCK + 10];
-    char *copy = (char *)(memory + 2) + (-(uintptr_t)(memory + 2) & 63);
-    const int64_t classes = rows->row.count;
-    tl_row row[TL_MAX_CLASS_MAJOR_ROWS];
-    tl_lane_sums sums[TL_MAX_CLASS_MAJOR_ROWS], *carried = classes > TL_BLOCK ? sums : NULL;
+    const int64_t classes = rows->row.count, size = tl_itemsize(rows->row.compute_dtype);
+    tl_lane_sums sums = {{0}, {0}}, *carried = classes > TL_BLOCK ? &sums : NULL;
+    tl_row row = tl_row_of_block(rows, first);
     uint64_t near = 0;
-    memset(copy - 16, 0, 16); /* AVX2 reads there before a short piece of halves */
-    for (int r = 0, i = first; r < count; r++, i++) {
-        row[r] = tl_row_of_block(rows, i);
-        if (carried) {
-            memset(&sums[r], 0, sizeof sums[r]);
-            of->logit[i] = rows->excluded[i] < 0 ? (double)NAN : tl_logit_at(backend, &row[r], rows->excluded[i]);
-        }
-    }
+    if (carried)
+        of->logit[first] = rows->excluded[first] < 0 ? (double)NAN : tl_logit_at(backend, &row, rows->excluded[first]);
     for (int64_t start = 0, n; start < classes; start += n) {
+        char *copy = (char *)(memory + 2) + (-(uintptr_t)(memory + 2) & 63);
+        const char *data[TL_GROUP];
+        int64_t target[TL_GROUP];
         n = classes - start < TL_BLOCK ? classes - start : TL_BLOCK;
-        if (transposes)
-            tl_transpose(backend, row, count, start, n, rows->scratch);
-        near = 0;
-        for (int r = 0, some, most = (int)(TL_BLOCK / n); r < count; r += some) {
-            const char *data[TL_MAX_CLASS_MAJOR_ROWS];
-            int64_t target[TL_MAX_CLASS_MAJOR_ROWS];
-            some = count - r < most ? count - r : most;
-            copy_pieces(backend, row, r, some, start, n, transposes ? rows->scratch : NULL, copy, data);
-            for (int i = 0; i < some; i++)
-                target[i] = rows->excluded[first + r + i] - start;
-            near |= backend->row_losses[row->compute_dtype](
-                        data, (size_t)some, (size_t)n, target, carried ? carried + r : NULL, of->logit + first + r,
-                        of->nll + first + r, of->odds_against + first + r)
-                    << r;
+        memset(copy - 16, 0, 16); /* AVX2 reads there before a short piece of halves */
+        for (int i = 0; i < count; i++, copy += n * size) {
+            row.data = rows->data[first + i];
+            const tl_row piece = tl_part_of(&row, start, start + n);
+            tl_cast_row(backend, &piece, row.compute_dtype, copy);
+            data[i] = copy;
+            target[i] = rows->excluded[first + i] - start;
         }
+        near = backend->row_losses[row.compute_dtype](data, (size_t)count, (size_t)n, target, carried, of->logit + first,
+                                                      of->nll + first, of->odds_against + first);
     }
     return near;
 }
@@ -87,7 +67,6 @@ TL_OUTLINE uint64_t nll_of_few(const tl_backend *backend, const tl_row *row, int
 
 uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_nll *of, tl_groups *groups) {
     const tl_row *row = &rows->row;
-    const int transposes = rows->class_major && row->count > TL_SHORT_ROW;
     const int in_lanes = rows->has_masses ? TL_MASSES_CLASSES : TL_FEW_CLASSES;
     uint64_t near = 0;
     if (!is_relative(row))
@@ -97,7 +76,7 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
                                                        rows->excluded, NULL, of->logit, of->nll, of->odds_against);
         return rows->wanted & near;
     }
-    if (rows->scratch && (row->count <= in_lanes || (rows->class_major && !transposes))) {
+    if (rows->scratch && (row->count <= in_lanes || (rows->class_major && row->count <= TL_SHORT_ROW))) {
         *groups = tl_scale_groups(backend, rows, rows->count, tl_load_raw_groups(backend, rows, rows->count));
         return tl_nll_of_groups(backend, rows, *groups, of);
     }
@@ -106,10 +85,10 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
         return nll_of_few(backend, &only, *rows->excluded, of);
     }
     const int64_t fit = row->count < TL_BLOCK ? TL_BLOCK / row->count : 1;
-    const int most = transposes ? TL_ROWS_PER_CACHE_LINE(row->dtype) : (int)(fit < TL_GROUP ? fit : TL_GROUP);
+    const int most = (int)(fit < TL_GROUP ? fit : TL_GROUP);
     for (int start = 0, count; start < rows->count; start += count) {
         count = rows->count - start < most ? rows->count - start : most;
-        near |= nll_of_pieces(backend, rows, start, count, transposes, of) << start;
+        near |= nll_of_pieces(backend, rows, start, count, of) << start;
     }
     return rows->wanted & near;
 }

@@ -17,24 +17,33 @@ static void fill_neg_inf(tl_chunk_buf *buf, int64_t from, int64_t to) {
             buf->at.u16[i] = half;
 }
 
-/* Copies `count` elements of this size, swapped if the dtype of either side is. */
-static void copy_elements(const char *from, ptrdiff_t from_stride, char *to, ptrdiff_t to_stride, int64_t count,
-                          int dtype) {
-    int size = tl_itemsize(dtype);
-    if (from_stride == size && to_stride == size && !(dtype & TL_SWAPPED))
+/* Copies elements of a dtype whose size the compiler knows. */
+TL_INLINE void copy_each(const char *from, ptrdiff_t from_stride, char *to, ptrdiff_t to_stride, int64_t count,
+                         int dtype) {
+    for (int64_t i = 0; i < count; i++, from += from_stride, to += to_stride)
+        tl_copy_element(from, to, dtype);
+}
+
+void tl_copy_elements(const char *from, ptrdiff_t from_stride, char *to, ptrdiff_t to_stride, int64_t count,
+                      int dtype) {
+    const int size = tl_itemsize(dtype), swapped = dtype & TL_SWAPPED;
+    if (from_stride == size && to_stride == size && !swapped)
         memcpy(to, from, (size_t)(count * size));
+    else if (size == 2)
+        copy_each(from, from_stride, to, to_stride, count, TL_FLOAT16 | swapped);
+    else if (size == 4)
+        copy_each(from, from_stride, to, to_stride, count, TL_FLOAT32 | swapped);
     else
-        for (int64_t i = 0; i < count; i++)
-            tl_copy_element(from + i * from_stride, to + i * to_stride, dtype);
+        copy_each(from, from_stride, to, to_stride, count, TL_FLOAT64 | swapped);
 }
 
 void tl_copy_native(const tl_row *row, void *to) {
-    copy_elements(row->data, row->stride, (char *)to, tl_itemsize(row->dtype), row->count, row->dtype);
+    tl_copy_elements(row->data, row->stride, (char *)to, tl_itemsize(row->dtype), row->count, row->dtype);
 }
 
 void tl_copy_to_row(const void *from, const tl_row *row) {
-    copy_elements((const char *)from, tl_itemsize(row->dtype), (char *)(uintptr_t)row->data, row->stride, row->count,
-                  row->dtype);
+    tl_copy_elements((const char *)from, tl_itemsize(row->dtype), (char *)(uintptr_t)row->data, row->stride, row->count,
+                     row->dtype);
 }
 
 /* Copies elements to a chunk, in native byte order. */

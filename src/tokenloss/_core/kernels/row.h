@@ -34,7 +34,9 @@ TL_INLINE tl_row tl_raw(const tl_row *row) {
     return raw;
 }
 
-/* Copies the elements of a row as they are, from and to native ones next to each other. */
+/* Copies elements of a dtype of logits as they are, swapped if it is; those of a row, from and to native ones next to
+ * each other. */
+void tl_copy_elements(const char *from, ptrdiff_t from_stride, char *to, ptrdiff_t to_stride, int64_t count, int dtype);
 void tl_copy_native(const tl_row *row, void *to);
 void tl_copy_to_row(const void *from, const tl_row *row);
 

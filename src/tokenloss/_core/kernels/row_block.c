@@ -18,9 +18,18 @@ int tl_row_block_rows(int64_t classes, int class_major) {
 }
 
 size_t tl_row_block_bytes(int64_t classes, int class_major) {
-    if (!is_short(classes))
-        return class_major ? TL_TRANSPOSED_BYTES : 1;
-    return TL_SHORT_BLOCK_BYTES((size_t)classes, (size_t)tl_row_block_rows(classes, class_major));
+    return is_short(classes) ? TL_SHORT_BLOCK_BYTES((size_t)classes, (size_t)tl_row_block_rows(classes, class_major)) : 1;
+}
+
+ptrdiff_t tl_copied_row(int64_t classes, int dtype) {
+    const int64_t bytes = classes * tl_itemsize(dtype);
+    return (ptrdiff_t)(is_short(classes) ? bytes : (bytes + 127) / 128 * 128 + 64); /* at different cache sets */
+}
+
+int tl_copied_rows(int64_t classes, int dtype, int arrays) {
+    const int64_t fit = classes > TL_COPIED_BYTES ? 0 : (TL_COPIED_BYTES / arrays - 64) / tl_copied_row(classes, dtype);
+    const int most = is_short(classes) ? tl_row_block_rows(classes, 0) : TL_ROWS_PER_CACHE_LINE(dtype);
+    return fit < most ? (int)fit : most;
 }
 
 static size_t capacity_of(const tl_row_block *rows) {
@@ -37,15 +46,14 @@ char *tl_wide_groups_of(const tl_row_block *rows) {
     return tl_unread_row_of(rows) + (size_t)rows->row.count * sizeof(double);
 }
 
-/* Element by element: of any stride, and in either byte order. Lanes without a row become 0. */
-static void load_group(const tl_row_block *rows, int start, int count, int dtype, char *group) {
-    for (int64_t k = 0; k < rows->row.count; k++)
-        for (int r = 0; r < TL_GROUP; r++) {
-            double value = 0;
-            if (r < count)
-                value = tl_load(rows->data[start + r] + k * rows->row.stride, rows->row.dtype);
-            tl_store(group + (k * TL_GROUP + r) * tl_itemsize(dtype), dtype, value);
-        }
+/* A group of rows of any stride and byte order, by way of copies. Lanes without a row repeat the last. */
+static void load_group(const tl_backend *backend, const tl_row_block *rows, int start, int count, char *group) {
+    double memory[TL_GROUP * TL_SHORT_ROW + 8];
+    tl_row_block copies = {.row = rows->row, .count = TL_GROUP};
+    for (int r = 0; r < TL_GROUP; r++)
+        copies.data[r] = rows->data[start + (r < count ? r : count - 1)];
+    tl_copy_rows(backend, &copies, (char *)memory);
+    backend->interleave[copies.row.dtype](copies.data, (size_t)rows->row.count, group);
 }
 
 void tl_load_groups(const tl_backend *backend, const tl_row_block *rows, int count, int dtype, char *groups) {
@@ -63,8 +71,128 @@ void tl_load_groups(const tl_backend *backend, const tl_row_block *rows, int cou
         } else if (is_native && n > 1 && tl_are_neighbours(rows->data, start, n, size)) {
             backend->interleave_planes[row->dtype](rows->data[start], row->stride, classes, (size_t)n, groups);
         } else {
-            load_group(rows, start, n, dtype, groups);
+            load_group(backend, rows, start, n, groups);
         }
+    }
+}
+
+#define COPIED_AT_ONCE 32 /* classes of neighbours that are copied at a time: a few vectors of each row */
+#define LANES(dtype) (tl_itemsize(dtype) == 2 ? 2 * TL_GROUP : TL_GROUP) /* halves are moved in pairs, like floats */
+
+/* Splits pairs of halves, which compilers make vectors of; and joins them. */
+static void split_pairs(const uint16_t *restrict pairs, int64_t count, uint16_t *restrict a, uint16_t *restrict b) {
+    for (int64_t i = 0; i < count; i++) {
+        a[i] = pairs[2 * i];
+        b[i] = pairs[2 * i + 1];
+    }
+}
+static void join_pairs(uint16_t *restrict pairs, int64_t count, const uint16_t *a, const uint16_t *b) {
+    for (int64_t i = 0; i < count; i++) {
+        pairs[2 * i] = a[i];
+        pairs[2 * i + 1] = b[i];
+    }
+}
+
+/* Copies rows that lie in lanes of a vector, and back if all lanes have one: `lane` of each, `span` of them. */
+static void copy_lanes(const tl_backend *backend, const tl_row *row, char *first, int count, const int *lane, int span,
+                       char *copies, int is_back) {
+    const int size = tl_itemsize(row->dtype), is_half = size == 2, dtype = is_half ? TL_FLOAT32 : row->dtype;
+    double group[TL_GROUP * COPIED_AT_ONCE], unread[COPIED_AT_ONCE];
+    uint16_t pairs[TL_GROUP][2 * COPIED_AT_ONCE];
+    for (int64_t k = 0, n; k < row->count; k += n, first += n * row->stride, copies += n * size) {
+        char *at[2 * TL_GROUP], *of_pairs[TL_GROUP], **const to = is_half ? of_pairs : at;
+        n = row->count - k < COPIED_AT_ONCE ? row->count - k : COPIED_AT_ONCE;
+        for (int i = 0; i < 2 * TL_GROUP; i++)
+            at[i] = is_back ? copies : (char *)unread + (is_half ? i % 2 * 2 * COPIED_AT_ONCE : 0);
+        for (int i = 0; i < count; i++)
+            at[lane[i]] = copies + i * tl_copied_row(row->count, row->dtype);
+        for (int i = 0; i < TL_GROUP; i++)
+            of_pairs[i] = (char *)pairs[i];
+        for (int64_t i = n; i < 2 * n; i++) { /* neighbours may share two lines */
+            tl_prefetch(first + i * row->stride);
+            tl_prefetch(first + i * row->stride + (span * size - 1));
+        }
+        for (int i = 0; is_half && is_back && i < TL_GROUP; i++)
+            join_pairs(pairs[i], n, (uint16_t *)(void *)at[2 * i], (uint16_t *)(void *)at[2 * i + 1]);
+        if (is_back) {
+            backend->interleave[dtype]((const char *const *)to, (size_t)n, group);
+            backend->deinterleave_planes[dtype](group, row->stride, (size_t)n, (size_t)(span >> is_half), first);
+            continue;
+        }
+        backend->interleave_planes[dtype](first, row->stride, (size_t)n, (size_t)(span >> is_half), group);
+        backend->deinterleave[dtype](group, (size_t)n, to);
+        for (int i = 0; is_half && i < span / 2; i++)
+            split_pairs(pairs[i], n, (uint16_t *)(void *)at[2 * i], (uint16_t *)(void *)at[2 * i + 1]);
+    }
+}
+
+/* How many rows lie in different lanes of a vector, at least 8 and an even number of lanes of halves; else 1. */
+static int find_lanes(const tl_row *row, const char *const *data, int count, int *lane, int *span) {
+    const ptrdiff_t size = tl_itemsize(row->dtype);
+    int n = 0;
+    for (*span = 0; n < count && n < LANES(row->dtype); n++) {
+        const ptrdiff_t at = data[n] - data[0];
+        if (at < *span * size || at >= LANES(row->dtype) * size || at % size != 0)
+            break;
+        lane[n] = (int)(at / size);
+        *span = lane[n] + 1;
+    }
+    for (; size == 2 && n > 1 && *span % 2 != 0; n--)
+        *span = lane[n - 2] + 1;
+    return row->dtype < TL_SWAPPED && row->stride >= *span * size && *span >= TL_GROUP / 2 ? n : 1;
+}
+
+void tl_copy_rows(const tl_backend *backend, tl_row_block *rows, char *memory) {
+    const tl_row row = rows->row;
+    const ptrdiff_t apart = tl_copied_row(row.count, row.dtype);
+    int lane[2 * TL_GROUP], span;
+    memory += -(uintptr_t)memory & 63;
+    for (int i = 0, n; i < rows->count; i += n, memory += n * apart) {
+        char *first = (char *)(uintptr_t)rows->data[i];
+        n = find_lanes(&row, rows->data + i, rows->count - i, lane, &span);
+        if (n > 1)
+            copy_lanes(backend, &row, first, n, lane, span, memory, 0);
+        else
+            tl_copy_elements(first, row.stride, memory, tl_itemsize(row.dtype), row.count, row.dtype);
+        for (int r = 0; r < n; r++)
+            rows->data[i + r] = memory + r * apart;
+    }
+    rows->row.dtype &= ~TL_SWAPPED;
+    rows->row.stride = tl_itemsize(row.dtype);
+    rows->are_copies = 1;
+}
+
+void tl_write_copies(const tl_backend *backend, const tl_row_block *rows, const tl_out_block *out) {
+    int lane[2 * TL_GROUP], span;
+    for (int i = 0, n; rows->are_copies && i < rows->count; i += n) {
+        const tl_row row = tl_row_of_out(out, i);
+        char *from = (char *)(uintptr_t)rows->data[i];
+        n = find_lanes(&row, (const char *const *)out->data + i, rows->count - i, lane, &span);
+        const uint64_t lanes = ((uint64_t)1 << n) - 1;
+        if (n != span || (rows->wanted >> i & lanes) != lanes)
+            n = 1;
+        if (n > 1)
+            copy_lanes(backend, &row, out->data[i], n, lane, span, from, 1);
+        else if (tl_is_wanted(rows, i))
+            tl_copy_to_row(from, &row);
+    }
+}
+
+void tl_move_lanes(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t count, char *groups,
+                   int is_back) {
+    const size_t classes = rows->classes, group_bytes = classes * TL_GROUP * (size_t)tl_itemsize(tl_single_or_double(dtype));
+    char *first = (char *)(uintptr_t)rows->data, *row[TL_GROUP];
+    if (!rows->are_apart && is_back)
+        backend->deinterleave_planes[dtype](groups, rows->class_stride, classes, count, first);
+    else if (!rows->are_apart)
+        backend->interleave_planes[dtype](first, rows->class_stride, classes, count, groups);
+    for (size_t g = 0; rows->are_apart && g < count / TL_GROUP; g++, first += rows->group_bytes, groups += group_bytes) {
+        for (int r = 0; r < TL_GROUP; r++)
+            row[r] = first + r * rows->apart;
+        if (is_back)
+            backend->deinterleave[dtype](groups, classes, row);
+        else
+            backend->interleave[dtype]((const char *const *)row, classes, groups);
     }
 }
 
@@ -152,40 +280,24 @@ void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int c
     lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows->wanted & ~far_rows(lse, count);
 }
 
-/* Reduces wanted rows that were not reduced in groups: long class-major ones together, the others one by one. */
+/* Reduces wanted rows that were not reduced in groups, one by one. */
 static void reduce_others(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel) {
-    tl_row together[TL_MAX_CLASS_MAJOR_ROWS];
-    tl_lse_acc states[TL_MAX_CLASS_MAJOR_ROWS];
-    int64_t excluded[TL_MAX_CLASS_MAJOR_ROWS];
-    int number[TL_MAX_CLASS_MAJOR_ROWS], count = 0;
-    int most = rows->class_major && !is_short(rows->row.count) ? TL_ROWS_PER_CACHE_LINE(rows->row.dtype) : 1;
-    uint64_t left = rows->wanted & ~lse->grouped;
+    const uint64_t left = rows->wanted & ~lse->grouped;
     for (int i = 0; i < rows->count && rows->has_excluded; i++)
         if (rows->excluded[i] >= 0)
             tl_prefetch(rows->data[i] + rows->excluded[i] * rows->row.stride);
     for (int i = 0; i < rows->count && left >> i != 0; i++) {
-        if (left >> i & 1) {
-            number[count] = i;
-            excluded[count] = rows->has_excluded ? rows->excluded[i] : -1;
-            together[count] = tl_row_of_block(rows, i);
-            lse->logit[i] = -(double)INFINITY;
-            if (excluded[count] >= 0)
-                lse->logit[i] = tl_logit_at(backend, &together[count], excluded[count]);
-            count++;
-        }
-        if (count == 0 || (count < most && left >> i >> 1 != 0))
+        const tl_row row = tl_row_of_block(rows, i);
+        const int64_t excluded = rows->has_excluded ? rows->excluded[i] : -1;
+        tl_lse_acc state;
+        if (!(left >> i & 1))
             continue;
-        if (most > 1)
-            tl_lse_class_major(backend, together, excluded, count, rows->scratch, states, cancel);
-        else
-            tl_lse_row(backend, together, *excluded, states, cancel);
-        for (int k = 0; k < count; k++) {
-            lse->offset[number[k]] = states[k].offset;
-            lse->sums.ref_exp[number[k]] = (double)states[k].ref_exp;
-            lse->sums.sum[number[k]] = tl_lanes_sum_compensated(states[k].sum, states[k].comp);
-            lse->may_be_dominated |= (uint64_t)tl_may_be_dominated(&states[k]) << number[k];
-        }
-        count = 0;
+        lse->logit[i] = excluded < 0 ? -(double)INFINITY : tl_logit_at(backend, &row, excluded);
+        tl_lse_row(backend, &row, excluded, &state, cancel);
+        lse->offset[i] = state.offset;
+        lse->sums.ref_exp[i] = (double)state.ref_exp;
+        lse->sums.sum[i] = tl_lanes_sum_compensated(state.sum, state.comp);
+        lse->may_be_dominated |= (uint64_t)tl_may_be_dominated(&state) << i;
     }
 }
 

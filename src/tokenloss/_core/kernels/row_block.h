@@ -13,6 +13,7 @@ typedef struct {
     int has_excluded; /* whether any row may have an excluded class */
     int keeps_logits; /* whether logits are read again after the reduction */
     int has_masses;   /* whether they are read together with masses in groups */
+    int are_copies;   /* by tl_copy_rows */
     uint64_t wanted;  /* a bit for each row. In class-major layout, the others are read as well */
     const char *data[TL_BLOCK_ROWS];
     int64_t excluded[TL_BLOCK_ROWS]; /* the target, or -1 */
@@ -23,9 +24,19 @@ typedef struct {
 int tl_row_block_rows(int64_t classes, int class_major);
 size_t tl_row_block_bytes(int64_t classes, int class_major);
 
+/* Rows of any stride and byte order are copied where they are worked on: as native elements next to each other, this
+ * many bytes from row to row, and this many rows, of which neighbours share cache lines; 0 of rows that are too long. */
+#define TL_COPIED_BYTES (14 << 16) /* of one array or, together, of some */
+#define TL_ROWS_PER_CACHE_LINE(dtype) (64 / tl_itemsize(dtype))
+ptrdiff_t tl_copied_row(int64_t classes, int dtype);
+int tl_copied_rows(int64_t classes, int dtype, int arrays);
+/* Makes the rows of a block copies, in memory for them and 64 bytes. */
+void tl_copy_rows(const tl_backend *backend, tl_row_block *rows, char *memory);
+
 /* Of short rows: groups in double at most, the same in float before they are scaled, a row that may be written to and is
  * never read, and two groups in double. */
 #define TL_GROUP_ALIGNMENT 64
+#define TL_PLANES_AT_ONCE 64 /* classes of groups that are copied on their way to rows of any stride */
 #define TL_SHORT_BLOCK_BYTES(classes, rows) \
     (TL_GROUP_ALIGNMENT + (classes) * ((rows) * (sizeof(double) + sizeof(float)) + (1 + 2 * TL_GROUP) * sizeof(double)))
 TL_INLINE char *tl_groups_of(const tl_row_block *rows) {
@@ -136,6 +147,18 @@ TL_INLINE tl_row tl_row_of_out(const tl_out_block *out, int i) {
     return row;
 }
 
+/* Where results of a block are written first: over its rows, if they are copies. Then wanted ones are copied to `out`. */
+TL_INLINE tl_out_block tl_first_out(const tl_row_block *rows, const tl_out_block *out) {
+    tl_out_block first = *out;
+    if (rows->are_copies) {
+        first.row = rows->row;
+        first.nontemporal_stores = 0;
+        memcpy((void *)first.data, (const void *)rows->data, (size_t)rows->count * sizeof *first.data);
+    }
+    return first;
+}
+void tl_write_copies(const tl_backend *backend, const tl_row_block *rows, const tl_out_block *out);
+
 /* Writes softmax or log_softmax of each row, all of which are wanted, with the bits of tl_softmax. */
 void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, int is_log, const tl_out_block *out,
                          tl_cancel *cancel);
@@ -212,6 +235,10 @@ int tl_grouped_rows(const tl_row_block *rows);
 
 /* Loads the first `count` rows into groups of float32 or float64, neither scaled nor capped. */
 void tl_load_groups(const tl_backend *backend, const tl_row_block *rows, int count, int dtype, char *groups);
+
+/* Copies rows in lanes of a native dtype, whole groups of them, to groups of float32 or float64, or back. */
+void tl_move_lanes(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t count, char *groups,
+                   int is_back);
 
 /* Loads these rows into groups: the logits as they are in memory, and then scaled and capped, in the compute dtype. */
 tl_groups tl_load_raw_groups(const tl_backend *backend, const tl_row_block *rows, int count);

@@ -64,51 +64,6 @@ static void end_top(const tl_backend *backend, const tl_row_block *rows, int cou
         top[i].count = top[i].most;
 }
 
-/* Long class-major rows, which are transposed block by block: `count` of them that share cache lines. */
-static void stats_of_transposed(const tl_backend *backend, const tl_row_block *rows, int first, int count, tl_topk *top,
-                                tl_token_stats *token, tl_cancel *cancel) {
-    tl_row row[TL_MAX_CLASS_MAJOR_ROWS];
-    for (int r = 0; r < count; r++)
-        row[r] = tl_row_of_block(rows, first + r);
-    for (int64_t start = 0, end; start < row->count && !tl_cancelled(cancel); start = end) {
-        end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
-        tl_transpose(backend, row, count, start, end - start, rows->scratch);
-        for (int r = 0; r < count; r++) {
-            tl_row part = tl_transposed_row(row, r, start, rows->scratch);
-            tl_topk *best = top ? &top[first + r] : NULL;
-            int64_t target = rows->excluded[first + r];
-            if (!tl_is_wanted(rows, first + r))
-                continue;
-            double raw = tl_load(row[r].data + target * row[r].stride, row[r].dtype);
-            tl_token_stats_range(backend, &part, start, end, TL_BLOCK, target, raw, &token[r], best, cancel);
-            if (end == row->count) /* of a single block, all classes are there */
-                tl_token_stats_end_row(backend, start == 0 ? &part : &row[r], target, raw, &token[r], best, cancel);
-        }
-    }
-}
-
-/* The statistics of long class-major rows; returns which of them were found. */
-static uint64_t stats_of_long(const tl_backend *backend, const tl_row_block *rows, tl_topk *top,
-                              tl_token_block *tokens, tl_cancel *cancel) {
-    const int most = TL_ROWS_PER_CACHE_LINE(rows->row.dtype);
-    uint64_t found = rows->wanted;
-    for (int first = 0; first < rows->count; first += most) {
-        tl_token_stats token[TL_MAX_CLASS_MAJOR_ROWS];
-        int count = rows->count - first < most ? rows->count - first : most;
-        stats_of_transposed(backend, rows, first, count, top, token, cancel);
-        for (int i = first; i < first + count; i++)
-            if (tl_is_wanted(rows, i)) {
-                tokens->nll[i] = token[i - first].nll;
-                tokens->logsumexp[i] = token[i - first].logsumexp;
-                tokens->entropy[i] = token[i - first].entropy;
-                tokens->rank[i] = token[i - first].rank;
-                tokens->argmax[i] = token[i - first].argmax;
-                found &= ~((uint64_t)(tokens->nll[i] != tokens->nll[i]) << i);
-            }
-    }
-    return found;
-}
-
 uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *rows, tl_topk *top,
                                  tl_token_block *tokens, tl_cancel *cancel) {
     int count = tl_grouped_rows(rows);
@@ -118,8 +73,6 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     tl_short_moments moments;
     tl_block_nll of;
     assert(rows->keeps_logits);
-    if (rows->class_major && rows->row.count > TL_SHORT_ROW)
-        return stats_of_long(backend, rows, top, tokens, cancel);
     if (count == 0 || (top && top->most > TL_BLOCK_TOP))
         return 0;
     moments.other = NULL;

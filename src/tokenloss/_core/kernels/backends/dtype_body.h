@@ -395,10 +395,21 @@ TL_TARGET static void NAME(interleave_)(const char *const *rows, size_t classes,
 /* The rows of a group, rounded. */
 TL_TARGET static void NAME(deinterleave_)(const void *in, size_t classes, char *const *rows) {
     const REAL *group = (const REAL *)in;
+    const size_t row_bytes = classes * sizeof(ELEMENT);
     REAL strip[TL_GROUP][STRIP];
     char *strips[TL_GROUP];
+    int is_dense = classes <= STRIP; /* as above */
     if (sizeof(ELEMENT) == sizeof(REAL)) {
         OP(deinterleave)(group, classes, rows);
+        return;
+    }
+    for (size_t r = 1; r < TL_GROUP; r++)
+        is_dense &= rows[r] == rows[r - 1] + row_bytes;
+    if (is_dense) {
+        const tl_few_rows to = {(const char *)strip, 0, 0, classes, 1, (ptrdiff_t)(classes * sizeof(REAL))};
+        OP(put_group)(group, &to, 0, classes);
+        for (size_t i = 0; i < TL_GROUP * classes; i += OP(WIDTH))
+            STORE((ELEMENT *)(void *)rows[0] + i, OP(load)(strip[0] + i));
         return;
     }
     for (size_t r = 0; r < TL_GROUP; r++)
@@ -439,10 +450,11 @@ TL_TARGET static void NAME(deinterleave_planes_)(const void *groups, ptrdiff_t c
         for (size_t r = 0; r < count; r += TL_GROUP) {
             const REAL *from = (const REAL *)groups + classes * r + TL_GROUP * k;
             char *to = first + (ptrdiff_t)k * class_stride + r * sizeof(ELEMENT);
-            ELEMENT rounded[TL_GROUP];
+            ELEMENT last[TL_GROUP], *rounded = count - r < TL_GROUP ? last : (ELEMENT *)(void *)to;
             for (size_t i = 0; i < TL_GROUP; i += OP(WIDTH))
                 STORE(rounded + i, OP(load)(from + i));
-            memcpy(to, rounded, (count - r < TL_GROUP ? count - r : TL_GROUP) * sizeof *rounded);
+            if (rounded == last)
+                memcpy(to, last, (count - r) * sizeof *last);
         }
 }
 
