@@ -159,8 +159,8 @@ static void require_values(const tested_block *block, const char *what) {
         require(!is_expected(block, r) || same(block->values[r], block->expected_values[r]), what, &block->logits.row);
 }
 
-/* Reduces the block without a class of each row, or all; memory is as it may have been left by other rows. */
-static void reduce_block(tested_block *block, int without_class, int is_sum) {
+/* Excludes a class of each row, or none; memory is as it may have been left by other rows. */
+static void prepare_block(tested_block *block, int without_class) {
     size_t bytes = tl_row_block_bytes(block->of->classes, block->rows.class_major);
     memset(block->rows.scratch, 0xff, bytes > 1 ? bytes - 1 : bytes);
     memset(&block->lse, 0xff, sizeof block->lse);
@@ -172,10 +172,32 @@ static void reduce_block(tested_block *block, int without_class, int is_sum) {
                                              block->cancel);
         block->rows.excluded[r] = without_class && is_expected(block, r) ? excluded : -1;
     }
-    if (is_sum)
-        tl_lse_of_block(block->backend, &block->rows, &block->lse, block->cancel);
-    else
-        tl_odds_of_block(block->backend, &block->rows, &block->lse, block->cancel);
+}
+
+/* The distance of rows that lie evenly, or else 0. */
+static ptrdiff_t distance_between(const block_rows *rows, int count) {
+    ptrdiff_t apart = count > 1 ? rows->at[1] - rows->at[0] : 0;
+    for (int r = 1; r < count; r++)
+        apart = rows->at[r] - rows->at[r - 1] == apart ? apart : 0;
+    return apart;
+}
+
+/* Writes those of all rows at once, and of the others in a block. */
+static void check_logsumexps_at_once(tested_block *block) {
+    tl_row_block others = block->rows;
+    tl_row first = row_in(&block->logits, 0);
+    ptrdiff_t apart = distance_between(&block->logits, block->of->count);
+    double values[TL_BLOCK_ROWS];
+    if (apart == 0 || first.count > TL_FEW_CLASSES)
+        return;
+    first = block->rows.row;
+    first.data = block->rows.data[0];
+    others.wanted &= ~tl_lse_of_few(block->backend, &first, apart, (size_t)others.count, block->values);
+    tl_logsumexp_of_block(block->backend, &others, values, block->cancel);
+    for (int r = 0; r < others.count; r++)
+        if (tl_is_wanted(&others, r))
+            block->values[r] = values[r];
+    require_values(block, "logsumexp of several rows");
 }
 
 static void check_logsumexps(tested_block *block) {
@@ -186,17 +208,10 @@ static void check_logsumexps(tested_block *block) {
         block->expected_values[r] = tl_logsumexp_of(block->backend, &row, &state, block->cancel);
     }
     block->rows.keeps_logits = 0;
-    reduce_block(block, 0, 1);
-    tl_logsumexp_of_block(block->backend, &block->rows, &block->lse, block->values, block->cancel);
+    prepare_block(block, 0);
+    tl_logsumexp_of_block(block->backend, &block->rows, block->values, block->cancel);
     require_values(block, "logsumexp in a block");
-}
-
-/* The distance of rows that lie evenly, or else 0. */
-static ptrdiff_t distance_between(const block_rows *rows, int count) {
-    ptrdiff_t apart = count > 1 ? rows->at[1] - rows->at[0] : 0;
-    for (int r = 1; r < count; r++)
-        apart = rows->at[r] - rows->at[r - 1] == apart ? apart : 0;
-    return apart;
+    check_logsumexps_at_once(block);
 }
 
 /* Writes rows at once up to one without a softmax, and the others after it in a block. */
@@ -227,7 +242,8 @@ static void find_losses(tested_block *block, int has_grad, int keeps_logits) {
     const tl_out_block *grads = has_grad ? &block->out : NULL;
     const tl_masses none = {{NULL, 0}, 0};
     block->rows.keeps_logits = keeps_logits;
-    reduce_block(block, 1, 0);
+    prepare_block(block, 1);
+    tl_odds_of_block(block->backend, &block->rows, &block->lse, block->cancel);
     tl_losses_of_block(block->backend, &block->rows, &block->lse, block->losses, &none, grads, block->values,
                        block->cancel);
     require_values(block, "loss in a block");

@@ -27,8 +27,7 @@ cdef extern from "kernels/kernels.h" nogil:
     int TL_BACKENDS
     int TL_SOME_BAD, TL_SOME_MASKED
     ctypedef struct tl_target_range:
-        int64_t classes
-        int64_t ignored
+        int64_t classes, ignored
         int has_ignored
     ctypedef struct tl_backend:
         const char *name
@@ -38,11 +37,8 @@ cdef extern from "kernels/kernels.h" nogil:
         const char *data
         int64_t count
         ptrdiff_t stride
-        int dtype
-        int compute_dtype
-        double logit_scale
-        double softcap
-        double shift
+        int dtype, compute_dtype
+        double logit_scale, softcap, shift
         bint of_probs
     bint tl_is_transformed(const tl_row *)
     ctypedef struct tl_cancel:
@@ -66,11 +62,8 @@ cdef extern from "kernels/kernels.h" nogil:
         int64_t *id
         int64_t candidates
     ctypedef struct tl_token_stats:
-        double nll
-        double logsumexp
-        double entropy
-        int64_t rank
-        int64_t argmax
+        double nll, logsumexp, entropy
+        int64_t rank, argmax
     void tl_token_stats_row(const tl_backend *, const tl_row *, int64_t, tl_token_stats *, tl_topk *, tl_cancel *)
     void tl_token_stats_range(const tl_backend *, const tl_row *, int64_t, int64_t, int64_t, int64_t, double,
                               tl_token_stats *, tl_topk *, tl_cancel *)
@@ -157,9 +150,9 @@ cdef extern from "kernels/kernels.h" nogil:
         double nll[64]
     ctypedef struct tl_block_lse:
         tl_block_nll relative
-    void tl_lse_of_block(const tl_backend *, const tl_row_block *, tl_block_lse *, tl_cancel *)
     void tl_odds_of_block(const tl_backend *, const tl_row_block *, tl_block_lse *, tl_cancel *)
-    void tl_logsumexp_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, double *, tl_cancel *)
+    uint64_t tl_lse_of_few(const tl_backend *, const tl_row *, ptrdiff_t, size_t, double *)
+    void tl_logsumexp_of_block(const tl_backend *, const tl_row_block *, double *, tl_cancel *)
     ctypedef struct tl_lse:
         pass
     double tl_logsumexp(tl_lse)
@@ -171,10 +164,7 @@ cdef extern from "kernels/kernels.h" nogil:
     uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, tl_kl *)
     int TL_REVERSE_KL, TL_JS, TL_TV, TL_HELLINGER
     ctypedef struct tl_divergences:
-        double reverse_kl
-        double js
-        double tv
-        double hellinger
+        double reverse_kl, js, tv, hellinger
     void tl_divergences_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, const tl_lse *,
                                  const tl_lse *, int, tl_divergences *, tl_cancel *)
     ctypedef struct tl_divergence_state:
@@ -187,16 +177,10 @@ cdef extern from "kernels/kernels.h" nogil:
         TL_EXACT
         TL_LLAMA_CPP
     ctypedef struct tl_pair:
-        double nll
-        double base_nll
-        double kl
-        double change
+        double nll, base_nll, kl, change
         tl_lse base_lse
         tl_lse lse
-        double base_top_p
-        double base_margin
-        double margin
-        double rounding
+        double base_top_p, base_margin, margin, rounding
         tl_divergences further
         bint is_same_top
         bint is_identical
@@ -232,8 +216,7 @@ cdef extern from "kernels/kernels.h" nogil:
         int64_t argmax[64]
     uint64_t tl_token_stats_of_block(const tl_backend *, const tl_row_block *, tl_topk *, tl_token_block *, tl_cancel *)
     ctypedef struct tl_second_moments:
-        double squares
-        double variance
+        double squares, variance
     tl_second_moments tl_second_moments_of(const tl_backend *, const tl_row *, double, tl_cancel *)
     double tl_probability_of(const tl_backend *, const tl_row *, int64_t, double)
     ctypedef struct tl_loss_acc:

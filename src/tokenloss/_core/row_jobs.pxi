@@ -226,10 +226,27 @@ cdef class LogSumExp(LogSumExpJob):
     cdef double cost_of_row(self) noexcept:
         return self.cost_of_scores(12, 0.4)
 
+    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, uint64_t *wanted, Totals *totals,
+                                tl_cancel *cancel) noexcept nogil:
+        cdef const View *view = &self.scores.view
+        cdef tl_row row
+        cdef int64_t at = start, count
+        cdef uint64_t left = 0
+        if (self.numbers == NULL or is_given(&self.positions.mask_view) or self.copies
+                or view.run < 16 and not view.is_uniform or not 1 <= self.scores.classes <= FEW_CLASSES):
+            return 0
+        while at < stop:
+            row, count = self.row_at(at), min(stop - at, left_of_run(view, at), <int64_t> BLOCK_ROWS)
+            count -= count % 16 if count > 16 else 0  # others are copied
+            left = ~tl_lse_of_few(backend, &row, view.row_stride, count, &self.numbers[at])
+            if left << (BLOCK_ROWS - count):
+                wanted[0] = left
+                break
+            at += count
+        return at - start
+
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_block_lse lse
-        tl_lse_of_block(backend, &block.rows, &lse, cancel)
-        tl_logsumexp_of_block(backend, &block.rows, &lse, block.values, cancel)
+        tl_logsumexp_of_block(backend, &block.rows, block.values, cancel)
 
 
 @cython.final

@@ -116,16 +116,11 @@ static void compare_single_rows(const question *all, asked_block *block) {
         compare_rows(all, "gradient in a block", &block->results);
 }
 
-static void reduce_asked_block(asked_block *block, int without_class, int keeps_logits, int is_sum,
-                               const int64_t *excluded) {
+static void prepare_asked_block(asked_block *block, int without_class, int keeps_logits, const int64_t *excluded) {
     for (int r = 0; r < block->rows.count; r++)
         block->rows.excluded[r] = without_class && tl_is_wanted(&block->rows, r) ? excluded[r] : -1;
     block->rows.has_excluded = without_class;
     block->rows.keeps_logits = keeps_logits;
-    if (is_sum)
-        tl_lse_of_block(backend, &block->rows, &block->lse, &cancel);
-    else
-        tl_odds_of_block(backend, &block->rows, &block->lse, &cancel);
 }
 
 static void find_losses(asked_block *block, const tl_out_block *grads) {
@@ -134,8 +129,8 @@ static void find_losses(asked_block *block, const tl_out_block *grads) {
 }
 
 static void compare_in_block(const question *all, asked_block *block, const int64_t *excluded) {
-    reduce_asked_block(block, 0, 0, 1, NULL);
-    tl_logsumexp_of_block(backend, &block->rows, &block->lse, block->values, &cancel);
+    prepare_asked_block(block, 0, 0, NULL);
+    tl_logsumexp_of_block(backend, &block->rows, block->values, &cancel);
     for (int r = 0; r < all->rows; r++)
         if (is_wanted(all, r))
             compare("logsumexp in a block", block->values[r]);
@@ -145,7 +140,8 @@ static void compare_in_block(const question *all, asked_block *block, const int6
         if (all->in_place)
             fill_rows(all, &block->logits);
     }
-    reduce_asked_block(block, 1, all->has_grad || all->smoothing != 0, 0, excluded);
+    prepare_asked_block(block, 1, all->has_grad || all->smoothing != 0, excluded);
+    tl_odds_of_block(backend, &block->rows, &block->lse, &cancel);
     find_losses(block, all->has_grad ? &block->out : NULL);
     for (int r = 0; r < all->rows; r++)
         if (is_wanted(all, r))

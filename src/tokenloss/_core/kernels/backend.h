@@ -27,6 +27,7 @@
 /* Cody-Waite reduction x - n ln 2 is accurate for |x| <= 2^16, which holds every float16. If the maximum of a row is
  * larger, it is subtracted first, via the chunk buffer. */
 #define TL_MAX_EXACT_REDUCTION 65536.0
+#define TL_NEAR_ZERO 0.25 /* see tl_is_near_zero */
 #define TL_BLOCK 4096 /* elements between two checks that the sum of exponentials is in range */
 
 /* Exponentials that a softmax keeps are this many powers of two too large, so that small probabilities survive as
@@ -357,12 +358,12 @@ typedef struct {
     void (*deinterleave_planes[TL_FLOAT_DTYPES])(const void *groups, ptrdiff_t class_stride, size_t classes,
                                                  size_t count, char *first);
 
-    /* Of groups of float32 or float64, with the bits that reduce, sum and the maps of rows give each row:
-     * sums of exponentials, alone and with moments; ranks; the others for a single group, the maps in place. Memory is
-     * asked for the next rows. */
-    void (*short_sumexp[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
+    /* Of groups of float32 or float64, with the bits that reduce gives each row: sums of exponentials, also of rows in
+     * place, with `memory` for their groups if they are apart; sums with moments; ranks. Memory is asked for the next
+     * rows, if these are not NULL. */
+    void (*short_sumexp[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const tl_next_rows *next, void *memory,
                                           tl_short_sums *sums);
-    void (*short_moments[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
+    void (*short_moments[TL_FLOAT_DTYPES])(const tl_few_rows *groups, size_t count, const tl_next_rows *next,
                                            tl_short_sums *sums, tl_short_moments *moments);
     void (*short_ranks[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const double *threshold,
                                          tl_short_ranks *ranks);
@@ -387,11 +388,13 @@ typedef struct {
                                             const int64_t *target, tl_lane_sums *carried, double *logit, double *nll,
                                             double *odds);
 
-    /* Of rows, a multiple of TL_GROUP: logarithms of sums of this dtype, as tl_log_of_sum; log-odds and losses;
+    /* Of rows, a multiple of TL_GROUP, or of 8 at first: bits of maxima that are not too large for an exact reduction;
+     * logarithms of sums of this dtype, as tl_log_of_sum, and bits of those below TL_NEAR_ZERO, or nan; log-odds, losses;
      * entropies, from these and the moment of the other classes; exp(x) in place; and, for rows of this dtype,
      * exponents and factors with which exp(x) 2^-exponent factor is `factor` times softmax(x), and a bit for each
      * logsumexp that is not far out. */
-    void (*lse_logs)(const double *sum, const double *ref_exp, size_t count, int dtype, double *log);
+    uint64_t (*lse_logs)(const double *sum, const double *ref_exp, size_t count, int dtype, double *log);
+    uint64_t (*near)(const double *maximum, size_t count);
     void (*log_odds)(const double *offset, const double *log, const double *logit, size_t count, tl_odds *odds);
     void (*entropies)(const tl_odds *odds, const double *log, const double *sum, const tl_short_moments *moments,
                       size_t count, double *entropy);

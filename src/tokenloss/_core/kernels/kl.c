@@ -261,18 +261,6 @@ tl_kl tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_r
     }
 }
 
-/* The other rows' shifts. */
-static void find_other_shifts(const tl_backend *backend, const tl_row_block *other, int count, size_t in_groups,
-                              tl_groups base, tl_groups q, double *other_shift) {
-    tl_short_ranks ranks;
-    memset(other_shift, 0, TL_BLOCK_ROWS * sizeof *other_shift);
-    backend->short_ranks[base.dtype](base.at, in_groups, (size_t)other->row.count, other_shift, &ranks);
-    for (int i = 0; i < count; i++) {
-        size_t at = tl_place_in_groups(other, i, ranks.argmax[i]);
-        other_shift[i] = other_shift_of(tl_load_from_groups(q, at), other->row.compute_dtype);
-    }
-}
-
 uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, tl_kl *found_of) {
     int count = tl_grouped_rows(base);
     if (base->row.of_probs && other->row.of_probs)
@@ -285,19 +273,23 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
 
 uint64_t tl_kl_of_groups(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, int count,
                          tl_groups p, tl_groups q, tl_kl *found_of) {
-    size_t in_groups = tl_groups_for(count);
-    double other_shift[TL_BLOCK_ROWS];
+    double other_shift[TL_BLOCK_ROWS] = {0};
+    tl_short_ranks ranks;
     tl_block_lse base_lse, other_lse;
     tl_short_moments moments;
     assert(base->row.count == other->row.count && base->row.compute_dtype == other->row.compute_dtype);
     assert(!base->has_excluded && !other->has_excluded);
-    find_other_shifts(backend, other, count, in_groups, p, q, other_shift);
+    tl_rank_groups(backend, base, count, p, NULL, &ranks);
+    for (int i = 0; i < count; i++) {
+        size_t at = tl_place_in_groups(other, i, ranks.argmax[i]);
+        other_shift[i] = other_shift_of(tl_load_from_groups(q, at), other->row.compute_dtype);
+    }
     moments.other = q.at;
     moments.other_shift = other_shift;
     tl_reduce_groups(backend, base, count, p, &moments, &base_lse);
     tl_reduce_groups(backend, other, count, q, NULL, &other_lse);
-    tl_end_lse(backend, &base->row, tl_padded_rows(count), 0, &base_lse);
-    tl_end_lse(backend, &other->row, tl_padded_rows(count), 0, &other_lse);
+    backend->lse_logs(base_lse.sums.sum, base_lse.sums.ref_exp, tl_padded_rows(count), p.dtype, base_lse.log);
+    backend->lse_logs(other_lse.sums.sum, other_lse.sums.ref_exp, tl_padded_rows(count), q.dtype, other_lse.log);
     uint64_t found = base_lse.grouped & other_lse.grouped;
     for (int i = 0; i < count; i++) {
         double sum = base_lse.sums.sum[i], other_sum = other_lse.sums.sum[i], mean = moments.sum[i] / sum;

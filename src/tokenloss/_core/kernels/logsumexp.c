@@ -13,12 +13,7 @@
 /* Classes of a row that are added before the sum is looked at, as long as it stays in range: a few blocks. */
 #define AT_ONCE (4 * TL_BLOCK)
 
-/* Within this distance of 0 the error of 2e-7 that a logsumexp may have is more than a millionth of it. If one class
- * has most of the mass, the logsumexp is found from its logit and the other classes there. A logit >= 0 in such a row
- * is at most NEAR_ZERO below the logsumexp. Two classes cannot have more than half each. */
-#define NEAR_ZERO 0.25
-#define MAX_DROP 0.5 /* of its logit below the logsumexp; exp(-0.5) = 0.606 */
-#define DOMINANT_FRACTION 0.6 /* of the sum: the least that the lane of such a class holds */
+#define DOMINANT_FRACTION 0.6 /* of a sum: the least that the lane of a class with most of it holds */
 
 void tl_moment_reshift(double maximum, double other_shift, int dtype, tl_lse_acc *state) {
     tl_moment *moment = state->moment;
@@ -171,24 +166,6 @@ tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds) {
     return lse;
 }
 
-int tl_is_dominant(double logit, double logsumexp) { return logit > logsumexp - MAX_DROP; }
-
-/* The class that dominates a row; the number of classes if none does. */
-static int64_t find_dominant(const tl_backend *backend, const tl_row *row, double logsumexp) {
-    tl_row raw = tl_raw(row);
-    tl_chunk_buf buf;
-    tl_chunk_invalidate(&buf);
-    for (int64_t start = 0, end; start < row->count; start = end) {
-        end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
-        double maximum = tl_maximum_between(backend, &raw, start, end, -1, &buf);
-        if (tl_is_dominant(tl_transformed(backend, row, maximum), logsumexp))
-            return tl_find(backend, &raw, start, end, maximum);
-    }
-    return row->count;
-}
-
-int tl_is_near_zero(double logsumexp) { return tl_abs(logsumexp) < NEAR_ZERO; }
-
 int tl_may_be_dominated(const tl_lse_acc *state) {
     double most = 0;
     for (int i = 0; i < 16; i++)
@@ -197,19 +174,24 @@ int tl_may_be_dominated(const tl_lse_acc *state) {
 }
 
 double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, tl_cancel *cancel) {
+    const tl_row raw = tl_raw(row);
     tl_lse_acc others;
-    int64_t dominant = tl_is_near_zero(logsumexp) ? find_dominant(backend, row, logsumexp) : row->count;
-    if (dominant == row->count)
+    if (!tl_is_near_zero(logsumexp))
         return logsumexp;
+    const double maximum = tl_maximum(backend, &raw), logit = tl_transformed(backend, row, maximum);
+    if (!tl_is_dominant(logit, logsumexp))
+        return logsumexp;
+    int64_t dominant = 0;
+    for (int64_t start = 0, end = 0; dominant == end && end < row->count; start = end) {
+        end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
+        dominant = tl_find(backend, &raw, start, end, maximum);
+    }
     tl_lse_row(backend, row, dominant, &others, cancel);
-    double logit = tl_logit_at(backend, row, dominant);
     tl_lse lse = tl_lse_finish(&others, row->compute_dtype);
     return tl_logsumexp(tl_lse_add_class(lse, logit, tl_log_odds_against_lse(lse, logit)));
 }
 
 double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, tl_cancel *cancel) {
-    double logsumexp = tl_logsumexp(tl_lse_finish(state, row->compute_dtype));
-    if (!tl_is_near_zero(logsumexp) || !tl_may_be_dominated(state))
-        return logsumexp;
-    return tl_logsumexp_near_zero(backend, row, logsumexp, cancel);
+    const double logsumexp = tl_logsumexp(tl_lse_finish(state, row->compute_dtype));
+    return tl_may_be_dominated(state) ? tl_logsumexp_near_zero(backend, row, logsumexp, cancel) : logsumexp;
 }

@@ -45,9 +45,11 @@ tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds);
 double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, tl_cancel *cancel);
 
 /* Whether a logsumexp is so near 0, and its largest logit so near to it, that tl_logsumexp_of finds it without that
- * class; whether the lanes of an accumulator leave that open; and tl_logsumexp_of then, from the plain logsumexp. */
-int tl_is_near_zero(double logsumexp);
-int tl_is_dominant(double logit, double logsumexp);
+ * class; whether the lanes of an accumulator leave that open; and tl_logsumexp_of then, from the plain logsumexp. Within
+ * TL_NEAR_ZERO of 0 the error of 2e-7 that a logsumexp may have is more than a millionth of it. exp(-0.5) is 0.606, and
+ * two classes cannot have more than half each. */
+TL_INLINE int tl_is_near_zero(double logsumexp) { return tl_abs(logsumexp) < TL_NEAR_ZERO; }
+TL_INLINE int tl_is_dominant(double logit, double logsumexp) { return logit > logsumexp - 0.5; }
 int tl_may_be_dominated(const tl_lse_acc *state);
 double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, tl_cancel *cancel);
 

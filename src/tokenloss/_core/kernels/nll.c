@@ -55,14 +55,12 @@ static uint64_t nll_of_pieces(const tl_backend *backend, const tl_row_block *row
 
 /* The loss of a single row of few classes, computed as a group of copies of that row. */
 TL_OUTLINE uint64_t nll_of_few(const tl_backend *backend, const tl_row *row, int64_t target, tl_block_nll *of) {
-    double copy[TL_FEW_CLASSES];
+    char scratch[TL_GROUPS_BYTES(TL_FEW_CLASSES)];
     int64_t targets[TL_GROUP];
-    const int dtype = tl_single_or_double(row->compute_dtype);
-    const tl_few_rows same = {(const char *)copy, 0, 0, (size_t)row->count, 1, 0};
+    const tl_few_rows copies = tl_rows_or_groups(backend, row, 0, 0, 1, scratch);
     for (int i = 0; i < TL_GROUP; i++)
         targets[i] = target;
-    tl_cast_row(backend, row, dtype, copy);
-    return 1 & lane_losses(backend, &same, dtype, TL_GROUP, targets, of);
+    return 1 & lane_losses(backend, &copies, tl_single_or_double(row->compute_dtype), TL_GROUP, targets, of);
 }
 
 uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_nll *of, tl_groups *groups) {
@@ -105,27 +103,6 @@ int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, 
 
 /* The bits of the first `n` rows of a block, or of all. */
 static uint64_t first_rows(size_t n) { return n < TL_BLOCK_ROWS ? ~(~(uint64_t)0 << n) : ~(uint64_t)0; }
-
-/* Whether groups of rows can be read where they lie. */
-static int are_in_place(const tl_row *row, ptrdiff_t apart) {
-    return row->dtype == tl_single_or_double(row->compute_dtype) && !tl_is_transformed(row) &&
-           (row->stride == tl_itemsize(row->dtype) ? row->count <= TL_FEW_CLASSES : apart == tl_itemsize(row->dtype));
-}
-
-/* Rows where they lie, or a block of them at most copied to groups, to fill these, or scaled and capped. */
-static tl_few_rows rows_or_groups(const tl_backend *backend, const tl_row *row, size_t start, ptrdiff_t apart, size_t n,
-                                  char *scratch) {
-    tl_row_block block;
-    if (n % TL_GROUP == 0 && are_in_place(row, apart))
-        return tl_few_rows_at(row, start, apart);
-    block.row = *row;
-    block.class_major = 0;
-    block.scratch = scratch;
-    for (size_t i = 0; i < n; i++)
-        block.data[i] = row->data + (ptrdiff_t)(start + i) * apart;
-    tl_groups groups = tl_scale_groups(backend, &block, (int)n, tl_load_raw_groups(backend, &block, (int)n));
-    return tl_few_of_groups(groups.at, (size_t)row->count, groups.dtype);
-}
 
 /* Writes the gradients of `n` rows, in whole groups, from `start` on. Returns whether they could be. */
 static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, const tl_few_rows *rows, int dtype,
@@ -184,7 +161,7 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
     for (size_t i = 0; lanes.some_masked && i < n; i++)
         *masked += (size_t)((uint64_t)lanes.target[i] >> 63);
     if (classes <= (smooths ? TL_MASSES_CLASSES : TL_FEW_CLASSES) || row->stride != tl_itemsize(row->dtype)) {
-        rows = rows_or_groups(backend, row, start, of->apart, n, scratch);
+        rows = tl_rows_or_groups(backend, row, start, of->apart, n, scratch);
         left = ~backend->lane_losses[dtype](&rows, padded, &lanes);
     } else {
         const char *data[TL_BLOCK_ROWS];
@@ -221,9 +198,9 @@ static size_t add_by_bins(const tl_backend *backend, const tl_plain_rows *of, si
 
 size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t count, tl_superacc *sum,
                            tl_superacc *weights, int64_t *unmasked, uint64_t *left) {
-    char scratch[TL_GROUP_ALIGNMENT + TL_BLOCK_ROWS * TL_MASSES_CLASSES * (sizeof(double) + sizeof(float))]; /* groups */
+    char scratch[TL_GROUPS_BYTES(TL_MASSES_CLASSES)];
     double losses[TL_PLAIN_ROWS], weight[TL_PLAIN_ROWS];
-    int is_long = are_in_place(&of->row, of->apart) && !of->grad_scale;
+    int is_long = tl_are_in_place(&of->row, of->apart) && !of->grad_scale;
     size_t n = of->sums_only && is_long ? add_by_bins(backend, of, count, sum) : 0;
     size_t most = count < TL_PLAIN_ROWS ? count : TL_PLAIN_ROWS;
     if (of->grad_scale || (is_long && of->row.count > TL_FEW_CLASSES)) /* whole groups */

@@ -259,22 +259,6 @@ tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row 
     return pair;
 }
 
-/* The most likely classes of rows in groups. */
-static void find_tops(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
-                      tl_short_ranks *ranks) {
-    const double threshold[TL_BLOCK_ROWS] = {0};
-    backend->short_ranks[groups.dtype](groups.at, tl_groups_for(count), (size_t)rows->row.count, threshold, ranks);
-}
-
-/* The second most likely classes of the wanted rows in groups, whose most likely ones are overwritten. */
-static void find_seconds(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
-                         uint64_t wanted, const tl_short_ranks *tops, tl_short_ranks *seconds) {
-    for (int i = 0; i < count; i++)
-        if (wanted >> i & 1)
-            tl_store_to_groups(groups, tl_place_in_groups(rows, i, tops->argmax[i]), -(double)INFINITY);
-    find_tops(backend, rows, count, groups, seconds);
-}
-
 /* Pairs of short rows side by side; returns which were found. */
 static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, const tl_row_block *rows, int dtype,
                            tl_definitions definitions, tl_pair *pairs, tl_cancel *cancel) {
@@ -295,9 +279,12 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         return 0;
     if (definitions == TL_LLAMA_CPP)
         of_base = tl_load_scaled_groups(backend, &p, count);
-    find_tops(backend, &p, count, of_base, &base_tops);
-    find_seconds(backend, &p, count, of_base, found, &base_tops, &base_seconds);
-    find_tops(backend, &q, count, of_rows, &tops);
+    tl_rank_groups(backend, &p, count, of_base, NULL, &base_tops);
+    for (int i = 0; i < count; i++)
+        if (found >> i & 1)
+            tl_store_to_groups(of_base, tl_place_in_groups(&p, i, base_tops.argmax[i]), -(double)INFINITY);
+    tl_rank_groups(backend, &p, count, of_base, NULL, &base_seconds);
+    tl_rank_groups(backend, &q, count, of_rows, NULL, &tops);
     p = *base;
     q = *rows;
     p.wanted = q.wanted = found;

@@ -7,6 +7,8 @@
 #include "nll.h"
 #include "scalar_math.h"
 
+static const double zeros[TL_BLOCK_ROWS];
+
 static int is_short(int64_t classes) { return classes <= TL_SHORT_ROW; }
 
 int tl_row_block_rows(int64_t classes, int class_major) {
@@ -54,6 +56,12 @@ static void load_group(const tl_backend *backend, const tl_row_block *rows, int 
         copies.data[r] = rows->data[start + (r < count ? r : count - 1)];
     tl_copy_rows(backend, &copies, (char *)memory);
     backend->interleave[copies.row.dtype](copies.data, (size_t)rows->row.count, group);
+}
+
+void tl_rank_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
+                    const double *threshold, tl_short_ranks *ranks) {
+    backend->short_ranks[groups.dtype](groups.at, tl_groups_for(count), (size_t)rows->row.count,
+                                       threshold ? threshold : zeros, ranks);
 }
 
 void tl_load_groups(const tl_backend *backend, const tl_row_block *rows, int count, int dtype, char *groups) {
@@ -214,6 +222,20 @@ tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, i
     return groups;
 }
 
+tl_few_rows tl_rows_or_groups(const tl_backend *backend, const tl_row *row, size_t start, ptrdiff_t apart, size_t n,
+                              char *scratch) {
+    tl_row_block block;
+    if (n % TL_GROUP == 0 && tl_are_in_place(row, apart))
+        return tl_few_rows_at(row, start, apart);
+    block.row = *row;
+    block.class_major = 0;
+    block.scratch = scratch;
+    for (size_t i = 0; i < n; i++)
+        block.data[i] = row->data + (ptrdiff_t)(start + i) * apart;
+    tl_groups groups = tl_load_scaled_groups(backend, &block, (int)n);
+    return tl_few_of_groups(groups.at, (size_t)row->count, groups.dtype);
+}
+
 int tl_grouped_rows(const tl_row_block *rows) {
     int last = rows->count % TL_GROUP, least = 2 + (int)(rows->row.count / 100); /* fewer are faster one by one */
     if (!is_short(rows->row.count) || rows->row.count == 0 || rows->row.shift != 0)
@@ -225,19 +247,6 @@ int tl_grouped_rows(const tl_row_block *rows) {
 static void replace_excluded(tl_groups groups, const size_t *at, int count, const double *logit) {
     for (int i = 0; i < count; i++)
         tl_store_to_groups(groups, at[i], logit ? logit[i] : -(double)INFINITY);
-}
-
-/* Rows whose maximum or target's logit is too large for an exact reduction, or nan: a bit for each. */
-static uint64_t far_rows(const tl_block_lse *lse, int count) {
-    const double infinity = (double)INFINITY;
-    uint64_t far = 0;
-    for (int i = 0; i < count; i++) {
-        double maximum = tl_abs(lse->sums.maximum[i]), logit = tl_abs(lse->logit[i]);
-        int is_far = maximum > TL_MAX_EXACT_REDUCTION && lse->sums.maximum[i] != -infinity;
-        is_far |= !(logit <= TL_MAX_EXACT_REDUCTION) && lse->logit[i] != -infinity;
-        far |= (uint64_t)is_far << i;
-    }
-    return far;
 }
 
 /* Where the rows after this block lie, if they go on as it ends. */
@@ -254,7 +263,9 @@ static tl_next_rows next_rows(const tl_row_block *rows) {
 
 void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
                       tl_short_moments *moments, tl_block_lse *lse) {
-    size_t at[TL_BLOCK_ROWS], classes = (size_t)rows->row.count, in_groups = tl_groups_for(count);
+    const size_t in_groups = tl_groups_for(count), padded = tl_padded_rows(count);
+    const tl_few_rows few = tl_few_of_groups(groups.at, (size_t)rows->row.count, groups.dtype);
+    size_t at[TL_BLOCK_ROWS];
     tl_next_rows next = next_rows(rows);
     memset(lse->offset, 0, sizeof lse->offset);
     memset(lse->logit, 0, sizeof lse->logit);
@@ -272,12 +283,13 @@ void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int c
         replace_excluded(groups, at, count, NULL);
     }
     if (moments)
-        backend->short_moments[groups.dtype](groups.at, in_groups, classes, &next, &lse->sums, moments);
+        backend->short_moments[groups.dtype](&few, in_groups, &next, &lse->sums, moments);
     else
-        backend->short_sumexp[groups.dtype](groups.at, in_groups, classes, &next, &lse->sums);
+        backend->short_sumexp[groups.dtype](&few, in_groups, &next, NULL, &lse->sums);
     if (rows->has_excluded && rows->keeps_logits)
         replace_excluded(groups, at, count, lse->logit);
-    lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows->wanted & ~far_rows(lse, count);
+    lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows->wanted &
+                   backend->near(lse->sums.maximum, padded) & backend->near(lse->logit, padded);
 }
 
 /* Reduces wanted rows that were not reduced in groups, one by one. */
@@ -301,19 +313,12 @@ static void reduce_others(const tl_backend *backend, const tl_row_block *rows, t
     }
 }
 
-void tl_end_lse(const tl_backend *backend, const tl_row *row, size_t padded, int has_excluded, tl_block_lse *lse) {
-    backend->lse_logs(lse->sums.sum, lse->sums.ref_exp, padded, row->compute_dtype, lse->log);
-    if (has_excluded)
-        backend->log_odds(lse->offset, lse->log, lse->logit, padded, &lse->odds);
-}
-
-void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel) {
+/* Reduces the wanted rows, the first `count` in groups. Log-odds are computed if they may have excluded classes. */
+static void lse_of_rows(const tl_backend *backend, const tl_row_block *rows, int count, tl_block_lse *lse,
+                        tl_cancel *cancel) {
     assert(rows->count > 0 && rows->count <= tl_row_block_rows(rows->row.count, rows->class_major));
-    int count = tl_grouped_rows(rows);
     size_t padded = tl_padded_rows(rows->count);
-    lse->near = 0;
-    lse->grouped = 0;
-    lse->may_be_dominated = 0;
+    lse->near = lse->grouped = lse->may_be_dominated = 0;
     lse->in_groups = 0;
     for (size_t i = (size_t)count; i < padded; i++) { /* lanes that no row fills */
         lse->offset[i] = lse->logit[i] = lse->sums.ref_exp[i] = 0;
@@ -323,7 +328,9 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, tl_blo
         tl_reduce_groups(backend, rows, count, tl_load_scaled_groups(backend, rows, count), NULL, lse);
     if (rows->wanted & ~lse->grouped)
         reduce_others(backend, rows, lse, cancel);
-    tl_end_lse(backend, &rows->row, padded, rows->has_excluded, lse);
+    backend->lse_logs(lse->sums.sum, lse->sums.ref_exp, padded, rows->row.compute_dtype, lse->log);
+    if (rows->has_excluded)
+        backend->log_odds(lse->offset, lse->log, lse->logit, padded, &lse->odds);
 }
 
 void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel) {
@@ -334,7 +341,7 @@ void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_bl
     lse->in_groups = 0;
     lse->grouped = 0;
     if (far.wanted)
-        tl_lse_of_block(backend, &far, lse, cancel);
+        lse_of_rows(backend, &far, tl_grouped_rows(rows), lse, cancel);
     for (int i = 0; i < rows->count && far.wanted >> i != 0; i++)
         if (tl_is_wanted(&far, i))
             lse->relative.nll[i] = lse->odds.nll[i];
@@ -346,41 +353,71 @@ void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_bl
     }
 }
 
-/* The first class of a row in groups whose logit is the maximum. */
-static int64_t argmax_of(const tl_row_block *rows, const tl_block_lse *lse, int i) {
-    const tl_groups groups = {tl_groups_of(rows), lse->group_dtype};
-    const size_t at = tl_place_in_groups(rows, i, 0);
-    int64_t k = 0;
-    while (k < rows->row.count - 1 &&
-           tl_load_from_groups(groups, at + (size_t)k * TL_GROUP) != lse->sums.maximum[i])
-        k++;
-    return k;
+/* Writes the logsumexps of `n` short rows in whole groups, for which `memory` has room, or which it holds. Those where a
+ * class has most of a sum near 1 are reduced again without it. Returns the bits of rows that are not far out. */
+static uint64_t lane_logsumexps(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t n,
+                                const tl_next_rows *next, void *memory, double *logsumexp) {
+    const tl_few_rows groups = tl_few_of_groups(memory, rows->classes, dtype);
+    const tl_few_rows *from = rows->are_apart ? &groups : rows;
+    const size_t padded = tl_padded_rows((int)n), size = (size_t)tl_itemsize(dtype);
+    double log[TL_BLOCK_ROWS], logit[TL_BLOCK_ROWS];
+    size_t number[TL_BLOCK_ROWS], again = 0;
+    tl_short_sums sums;
+    tl_odds odds;
+    backend->short_sumexp[dtype](rows, padded / TL_GROUP, next, memory, &sums);
+    const uint64_t first = ~(uint64_t)0 >> (TL_BLOCK_ROWS - n), near = first & backend->near(sums.maximum, padded);
+    uint64_t near_zero = first & backend->lse_logs(sums.sum, sums.ref_exp, padded, dtype, log);
+    for (size_t i = 0; i < n; i++)
+        logsumexp[i] = 0 + log[i]; /* no -0.0 */
+    for (; near_zero != 0; near_zero &= near_zero - 1) {
+        const size_t i = tl_lowest_bit(near_zero);
+        if (!tl_is_dominant(sums.maximum[i], log[i]))
+            continue;
+        const char *row = from->data + i / TL_GROUP * from->group_bytes + i % TL_GROUP * size;
+        char *to = (char *)memory + again / TL_GROUP * groups.group_bytes + again % TL_GROUP * size;
+        for (size_t k = 0; k < rows->classes; k++, row += from->class_stride, to += groups.class_stride) {
+            const double x = tl_load(row, dtype);
+            tl_store(to, dtype, x == sums.maximum[i] ? -(double)INFINITY : x);
+        }
+        logit[again] = sums.maximum[i];
+        number[again++] = i;
+    }
+    if (again > 0) {
+        const size_t in_vectors = (again + 7) / 8 * 8;
+        backend->short_sumexp[dtype](&groups, tl_groups_for((int)again), NULL, NULL, &sums);
+        backend->lse_logs(sums.sum, sums.ref_exp, in_vectors, dtype, log);
+        backend->log_odds(zeros, log, logit, in_vectors, &odds);
+    }
+    for (size_t i = 0; i < again; i++)
+        logsumexp[number[i]] = logit[i] + odds.nll[i]; /* as tl_lse_add_class */
+    return near;
 }
 
-/* Rows where a class may have most of a sum near 1 are reduced again, without that class. */
-void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                           double *logsumexp, tl_cancel *cancel) {
-    tl_row_block again = {.row = rows->row, .class_major = rows->class_major, .has_excluded = 1};
-    tl_block_lse others;
-    int number[TL_BLOCK_ROWS];
-    again.scratch = rows->scratch;
-    for (int i = 0; i < rows->count; i++) {
-        logsumexp[i] = lse->offset[i] + lse->log[i];
-        if (!tl_is_wanted(rows, i) || !tl_is_near_zero(logsumexp[i]))
-            continue;
-        if (lse->may_be_dominated >> i & 1) {
-            tl_row row = tl_row_of_block(rows, i);
-            logsumexp[i] = tl_logsumexp_near_zero(backend, &row, logsumexp[i], cancel);
-        } else if (lse->grouped >> i & 1 && tl_is_dominant(lse->sums.maximum[i], logsumexp[i])) {
-            number[again.count] = i;
-            again.data[again.count] = rows->data[i];
-            again.excluded[again.count] = argmax_of(rows, lse, i);
-            again.wanted |= (uint64_t)1 << again.count++;
-        }
+uint64_t tl_lse_of_few(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t n, double *logsumexp) {
+    char scratch[TL_GROUPS_BYTES(TL_FEW_CLASSES)];
+    const tl_few_rows rows = tl_rows_or_groups(backend, row, 0, apart, n, scratch);
+    const int dtype = tl_single_or_double(row->compute_dtype);
+    return lane_logsumexps(backend, &rows, dtype, n, NULL, tl_aligned(scratch), logsumexp);
+}
+
+void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, double *logsumexp, tl_cancel *cancel) {
+    const int count = tl_grouped_rows(rows);
+    tl_row_block others = *rows;
+    tl_block_lse lse;
+    others.has_excluded = 0;
+    if (count > 0) {
+        const tl_groups groups = tl_load_scaled_groups(backend, rows, count);
+        const tl_few_rows few = tl_few_of_groups(groups.at, (size_t)rows->row.count, groups.dtype);
+        const tl_next_rows next = next_rows(rows);
+        others.wanted &= ~lane_logsumexps(backend, &few, groups.dtype, (size_t)count, &next, groups.at, logsumexp);
     }
-    if (again.count == 0)
-        return;
-    tl_lse_of_block(backend, &again, &others, cancel);
-    for (int i = 0; i < again.count; i++)
-        logsumexp[number[i]] = tl_logsumexp(tl_odds_at(&again, &others, i).lse);
+    if (others.wanted)
+        lse_of_rows(backend, &others, 0, &lse, cancel);
+    for (uint64_t left = others.wanted; left != 0; left &= left - 1) {
+        const unsigned i = tl_lowest_bit(left);
+        const tl_row row = tl_row_of_block(rows, (int)i);
+        logsumexp[i] = lse.offset[i] + lse.log[i];
+        if (lse.may_be_dominated >> i & 1)
+            logsumexp[i] = tl_logsumexp_near_zero(backend, &row, logsumexp[i], cancel);
+    }
 }

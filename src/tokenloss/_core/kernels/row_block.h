@@ -39,9 +39,8 @@ void tl_copy_rows(const tl_backend *backend, tl_row_block *rows, char *memory);
 #define TL_PLANES_AT_ONCE 64 /* classes of groups that are copied on their way to rows of any stride */
 #define TL_SHORT_BLOCK_BYTES(classes, rows) \
     (TL_GROUP_ALIGNMENT + (classes) * ((rows) * (sizeof(double) + sizeof(float)) + (1 + 2 * TL_GROUP) * sizeof(double)))
-TL_INLINE char *tl_groups_of(const tl_row_block *rows) {
-    return rows->scratch + (-(uintptr_t)rows->scratch & (TL_GROUP_ALIGNMENT - 1));
-}
+TL_INLINE char *tl_aligned(char *memory) { return memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1)); }
+TL_INLINE char *tl_groups_of(const tl_row_block *rows) { return tl_aligned(rows->scratch); }
 TL_INLINE size_t tl_group_elements(const tl_row_block *rows) { return (size_t)rows->row.count * TL_GROUP; }
 char *tl_unread_row_of(const tl_row_block *rows);
 char *tl_wide_groups_of(const tl_row_block *rows);
@@ -102,11 +101,8 @@ typedef struct {
     uint64_t grouped; /* the ones among them that are wanted and not far out */
 } tl_block_lse;
 
-/* Reduces the wanted rows. Log-odds are computed if they may have excluded classes. */
-void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel);
-
-/* The same for losses. Where nll.h can, rows are reduced relative to their excluded class. If `has_excluded`,
- * `relative.nll` is set for all wanted rows. */
+/* Reduces the wanted rows: where nll.h can, relative to their excluded class. If `has_excluded`, `relative.nll` is set
+ * for all of them. */
 void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel);
 
 /* The excluded class of a row against the others; for a row without one, only the logsumexp. */
@@ -130,9 +126,10 @@ TL_INLINE tl_class_odds tl_odds_at(const tl_row_block *rows, const tl_block_lse 
     return odds;
 }
 
-/* tl_logsumexp_of each wanted row, from tl_lse_of_block without excluded classes. */
-void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                           double *logsumexp, tl_cancel *cancel);
+/* tl_logsumexp_of `n` rows of few classes, TL_BLOCK_ROWS at most, that lie `apart` bytes from each other; returns the bits
+ * of those that were found. The same of each wanted row of a block. */
+uint64_t tl_lse_of_few(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t n, double *logsumexp);
+void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, double *logsumexp, tl_cancel *cancel);
 
 /* Where results of a block go: rows of one length, stride and dtype. */
 typedef struct {
@@ -230,6 +227,16 @@ TL_INLINE tl_few_rows tl_few_of_groups(const void *groups, size_t classes, int d
     return (tl_few_rows){groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
 }
 
+/* Whether groups of rows can be read where they lie; rows where they lie, or else a block of them at most, of few classes,
+ * copied to groups, to fill these, or scaled and capped. */
+#define TL_GROUPS_BYTES(classes) (TL_GROUP_ALIGNMENT + TL_BLOCK_ROWS * (classes) * (sizeof(double) + sizeof(float)))
+TL_INLINE int tl_are_in_place(const tl_row *row, ptrdiff_t apart) {
+    return row->dtype == tl_single_or_double(row->compute_dtype) && !tl_is_transformed(row) &&
+           (row->stride == tl_itemsize(row->dtype) ? row->count <= TL_FEW_CLASSES : apart == tl_itemsize(row->dtype));
+}
+tl_few_rows tl_rows_or_groups(const tl_backend *backend, const tl_row *row, size_t start, ptrdiff_t apart, size_t n,
+                              char *scratch);
+
 /* How many rows of a block are worth reducing in groups, from the first on; 0 of long rows. */
 int tl_grouped_rows(const tl_row_block *rows);
 
@@ -247,10 +254,12 @@ TL_INLINE tl_groups tl_load_scaled_groups(const tl_backend *backend, const tl_ro
     return tl_scale_groups(backend, rows, count, tl_load_raw_groups(backend, rows, count));
 }
 
-/* Reduces them, with moments unless that is NULL: sums, and logits of excluded classes, or else 0. From
- * these, the logarithms and log-odds of `padded` rows: whole groups. */
+/* Ranks of thresholds, or any if NULL, and argmax of each row. */
+void tl_rank_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
+                    const double *threshold, tl_short_ranks *ranks);
+
+/* Reduces them, with moments unless that is NULL: sums, and logits of excluded classes, or else 0. */
 void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
                       tl_short_moments *moments, tl_block_lse *lse);
-void tl_end_lse(const tl_backend *backend, const tl_row *row, size_t padded, int has_excluded, tl_block_lse *lse);
 
 #endif

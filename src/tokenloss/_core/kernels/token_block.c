@@ -15,7 +15,7 @@ static void find_ranks(const tl_backend *backend, const tl_row_block *rows, int 
     for (int i = 0; i < count; i++)
         if (rows->excluded[i] >= 0)
             target_raw[i] = tl_load_from_groups(raw, tl_place_in_groups(rows, i, rows->excluded[i]));
-    backend->short_ranks[raw.dtype](raw.at, tl_groups_for(count), (size_t)rows->row.count, target_raw, &ranks);
+    tl_rank_groups(backend, rows, count, raw, target_raw, &ranks);
     memcpy(tokens->rank, ranks.count_ge, sizeof tokens->rank); /* the target is one of them */
     memcpy(tokens->argmax, ranks.argmax, sizeof tokens->argmax);
 }
@@ -24,13 +24,12 @@ static void find_ranks(const tl_backend *backend, const tl_row_block *rows, int 
  * rows with `count` logits that were not -inf before. */
 static uint64_t find_top(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw, tl_topk *top) {
     double least[TL_BLOCK_ROWS];
-    size_t groups = tl_groups_for(count);
     uint64_t found = rows->wanted;
     tl_short_ranks ranks;
     for (int i = 0; i < TL_BLOCK_ROWS; i++)
         least[i] = raw.dtype == TL_FLOAT64 ? -DBL_MAX : (double)-FLT_MAX;
     for (int64_t k = 0; k < top->most; k++) {
-        backend->short_ranks[raw.dtype](raw.at, groups, (size_t)rows->row.count, least, &ranks);
+        tl_rank_groups(backend, rows, count, raw, least, &ranks);
         for (int i = 0; i < count; i++) {
             if (!tl_is_wanted(rows, i))
                 continue;
@@ -76,7 +75,6 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     if (count == 0 || (top && top->most > TL_BLOCK_TOP))
         return 0;
     moments.other = NULL;
-    moments.other_shift = NULL;
     tl_groups raw = tl_load_raw_groups(backend, rows, count);
     find_ranks(backend, rows, count, raw, tokens);
     uint64_t found = top ? find_top(backend, rows, count, raw, top) : rows->wanted;
@@ -85,11 +83,11 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     grouped.count = count;
     uint64_t near = tl_nll_of_groups(backend, &grouped, groups, &of);
     tl_reduce_groups(backend, rows, count, groups, &moments, &others);
-    tl_end_lse(backend, &rows->row, padded, 1, &others);
+    backend->lse_logs(others.sums.sum, others.sums.ref_exp, padded, groups.dtype, others.log);
+    backend->log_odds(others.offset, others.log, others.logit, padded, &others.odds);
     found &= others.grouped;
-    for (int i = 0; i < count; i++)
-        found &= ~((uint64_t)(others.odds.log_odds[i] != others.odds.log_odds[i]) << i);
     for (int i = 0; i < count; i++) {
+        found &= ~((uint64_t)(others.odds.log_odds[i] != others.odds.log_odds[i]) << i);
         tl_row row = tl_row_of_block(rows, i);
         lse[i] = tl_odds_at(rows, &others, i).lse;
         tokens->nll[i] = near >> i & 1 ? of.nll[i] : others.odds.nll[i];

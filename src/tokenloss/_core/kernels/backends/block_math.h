@@ -1,9 +1,24 @@
 /* Functions of many doubles at once: what blocks need of each row; logarithms, softcaps. Included by template.h. */
 
-TL_TARGET static void JOIN(lse_logs_, BACKEND)(const double *sum, const double *ref_exp, size_t count, int dtype,
-                                               double *log) {
-    for (size_t i = 0; i < count; i += f64_WIDTH)
-        f64_store(log + i, f64_log_of_sum(f64_load(sum + i), f64_load(ref_exp + i), dtype, 0));
+TL_TARGET static uint64_t JOIN(lse_logs_, BACKEND)(const double *sum, const double *ref_exp, size_t count, int dtype,
+                                                   double *log) {
+    uint64_t far = 0;
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        const f64_vec of_sum = f64_log_of_sum(f64_load(sum + i), f64_load(ref_exp + i), dtype, 0);
+        far |= (uint64_t)f64_mask_ge(f64_and_bits(of_sum, 0x7fffffffffffffffu), f64_set(TL_NEAR_ZERO)) << i;
+        f64_store(log + i, of_sum);
+    }
+    return ~far;
+}
+
+TL_TARGET static uint64_t JOIN(near_, BACKEND)(const double *x, size_t count) {
+    const f64_vec most = f64_set(TL_MAX_EXACT_REDUCTION), least = f64_set(-(double)INFINITY);
+    uint64_t near = 0;
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        const f64_vec value = f64_load(x + i), size = f64_and_bits(value, 0x7fffffffffffffffu);
+        near |= (uint64_t)(f64_mask_ge(most, size) | f64_mask_ge(least, value)) << i;
+    }
+    return near;
 }
 
 TL_TARGET static void JOIN(log_odds_, BACKEND)(const double *offset, const double *log, const double *logit,

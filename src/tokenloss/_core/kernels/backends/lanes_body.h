@@ -43,6 +43,26 @@ TL_TARGET TL_INLINE void OP(add_times)(f64_vec *sum, f64_vec *comp, OP(vec) term
     }
 }
 
+/* A lane of each of a vector of rows. */
+typedef struct {
+    f64_vec sum[PARTS], lost[PARTS];
+} OP(lane);
+
+TL_TARGET TL_INLINE void OP(add_to_lane)(OP(lane) * lane, OP(vec) term) {
+    OP(add_times)(lane->sum, lane->lost, term, 1);
+}
+
+/* Adds the first `count` of 16 lanes by halves to the first; if it `compensates`, what that loses to what they lost. */
+TL_TARGET TL_INLINE void OP(add_lanes)(OP(lane) * lanes, size_t count, int compensates) {
+    for (size_t half = 8; half > 0; half /= 2)
+        for (size_t l = 0; l < half && l + half < count; l++)
+            for (size_t i = 0; i < PARTS; i++) {
+                f64_vec error = f64_add_with_error(&lanes[l].sum[i], lanes[l + half].sum[i]);
+                if (compensates)
+                    lanes[l].lost[i] = f64_add(lanes[l].lost[i], f64_add(lanes[l + half].lost[i], error));
+            }
+}
+
 /* Adds terms to the lanes from `lane` on. */
 TL_TARGET TL_INLINE void OP(accumulate)(tl_lanes *lanes, size_t lane, OP(vec) term) {
     OP(add_times)(&lanes->sum[lane / f64_WIDTH], &lanes->comp[lane / f64_WIDTH], term, 1);

@@ -182,12 +182,13 @@ TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdif
                                        double *total) {
     const int is_double = sizeof(REAL) == sizeof(double), compensates = is_double || kind == LOGITS;
     const size_t sums = kind == LOGITS || kind == DOTS ? 1 : 2; /* the second of masses */
-    f64_vec sum[2][16][PARTS], lost[2][16][PARTS], term[2][PARTS];
+    OP(lane) lanes[2][16];
+    f64_vec term[2][PARTS];
     size_t l = 0;
     do { /* at least one, which compilers then know */
         for (size_t j = 0; j < sums; j++) {
-            OP(widen)(OP(set)(0), sum[j][l]);
-            OP(widen)(OP(set)(0), lost[j][l]);
+            OP(widen)(OP(set)(0), lanes[j][l].sum);
+            OP(widen)(OP(set)(0), lanes[j][l].lost);
         }
         for (size_t k = l; k < classes; k += 16) {
             OP(load_widened)((const REAL *)(const void *)(x + (ptrdiff_t)k * stride), term[0]);
@@ -200,23 +201,17 @@ TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdif
                     term[0][i] = f64_mul(kind == DOTS ? f64_set(((const double *)masses)[k]) : term[1][i],
                                          f64_sub(f64_load(shift + i * f64_WIDTH), term[0][i]));
                 for (size_t j = 0; j < sums; j++) {
-                    f64_vec error = f64_add_with_error(&sum[j][l][i], term[j][i]);
-                    lost[j][l][i] = is_double ? f64_add(lost[j][l][i], error) : lost[j][l][i];
+                    f64_vec error = f64_add_with_error(&lanes[j][l].sum[i], term[j][i]);
+                    lanes[j][l].lost[i] = is_double ? f64_add(lanes[j][l].lost[i], error) : lanes[j][l].lost[i];
                 }
             }
         }
     } while (++l < 16 && l < classes);
     for (size_t j = 0; j < sums; j++) {
-        for (size_t half = 8; half > 0; half /= 2)
-            for (l = 0; l < half && l + half < classes; l++)
-                for (size_t i = 0; i < PARTS; i++) {
-                    f64_vec error = f64_add_with_error(&sum[j][l][i], sum[j][l + half][i]);
-                    error = f64_add(lost[j][l][i], f64_add(lost[j][l + half][i], error));
-                    lost[j][l][i] = compensates ? error : lost[j][l][i];
-                }
+        OP(add_lanes)(lanes[j], classes, compensates);
         for (size_t i = 0; i < PARTS; i++)
             f64_store((j == 0 ? dot : total) + i * f64_WIDTH,
-                      compensates ? f64_add(sum[j][0][i], lost[j][0][i]) : sum[j][0][i]);
+                      compensates ? f64_add(lanes[j]->sum[i], lanes[j]->lost[i]) : lanes[j]->sum[i]);
     }
 }
 

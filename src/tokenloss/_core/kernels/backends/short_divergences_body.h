@@ -12,7 +12,7 @@ TL_TARGET TL_INLINE f64_vec NAME(sum_of_)(const f64_vec *x, size_t most) {
  * `most` is a literal, so that the loops unroll. */
 TL_TARGET TL_INLINE void NAME(add_four_)(const double *base, const double *other, size_t first, size_t classes,
                                          size_t most, const f64_pair_acc *acc, f64_table powers, int wanted,
-                                         f64_vec *unmatched, NAME(lane_) (*lanes)[16]) {
+                                         f64_vec *unmatched, f64_lane (*lanes)[16]) {
     f64_divergence_terms of;
     const size_t lane = first % 16;
     for (size_t i = 0; i < most; i++) {
@@ -25,21 +25,21 @@ TL_TARGET TL_INLINE void NAME(add_four_)(const double *base, const double *other
     }
     if (wanted & (TL_REVERSE_KL | TL_JS))
         f64_set_log_terms(&of, most, wanted);
-    NAME(add_)(&lanes[TL_SUM_OF_BOTH][lane], NAME(sum_of_)(of.both, most));
+    f64_add_to_lane(&lanes[TL_SUM_OF_BOTH][lane], NAME(sum_of_)(of.both, most));
     if (wanted & TL_TV)
-        NAME(add_)(&lanes[TL_SUM_OF_TV][lane], NAME(sum_of_)(of.size, most));
+        f64_add_to_lane(&lanes[TL_SUM_OF_TV][lane], NAME(sum_of_)(of.size, most));
     if (wanted & TL_HELLINGER)
-        NAME(add_)(&lanes[TL_SUM_OF_HELLINGER][lane], NAME(sum_of_)(of.square, most));
+        f64_add_to_lane(&lanes[TL_SUM_OF_HELLINGER][lane], NAME(sum_of_)(of.square, most));
     if (wanted & TL_REVERSE_KL)
-        NAME(add_)(&lanes[TL_SUM_OF_REVERSE_KL][lane], NAME(sum_of_)(of.reverse, most));
+        f64_add_to_lane(&lanes[TL_SUM_OF_REVERSE_KL][lane], NAME(sum_of_)(of.reverse, most));
     if (wanted & TL_JS)
-        NAME(add_)(&lanes[TL_SUM_OF_JS][lane], NAME(sum_of_)(of.js, most));
+        f64_add_to_lane(&lanes[TL_SUM_OF_JS][lane], NAME(sum_of_)(of.js, most));
 }
 
 /* For f64_WIDTH rows from `row` on. */
 TL_TARGET TL_INLINE void NAME(divergences_of_rows_)(const double *base, const double *other, size_t classes,
                                                     size_t row, int wanted, tl_short_divergences *of) {
-    NAME(lane_) lanes[TL_DIVERGENCE_SUMS][16];
+    f64_lane lanes[TL_DIVERGENCE_SUMS][16];
     const size_t count = classes < 16 ? classes : 16;
     const f64_table powers = f64_load_powers(f64_POWERS, GUARD);
     const f64_pair_acc acc = {f64_root_init(of->base + row), f64_root_init(of->other + row),
@@ -47,7 +47,7 @@ TL_TARGET TL_INLINE void NAME(divergences_of_rows_)(const double *base, const do
     f64_vec unmatched = f64_set(-(double)INFINITY);
     for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
         for (size_t l = 0; l < 16; l++)
-            lanes[k][l].sum[0] = lanes[k][l].comp[0] = f64_set(0);
+            lanes[k][l].sum[0] = lanes[k][l].lost[0] = f64_set(0);
     for (size_t start = 0; start < classes; start += TL_LANES)
         for (size_t l = 0; l < 16 && start + l < classes; l++)
             if (start + l + 16 < classes)
@@ -55,7 +55,7 @@ TL_TARGET TL_INLINE void NAME(divergences_of_rows_)(const double *base, const do
             else
                 NAME(add_four_)(base, other, start + l, classes, 1, &acc, powers, wanted, &unmatched, lanes);
     for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
-        NAME(end_lanes_)(lanes[k], count, 1, of->sum[k] + row);
+        NAME(end_lanes_)(lanes[k], count, of->sum[k] + row);
     f64_store(of->unmatched + row, unmatched);
 }
 

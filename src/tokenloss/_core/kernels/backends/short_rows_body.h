@@ -30,25 +30,11 @@ TL_TARGET TL_INLINE void NAME(group_maximum_)(const char *x, ptrdiff_t stride, s
     }
 }
 
-typedef struct {
-    f64_vec sum[PARTS], comp[PARTS];
-} NAME(lane_);
-
-TL_TARGET TL_INLINE void NAME(add_)(NAME(lane_) * lane, OP(vec) term) {
-    OP(add_times)(lane->sum, lane->comp, term, 1);
-}
-
 /* tl_lanes_sum_compensated of the first `count` of 16 lanes, scaled by a power of two; the others would be 0. */
-TL_TARGET TL_OUTLINE void NAME(end_lanes_)(NAME(lane_) * lanes, size_t count, double scale, double *total) {
-    for (size_t i = 0; i < PARTS; i++) {
-        for (size_t half = 8; half > 0; half /= 2)
-            for (size_t l = 0; l < half && l + half < count; l++) {
-                f64_vec lost = f64_add_with_error(&lanes[l].sum[i], lanes[l + half].sum[i]);
-                lanes[l].comp[i] = f64_add(lanes[l].comp[i], f64_add(lanes[l + half].comp[i], lost));
-            }
-        f64_vec sum = f64_add(lanes[0].sum[i], lanes[0].comp[i]);
-        f64_store(total + i * f64_WIDTH, f64_mul(sum, f64_set(scale)));
-    }
+TL_TARGET TL_INLINE void NAME(end_lanes_)(OP(lane) * lanes, size_t count, double *total) {
+    OP(add_lanes)(lanes, count, 1);
+    for (size_t i = 0; i < PARTS; i++)
+        f64_store(total + i * f64_WIDTH, f64_mul(f64_add(lanes->sum[i], lanes->lost[i]), f64_set(OP(UNSCALE))));
 }
 
 /* Asks memory for a part of what is read or written next: one line for each full vector. */
@@ -59,11 +45,10 @@ TL_TARGET TL_INLINE void NAME(prefetch_)(const tl_next_rows *next, size_t k) {
 
 /* The next rows of a vector that begins at row r. For contiguous rows, all bytes are asked for in some order. */
 TL_TARGET TL_INLINE tl_next_rows NAME(next_of_)(const tl_next_rows *next, size_t r) {
-    tl_next_rows of = {next->data, next->row_stride,
-                       next->class_stride ? next->class_stride : (ptrdiff_t)sizeof(OP(vec))};
-    if (next->data)
-        of.data += (ptrdiff_t)r * next->row_stride;
-    return of;
+    if (!next || !next->data)
+        return (tl_next_rows){NULL, 0, 0};
+    const ptrdiff_t class_stride = next->class_stride ? next->class_stride : (ptrdiff_t)sizeof(OP(vec));
+    return (tl_next_rows){next->data + (ptrdiff_t)r * next->row_stride, next->row_stride, class_stride};
 }
 
 /* What is added up of a lane of 64: powers, in as many sums as its elements need, rests, moments. */
@@ -71,47 +56,45 @@ typedef struct {
     OP(vec) powers[OP(SUMS)], rest, moment;
 } NAME(terms_);
 
-/* Adds class k of the rows at x, as add_elements_ does, and returns its power: `is_first` and `mode` are known to the
- * compiler. Memory is asked for a part of what is read next. In `maximum`, a divergence keeps by how much x exceeds the
+/* Adds class k of the rows at x, as add_elements_ does, and returns its power: `mode` is known to the compiler. Memory
+ * is asked for a part of what is read next. In `maximum`, a divergence keeps by how much x exceeds the
  * other row's. */
 TL_TARGET TL_INLINE OP(vec)
-    NAME(add_class_)(const REAL *x, size_t k, OP(acc) * acc, enum tl_mode mode, const REAL *other,
-                     const tl_next_rows *next, int is_first, NAME(terms_) * to) {
-    OP(vec) value = OP(load)(x + TL_GROUP * k), bounded = OP(max_keep_nan)(acc->min_arg, value);
+    NAME(add_class_)(const char *x, ptrdiff_t stride, size_t k, OP(acc) * acc, enum tl_mode mode, const char *other,
+                     const tl_next_rows *next, NAME(terms_) * to) {
+    OP(vec) value = OP(load)((const REAL *)(const void *)(x + (ptrdiff_t)k * stride));
+    OP(vec) bounded = OP(max_keep_nan)(acc->min_arg, value);
     NAME(prefetch_)(next, k);
     const OP(exp_parts) exp = OP(exp_of)(bounded, acc, 1);
     if (mode != SUMEXP) {
         OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(add_rest)(&exp, exp.power);
         if (mode == KL) {
-            OP(vec) y = OP(load)(other + TL_GROUP * k);
+            OP(vec) y = OP(load)((const REAL *)(const void *)(other + (ptrdiff_t)k * stride));
             acc->maximum[0] = OP(max_skip_nan)(OP(sub)(value, y), acc->maximum[0]);
             y = OP(sub)(OP(max_keep_nan)(OP(set)(-OP(OTHER_LIMIT)), y), acc->threshold);
             factor = OP(sub)(factor, y);
         }
-        to->moment = is_first ? OP(mul)(term, factor) : OP(fma)(term, factor, to->moment);
+        to->moment = OP(fma)(term, factor, to->moment);
     }
-    to->rest = is_first ? OP(mul)(exp.q, exp.r_power) : OP(fma)(exp.q, exp.r_power, to->rest);
+    to->rest = OP(fma)(exp.q, exp.r_power, to->rest);
     return exp.power;
 }
 
 /* The sums of lane `first` of 64 (every 64th element), as reduce_columns_ adds them. Returns how many are of powers. */
-TL_TARGET TL_INLINE size_t NAME(reduce_lane_)(const REAL *x, size_t first, size_t classes, OP(acc) * acc,
-                                              enum tl_mode mode, const REAL *other, const tl_next_rows *next,
-                                              NAME(terms_) * of) {
+TL_TARGET TL_INLINE size_t NAME(reduce_lane_)(const char *x, ptrdiff_t stride, size_t first, size_t classes,
+                                              OP(acc) * acc, enum tl_mode mode, const char *other,
+                                              const tl_next_rows *next, NAME(terms_) * of) {
     OP(vec) pair[4], first_rest = OP(set)(0);
-    const size_t pairs = (classes - first + 2 * TL_LANES - 1) / (2 * TL_LANES);
-    pair[0] = NAME(add_class_)(x, first, acc, mode, other, next, 1, of);
-    for (size_t k = 0;;) {
-        size_t at = first + TL_LANES * (2 * k + 1);
-        if (at < classes)
-            pair[k] = OP(add)(pair[k], NAME(add_class_)(x, at, acc, mode, other, next, 0, of));
-        if (++k == pairs)
-            break;
-        if (k == 2) { /* the second chain of rests */
+    size_t pairs = 0;
+    for (size_t at = first; at < classes; at += TL_LANES, pairs++) {
+        if (pairs == 2) { /* the second chain of rests */
             first_rest = of->rest;
             of->rest = OP(set)(0);
         }
-        pair[k] = NAME(add_class_)(x, at + TL_LANES, acc, mode, other, next, 0, of);
+        pair[pairs] = NAME(add_class_)(x, stride, at, acc, mode, other, next, of);
+        at += TL_LANES;
+        if (at < classes)
+            pair[pairs] = OP(add)(pair[pairs], NAME(add_class_)(x, stride, at, acc, mode, other, next, of));
     }
     of->powers[0] = pairs > 1 ? OP(add)(pair[0], pair[1]) : pair[0];
     if (pairs < 3)
@@ -128,12 +111,14 @@ TL_TARGET TL_INLINE OP(vec) NAME(sum_of_4_)(const OP(vec) * lane, size_t count) 
     return count > 1 ? OP(add)(sum, count > 3 ? OP(add)(lane[1], lane[3]) : lane[1]) : sum;
 }
 
-/* The sums of OP(WIDTH) rows, from r on: those of reduce_chunk_. `is_tiny` means at compile time that the rows have at
- * most TL_LANES classes; `moments` are for all modes but SUMEXP. */
-TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_tiny, enum tl_mode mode,
-                                         const REAL *other, const tl_next_rows *next, size_t row,
+/* The sums of OP(WIDTH) rows of a group, from `row` on: those of reduce_chunk_. With `columns`, rows have at most 16 of
+ * that many classes, as compilers know; `moments` are for all modes but SUMEXP. */
+TL_TARGET TL_INLINE void NAME(sum_rows_)(const char *group, const char *other_group, ptrdiff_t stride, size_t classes,
+                                         size_t most_columns, enum tl_mode mode, const tl_next_rows *next, size_t row,
                                          tl_short_sums *sums, tl_short_moments *moments) {
-    NAME(lane_) lanes[16], moment_lanes[16];
+    const char *x = group + row % TL_GROUP * sizeof(REAL);
+    const char *other = mode == KL ? other_group + row % TL_GROUP * sizeof(REAL) : NULL;
+    OP(lane) lanes[16], moment_lanes[16];
     OP(acc) acc;
     const size_t count = classes < 16 ? classes : 16;
     OP(reference)(sums->ref_exp + row, OP(HEADROOM), &acc);
@@ -145,34 +130,32 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_t
     size_t l = 0;
     do { /* at least one lane and column, which compilers then know */
         OP(vec) rest[4], moment[4];
-        const size_t columns = ((classes < TL_LANES ? classes : TL_LANES) - l + 15) / 16;
+        const size_t columns = most_columns == 1 ? 1 : ((classes < TL_LANES ? classes : TL_LANES) - l + 15) / 16;
         size_t q = 0;
         for (size_t i = 0; i < PARTS; i++)
-            lanes[l].comp[i] = moment_lanes[l].comp[i] = f64_set(0);
+            lanes[l].lost[i] = moment_lanes[l].lost[i] = f64_set(0);
         do {
-            NAME(terms_) of;
+            NAME(terms_) of = {.rest = OP(set)(0), .moment = OP(set)(0)};
             size_t sums_of_powers = 1;
-            if (is_tiny)
-                of.powers[0] = NAME(add_class_)(x, l + 16 * q, &acc, mode, other, next, 1, &of);
+            if (most_columns)
+                of.powers[0] = NAME(add_class_)(x, stride, l + 16 * q, &acc, mode, other, next, &of);
             else
-                sums_of_powers = NAME(reduce_lane_)(x, l + 16 * q, classes, &acc, mode, other, next, &of);
+                sums_of_powers = NAME(reduce_lane_)(x, stride, l + 16 * q, classes, &acc, mode, other, next, &of);
             rest[q] = of.rest;
-            if (mode != SUMEXP)
-                moment[q] = of.moment;
+            moment[q] = of.moment;
             if (q == 0)
                 OP(widen)(of.powers[0], lanes[l].sum);
             else
-                NAME(add_)(&lanes[l], of.powers[0]);
+                OP(add_to_lane)(&lanes[l], of.powers[0]);
             if (sums_of_powers > 1)
-                NAME(add_)(&lanes[l], of.powers[OP(SUMS) - 1]);
+                OP(add_to_lane)(&lanes[l], of.powers[OP(SUMS) - 1]);
         } while (++q < columns);
-        OP(add_times)(lanes[l].sum, lanes[l].comp, NAME(sum_of_4_)(rest, columns), (double)OP(LEADING));
-        if (mode != SUMEXP)
-            OP(widen)(NAME(sum_of_4_)(moment, columns), moment_lanes[l].sum);
+        OP(add_times)(lanes[l].sum, lanes[l].lost, NAME(sum_of_4_)(rest, columns), (double)OP(LEADING));
+        OP(widen)(NAME(sum_of_4_)(moment, columns), moment_lanes[l].sum);
     } while (++l < count);
-    NAME(end_lanes_)(lanes, count, OP(UNSCALE), sums->sum + row);
+    NAME(end_lanes_)(lanes, count, sums->sum + row);
     if (mode != SUMEXP)
-        NAME(end_lanes_)(moment_lanes, count, OP(UNSCALE), moments->sum + row);
+        NAME(end_lanes_)(moment_lanes, count, moments->sum + row);
     if (mode == KL) {
         f64_vec most[PARTS];
         OP(widen)(acc.maximum[0], most);
@@ -181,44 +164,45 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_t
     }
 }
 
-/* Stage by stage, since the latency of a stage would be waited for in every group. */
-TL_TARGET TL_INLINE void NAME(short_reduce_)(const void *groups, size_t count, size_t classes, enum tl_mode mode,
-                                             const tl_next_rows *next, tl_short_sums *sums,
-                                             tl_short_moments *moments) {
+/* Stage by stage, since the latency of a stage would be waited for in every group. `columns` as in sum_rows_. */
+TL_TARGET TL_INLINE void NAME(short_reduce_)(const tl_few_rows *rows, size_t count, size_t classes, size_t columns,
+                                             enum tl_mode mode, const tl_next_rows *next, char *memory,
+                                             tl_short_sums *sums, tl_short_moments *moments) {
     const f64_vec largest_near = f64_set(TL_MAX_EXACT_REDUCTION);
-    for (size_t g = 0; g < count; g++)
-        NAME(group_maximum_)((const char *)groups + TL_GROUP * classes * g * sizeof(REAL),
-                             (ptrdiff_t)(TL_GROUP * sizeof(REAL)), classes, sums->maximum + TL_GROUP * g,
-                             sums->ref_exp + TL_GROUP * g);
+    const size_t group_bytes = TL_GROUP * classes * sizeof(REAL);
+    const char *x[TL_GROUPS];
+    ptrdiff_t stride = 0;
+    for (size_t g = 0; g < count; g++) {
+        x[g] = OP(group_of)(rows, g, classes, memory + g * group_bytes, &stride);
+        NAME(group_maximum_)(x[g], stride, classes, sums->maximum + TL_GROUP * g, sums->ref_exp + TL_GROUP * g);
+    }
     for (size_t r = 0; mode != SUMEXP && r < TL_GROUP * count; r += f64_WIDTH) {
         f64_vec shift = f64_load(sums->maximum + r), size = f64_and_bits(shift, 0x7fffffffffffffffu);
         f64_store(moments->shift + r, f64_if_less(largest_near, size, f64_set(0), shift));
     }
     for (size_t r = 0; r < TL_GROUP * count; r += OP(WIDTH)) {
-        const size_t at = TL_GROUP * classes * (r / TL_GROUP) + r % TL_GROUP;
-        const REAL *x = (const REAL *)groups + at, *other = NULL;
-        if (mode == KL)
-            other = (const REAL *)moments->other + at;
         const tl_next_rows ahead = NAME(next_of_)(next, r);
-        /* with vectors, two kinds of rows would make divergences of more classes 8 % slower */
-        if ((OP(WIDTH) == 1 || mode != KL) && classes <= TL_LANES)
-            NAME(sum_rows_)(x, classes, 1, mode, other, &ahead, r, sums, moments);
-        else
-            NAME(sum_rows_)(x, classes, 0, mode, other, &ahead, r, sums, moments);
+        const char *other = mode == KL ? (const char *)moments->other + r / TL_GROUP * group_bytes : NULL;
+        NAME(sum_rows_)(x[r / TL_GROUP], other, stride, classes, columns, mode, &ahead, r, sums, moments);
     }
 }
 
-TL_TARGET static void NAME(short_sumexp_)(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
+TL_TARGET static void NAME(short_sumexp_)(const tl_few_rows *rows, size_t count, const tl_next_rows *next, void *memory,
                                           tl_short_sums *sums) {
-    NAME(short_reduce_)(groups, count, classes, SUMEXP, next, sums, NULL);
+    const size_t classes = rows->classes; /* loops of 2 and 3 classes are unrolled */
+    classes == 2          ? NAME(short_reduce_)(rows, count, 2, 1, SUMEXP, next, memory, sums, NULL)
+    : classes == 3        ? NAME(short_reduce_)(rows, count, 3, 1, SUMEXP, next, memory, sums, NULL)
+    : classes <= 16       ? NAME(short_reduce_)(rows, count, classes, 1, SUMEXP, next, memory, sums, NULL)
+    : classes <= TL_LANES ? NAME(short_reduce_)(rows, count, classes, 4, SUMEXP, next, memory, sums, NULL)
+                          : NAME(short_reduce_)(rows, count, classes, 0, SUMEXP, next, memory, sums, NULL);
 }
 
-TL_TARGET static void NAME(short_moments_)(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
+TL_TARGET static void NAME(short_moments_)(const tl_few_rows *groups, size_t count, const tl_next_rows *next,
                                            tl_short_sums *sums, tl_short_moments *moments) {
-    if (moments->other)
-        NAME(short_reduce_)(groups, count, classes, KL, next, sums, moments);
-    else
-        NAME(short_reduce_)(groups, count, classes, MOMENT, next, sums, moments);
+    const size_t classes = groups->classes;
+    moments->other        ? NAME(short_reduce_)(groups, count, classes, 0, KL, next, NULL, sums, moments)
+    : classes <= TL_LANES ? NAME(short_reduce_)(groups, count, classes, 4, MOMENT, next, NULL, sums, moments)
+                          : NAME(short_reduce_)(groups, count, classes, 0, MOMENT, next, NULL, sums, moments);
 }
 
 /* The lowest class of the maximum is the number of classes before which none has it. */
@@ -260,10 +244,10 @@ TL_TARGET TL_INLINE void NAME(keep_exps_)(const char *x, ptrdiff_t stride, size_
  * four of each group of 64 in the compute dtype; then lanes are added as a tree. */
 TL_TARGET TL_INLINE void NAME(add_kept_)(const REAL *kept, size_t classes, f64_vec *sum) {
     const size_t count = classes < 16 ? classes : 16;
-    NAME(lane_) lanes[16];
+    OP(lane) lanes[16];
     for (size_t l = 0; l < count; l++) {
         for (size_t i = 0; i < PARTS; i++)
-            lanes[l].comp[i] = f64_set(0);
+            lanes[l].lost[i] = f64_set(0);
         for (size_t k = l; k < classes; k += 64) {
             OP(vec) exp[4];
             for (size_t i = 0; i < 4; i++)
@@ -273,17 +257,14 @@ TL_TARGET TL_INLINE void NAME(add_kept_)(const REAL *kept, size_t classes, f64_v
             if (k < 16)
                 OP(widen)(exp[0], lanes[l].sum);
             else
-                NAME(add_)(&lanes[l], exp[0]);
+                OP(add_to_lane)(&lanes[l], exp[0]);
         }
+        for (size_t i = 0; i < PARTS && sizeof(REAL) == sizeof(double); i++)
+            lanes[l].sum[i] = f64_add(lanes[l].sum[i], lanes[l].lost[i]);
     }
-    for (size_t i = 0; i < PARTS; i++) {
-        for (size_t l = 0; l < count && sizeof(REAL) == sizeof(double); l++)
-            lanes[l].sum[i] = f64_add(lanes[l].sum[i], lanes[l].comp[i]);
-        for (size_t half = 8; half > 0; half /= 2)
-            for (size_t l = 0; l < half && l + half < count; l++)
-                lanes[l].sum[i] = f64_add(lanes[l].sum[i], lanes[l + half].sum[i]);
-        sum[i] = lanes[0].sum[i];
-    }
+    OP(add_lanes)(lanes, count, 0);
+    for (size_t i = 0; i < PARTS; i++)
+        sum[i] = lanes->sum[i];
 }
 
 /* Keeps the exponentials of a group; returns whether its rows were near enough, and the sum of each is above 0. */

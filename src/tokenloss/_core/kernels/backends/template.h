@@ -334,6 +334,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .lane_gradients = {[TL_FLOAT32] = f32_lane_gradients, [TL_FLOAT64] = f64_lane_gradients},
     .row_losses = ALL_DTYPES(row_losses_),
     .lse_logs = JOIN(lse_logs_, BACKEND),
+    .near = JOIN(near_, BACKEND),
     .log_odds = JOIN(log_odds_, BACKEND),
     .entropies = JOIN(entropies_, BACKEND),
     .exps = JOIN(exps_, BACKEND),
