@@ -115,7 +115,6 @@ cdef class Scores:
     cdef readonly double most_unnormalized
     cdef readonly tuple shape, batch
     cdef readonly int64_t rows, classes
-    cdef Py_ssize_t matrix_shape[2], matrix_strides[2]
 
     def __init__(self, name, array, int dtype, int axis, tuple shape, int kind=0, double most_unnormalized=INFINITY):
         self.set_up(name, array, dtype, axis, shape)
@@ -138,24 +137,13 @@ cdef class Scores:
     def __dealloc__(self):
         PyBuffer_Release(&self.view.buffer)
 
-    cdef bint is_matrix(self) noexcept:
-        """Whether one stride leads from row to row, and elements are native and aligned."""
-        cdef int size = tl_itemsize(self.dtype)
-        return (self.view.is_uniform and self.dtype < TL_SWAPPED and <size_t> self.view.buffer.buf % size == 0
-                and self.view.row_stride % size == 0 and self.view.buffer.strides[self.axis] % size == 0)
-
-    def __getbuffer__(self, Py_buffer *buffer, int flags):
-        """The scores as a matrix of rows and classes, for typed memoryviews; those of half precision as uint16."""
-        if not self.is_matrix() or flags & PyBUF_WRITABLE:
-            raise BufferError(f"{self.name} is no matrix to read")
-        self.matrix_shape, self.matrix_strides = [self.rows, self.classes], [
-            self.view.row_stride, self.view.buffer.strides[self.axis]]
-        buffer.buf, buffer.obj, buffer.readonly, buffer.ndim = self.view.buffer.buf, self, True, 2
-        buffer.itemsize = tl_itemsize(self.dtype)
-        buffer.len = self.rows * self.classes * buffer.itemsize
-        buffer.format = b"d" if self.dtype == TL_FLOAT64 else b"f" if self.dtype == TL_FLOAT32 else b"H"
-        buffer.shape, buffer.strides = self.matrix_shape, self.matrix_strides
-        buffer.suboffsets, buffer.internal = NULL, NULL
+    cdef bint is_native(self) noexcept:
+        """Whether elements are native and aligned."""
+        cdef int64_t size = tl_itemsize(self.dtype), together = <int64_t> self.view.buffer.buf
+        cdef int k
+        for k in range(self.view.buffer.ndim):
+            together |= self.view.buffer.strides[k]
+        return self.dtype < TL_SWAPPED and together % size == 0
 
 
 cdef int64_t MASKED = INT64_MIN  # TL_MASKED of the kernels

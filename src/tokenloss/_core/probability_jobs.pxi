@@ -15,12 +15,14 @@ cdef struct GatherBlock:
     int64_t targets[GATHERED_ROWS]
 
 
-cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_bfloat16, void *gathered) noexcept nogil:
-    """Read the score of each row's class id, as float32 unless it is float64."""
+cdef void gather(const score_t *first, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
+                 const int64_t *targets, int count, bint is_bfloat16, void *gathered) noexcept nogil:
+    """Read the score of each row's class id, as float32 unless it is float64. Without `rows`, they are the first ones."""
     cdef score_t score
-    cdef int i
-    for i in range(block.count):
-        score = scores[block.start + (i if block.is_whole else block.rows[i]), block.targets[i]]
+    cdef ptrdiff_t i
+    for i in range(count):
+        score = (<const score_t *> (
+            <const char *> first + (i if rows == NULL else rows[i]) * row_stride + targets[i] * class_stride))[0]
         if score_t is uint16_t:
             (<float *> gathered)[i] = tl_from_bfloat16(score) if is_bfloat16 else tl_from_float16(score)
         else:
@@ -36,25 +38,14 @@ cdef class ClassIdLoss(RowJob):
 
     cdef tl_clip clip
     cdef bint is_large  # larger than the caches: scores are prefetched
-    # One of these holds the scores, rows by classes; none if they are no matrix in memory, or the rows are few.
-    cdef const uint16_t[:, :] halves
-    cdef const float[:, :] floats
-    cdef const double[:, :] doubles
+    cdef bint is_native  # and aligned
 
     def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
         self.set_up(scores, positions, numbers)
         self.need_class_ids()
         self.is_probability, self.clip = is_probability, tl_new_clip(is_probability, epsilon, scores.dtype)
         self.refuses_bad_targets = True
-        self.is_large = scores.view.buffer.len > CACHE_BYTES
-        self.halves = self.floats = self.doubles = None
-        if scores.rows >= BLOCK_ROWS and scores.is_matrix():  # opening a memoryview takes as long as reading few rows
-            if scores.dtype == TL_FLOAT32:
-                self.floats = scores
-            elif scores.dtype == TL_FLOAT64:
-                self.doubles = scores
-            else:
-                self.halves = scores
+        self.is_large, self.is_native = scores.view.buffer.len > CACHE_BYTES, scores.is_native()
 
     cdef double cost_of_row(self) noexcept:
         return cost_of_gather(self.scores)
@@ -70,30 +61,43 @@ cdef class ClassIdLoss(RowJob):
             unmasked += block.targets[i] != MASKED
         block.start, block.count = start, count if block.is_whole else unmasked
 
-    cdef void load_scores(self, const GatherBlock *block, void *scores) noexcept nogil:
-        """The score of each row's class id."""
+    cdef void load_scores(self, GatherBlock *block, bint only_prefetches, double *scores) noexcept nogil:
+        """The score of each row's class id, or a request for it."""
         cdef const View *view = &self.scores.view
-        cdef int i
-        if self.floats is not None:
-            gather(self.floats, block, False, scores)
-        elif self.doubles is not None:
-            gather(self.doubles, block, False, scores)
-        elif self.halves is not None:
-            gather(self.halves, block, view.dtype == TL_BFLOAT16, scores)
-        else:
-            for i in range(block.count):
-                tl_set_score(&self.clip, scores, i,
-                             tl_load(address_of(view, block.start + block.rows[i])
-                                     + block.targets[i] * view.buffer.strides[view.axis], view.dtype))
-
-    cdef void prefetch_scores(self, const GatherBlock *block) noexcept nogil:
-        """Ask memory for the score of each row's class id, if one stride leads from row to row."""
-        cdef const View *view = &self.scores.view
-        cdef const char *data = address_of(view, block.start)
-        cdef int i
-        for i in range(block.count if view.is_uniform else 0):
-            tl_prefetch_early(data + block.rows[i] * view.row_stride
-                              + block.targets[i] * view.buffer.strides[view.axis])
+        cdef ptrdiff_t class_stride = view.buffer.strides[view.axis]
+        cdef const char *data
+        cdef const int *rows
+        cdef int i = 0, k, count, first
+        cdef int64_t left
+        while i < block.count:  # runs of rows
+            first = block.rows[i]
+            left = left_of_run(view, block.start + first)
+            count = <int> min(left, block.count - i)
+            while block.rows[i + count - 1] - first >= left:  # masked rows are left out
+                count -= 1
+            data = address_of(view, block.start + first)
+            if not block.is_whole:
+                data -= first * view.row_stride
+            rows = NULL if block.is_whole else &block.rows[i]
+            if only_prefetches:
+                for k in range(count):
+                    tl_prefetch_early(data + (k if rows == NULL else rows[k]) * view.row_stride
+                                      + block.targets[i + k] * class_stride)
+            elif not self.is_native:
+                for k in range(count):
+                    tl_set_score(&self.clip, scores, i + k,
+                                 tl_load(data + (k if rows == NULL else rows[k]) * view.row_stride
+                                         + block.targets[i + k] * class_stride, view.dtype))
+            elif view.dtype == TL_FLOAT64:
+                gather(<const double *> data, view.row_stride, class_stride, rows, &block.targets[i], count, False,
+                       scores + i)
+            elif view.dtype == TL_FLOAT32:
+                gather(<const float *> data, view.row_stride, class_stride, rows, &block.targets[i], count, False,
+                       <float *> scores + i)
+            else:
+                gather(<const uint16_t *> data, view.row_stride, class_stride, rows, &block.targets[i], count,
+                       view.dtype == TL_BFLOAT16, <float *> scores + i)
+            i += count
 
     cdef void check_scores(self, const GatherBlock *block, const void *scores, Totals *totals) noexcept nogil:
         """Refuse scores that are no probabilities, or no log-probabilities."""
@@ -124,11 +128,11 @@ cdef class ClassIdLoss(RowJob):
             block = &blocks[turn]
             turn ^= 1
             start += GATHERED_ROWS
-            self.load_scores(block, scores)
+            self.load_scores(block, False, scores)
             if start < stop:
                 self.load_block(start, <int> min(stop - start, GATHERED_ROWS), &blocks[turn], totals)
                 if self.is_large:
-                    self.prefetch_scores(&blocks[turn])
+                    self.load_scores(&blocks[turn], True, NULL)
             if tl_negative_log(backend, &self.clip, scores, block.count, nll):
                 self.check_scores(block, scores, totals)
             self.add_block(block, nll, totals)

@@ -338,7 +338,7 @@ typedef struct {
      * its score. Returns how many groups these were. */
     size_t (*pick_masses[TL_FLOAT_DTYPES])(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,
                                            void *score, void *mass);
-    /* The losses of probabilities, a multiple of TL_GROUP; returns whether one is odd. */
+    /* The losses of scores; returns whether one is odd. Whole groups are read and written. */
     int (*class_losses[TL_FLOAT_DTYPES])(const void *scores, size_t count, const tl_clip *clip, double *nll);
 
     /* The bits of 64 native elements of any dtype that are not 0. */

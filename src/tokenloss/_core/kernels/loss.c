@@ -102,16 +102,15 @@ tl_clip tl_new_clip(int is_probability, double epsilon, int dtype) {
 }
 
 int tl_negative_log(const tl_backend *backend, const tl_clip *clip, void *scores, size_t count, double *nll) {
-    int is_probability = clip->lowest == clip->lowest, refused = 0; /* not nan */
-    const size_t padded = (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
-    for (size_t i = count; is_probability && i < padded; i++)
-        tl_set_score(clip, scores, i, 1);
-    if (is_probability && !backend->class_losses[clip->is_single ? TL_FLOAT32 : TL_FLOAT64](scores, padded, clip, nll))
+    int refused = 0;
+    for (size_t i = count; i % TL_GROUP != 0; i++)
+        tl_set_score(clip, scores, i, 0);
+    if (!backend->class_losses[clip->is_single ? TL_FLOAT32 : TL_FLOAT64](scores, count, clip, nll))
         return 0;
     for (size_t i = 0; i < count; i++) {
         double score = tl_score_at(clip, scores, i);
         refused |= tl_is_refused(clip, score);
-        nll[i] = is_probability && score == score ? nll[i] : 0 - score;
+        nll[i] = score == score ? nll[i] : 0 - score;
     }
     return refused;
 }

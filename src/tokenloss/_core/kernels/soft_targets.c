@@ -140,8 +140,7 @@ int64_t tl_one_hot_class(const tl_backend *backend, const tl_soft_target *soft, 
 static double target_dot_uniform(const tl_backend *backend, const tl_row *row, double mass, double shift,
                                  tl_cancel *cancel) {
     double sum[16] = {0}, lost[16] = {0}, copy[TL_CHUNK];
-    double offset =
-        tl_abs(shift) > TL_MAX_EXACT_REDUCTION ? shift : 0; /* else sums of logits keep the digits that matter */
+    double offset = tl_abs(shift) > TL_MAX_EXACT_REDUCTION ? shift : 0; /* else sums keep the digits that matter */
     const int dtype = offset == 0 && row->count >= LANES ? row->compute_dtype : TL_FLOAT64;
     for (int64_t start = 0, count; start < row->count; start += count) {
         count = row->count - start < TL_CHUNK ? row->count - start : TL_CHUNK;

@@ -194,12 +194,14 @@ TL_TARGET static size_t OP(pick_masses)(const tl_few_rows *scores, const tl_few_
 
 TL_TARGET static int OP(class_losses)(const void *scores, size_t count, const tl_clip *given, double *nll) {
     const tl_clip clip = *given;
+    const int are_logs = clip.lowest != clip.lowest;
     OP(bits) odd = OP(set_bits)(0);
     for (size_t i = 0; i < count; i += OP(WIDTH)) {
         f64_vec loss[PARTS];
         OP(vec) x = OP(load)((const REAL *)scores + i);
-        odd = OP(collect_odd)(odd, x, CLIPPED, &clip);
-        OP(losses)(x, CLIPPED, &clip, loss);
+        x = are_logs ? OP(sub)(OP(set)(0), x) : x;
+        odd = are_logs ? OP(collect_odd)(odd, x, LOGS, &clip) : OP(collect_odd)(odd, x, CLIPPED, &clip);
+        are_logs ? OP(losses)(x, LOGS, &clip, loss) : OP(losses)(x, CLIPPED, &clip, loss);
         for (size_t j = 0; j < PARTS; j++)
             f64_store(nll + i + j * f64_WIDTH, f64_add(f64_set(0), loss[j])); /* no -0.0 */
     }
