@@ -36,6 +36,7 @@ DTYPES_OF_WORK = {  # functions that are timed with many classes, and the dtypes
 PAIRS = ("kl_divergence", "softmax", "log_softmax", "cross_entropy_and_grad")  # works that have two such arrays
 PROJECTIONS = (  # rows, depth and classes: many rows are bound by arithmetic, few by reading the weights
     ("float32", (512, 2048, 51864)), ("bfloat16", (512, 2048, 51864)), ("float32", (1, 2048, 32768)),
+    ("float32", (4096, 64, 10)),
 )  # fmt: skip
 FEW = 4
 SETTLE_OF_BLAS = 0.15  # seconds: threads of OpenBLAS spin for 2**28 ticks of the clock

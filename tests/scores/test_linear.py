@@ -275,6 +275,21 @@ def test_linear_token_scores_of_exact_products_equal_token_scores(rows, classes,
             assert_near(getattr(scores, name), getattr(expected, name), 2e-7)
 
 
+@each_kind
+@each_options
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
+def test_linear_rows_of_up_to_1024_classes_have_the_bits_of_their_logits(dtype, options, kind, rng):
+    for rows, classes in ((1, 1), (3, 2), (70, 10), (FEW + 8, 65), (40, 513), (20, 1024)):
+        hidden, weight = whole(rng, rows, classes, 64, dtype)
+        hidden[::3] *= 2000  # rows that are far out
+        logits, targets = hidden @ weight.T, targets_for(rng, kind, rows, classes)
+        losses = linear_cross_entropy(hidden, weight, targets, reduction="none", **options)
+        assert_same_bits(losses, cross_entropy(logits, targets, reduction="none", **options))
+        if kind == "ids" and options in (OPTIONS["scaled_and_capped"], {}):
+            scores = linear_token_scores(hidden, weight, targets, top_k=1, **options)
+            assert_same_bits(token_columns(scores), token_columns(token_scores(logits, targets, top_k=1, **options)))
+
+
 @pytest.mark.parametrize(
     "dtypes",
     [
