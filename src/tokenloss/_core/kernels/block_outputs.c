@@ -133,9 +133,8 @@ static size_t softmax_of_halves(const tl_backend *backend, const tl_row *row, pt
                                 double *memory, const tl_row *out, ptrdiff_t out_apart) {
     double at[TL_GROUP * LANE_BYTES / sizeof(double) + 8];
     char *groups = (char *)at + (-(uintptr_t)at & (TL_GROUP_ALIGNMENT - 1));
-    const size_t classes = (size_t)row->count, fit = TL_SHORT_ROW / classes * TL_GROUP;
-    const size_t most = fit < TL_BLOCK_ROWS ? fit : TL_BLOCK_ROWS;
-    const tl_few_rows few = tl_few_of_groups(groups, classes, TL_FLOAT32);
+    const size_t most = (size_t)tl_row_block_rows(row->count, 0);
+    const tl_few_rows few = tl_few_of_groups(groups, (size_t)row->count, TL_FLOAT32);
     size_t done = 0;
     for (size_t n; count - done >= TL_GROUP; done += n) {
         const tl_few_rows from = tl_few_rows_at(row, done, apart), to = tl_few_rows_at(out, done, out_apart);

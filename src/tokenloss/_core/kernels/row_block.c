@@ -20,7 +20,8 @@ int tl_row_block_rows(int64_t classes, int class_major) {
 }
 
 size_t tl_row_block_bytes(int64_t classes, int class_major) {
-    return is_short(classes) ? TL_SHORT_BLOCK_BYTES((size_t)classes, (size_t)tl_row_block_rows(classes, class_major)) : 1;
+    const size_t each = (size_t)tl_row_block_rows(classes, class_major) * (sizeof(double) + sizeof(float));
+    return is_short(classes) ? TL_GROUP_ALIGNMENT + (size_t)classes * (each + (1 + 2 * TL_GROUP) * sizeof(double)) : 1;
 }
 
 ptrdiff_t tl_copied_row(int64_t classes, int dtype) {
@@ -134,7 +135,7 @@ static void copy_lanes(const tl_backend *backend, const tl_row *row, char *first
     }
 }
 
-/* How many rows lie in different lanes of a vector, at least 8 and an even number of lanes of halves; else 1. */
+/* How many rows lie in different lanes of a vector, an even number of halves; 1 if single copies are faster. */
 static int find_lanes(const tl_row *row, const char *const *data, int count, int *lane, int *span) {
     const ptrdiff_t size = tl_itemsize(row->dtype);
     int n = 0;
@@ -147,7 +148,7 @@ static int find_lanes(const tl_row *row, const char *const *data, int count, int
     }
     for (; size == 2 && n > 1 && *span % 2 != 0; n--)
         *span = lane[n - 2] + 1;
-    return row->dtype < TL_SWAPPED && row->stride >= *span * size && *span >= TL_GROUP / 2 ? n : 1;
+    return row->dtype < TL_SWAPPED && row->stride >= *span * size && *span > (is_short(row->count) ? 4 : 1) ? n : 1;
 }
 
 void tl_copy_rows(const tl_backend *backend, tl_row_block *rows, char *memory) {
@@ -174,27 +175,26 @@ void tl_write_copies(const tl_backend *backend, const tl_row_block *rows, const 
     int lane[2 * TL_GROUP], span;
     for (int i = 0, n; rows->are_copies && i < rows->count; i += n) {
         const tl_row row = tl_row_of_out(out, i);
-        char *from = (char *)(uintptr_t)rows->data[i];
         n = find_lanes(&row, (const char *const *)out->data + i, rows->count - i, lane, &span);
         const uint64_t lanes = ((uint64_t)1 << n) - 1;
         if (n != span || (rows->wanted >> i & lanes) != lanes)
             n = 1;
         if (n > 1)
-            copy_lanes(backend, &row, out->data[i], n, lane, span, from, 1);
+            copy_lanes(backend, &row, out->data[i], n, lane, span, (char *)(uintptr_t)rows->data[i], 1);
         else if (tl_is_wanted(rows, i))
-            tl_copy_to_row(from, &row);
+            tl_copy_to_row(rows->data[i], &row);
     }
 }
 
 void tl_move_lanes(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t count, char *groups,
                    int is_back) {
-    const size_t classes = rows->classes, group_bytes = classes * TL_GROUP * (size_t)tl_itemsize(tl_single_or_double(dtype));
+    const size_t classes = rows->classes, bytes = classes * TL_GROUP * (size_t)tl_itemsize(tl_single_or_double(dtype));
     char *first = (char *)(uintptr_t)rows->data, *row[TL_GROUP];
     if (!rows->are_apart && is_back)
         backend->deinterleave_planes[dtype](groups, rows->class_stride, classes, count, first);
     else if (!rows->are_apart)
         backend->interleave_planes[dtype](first, rows->class_stride, classes, count, groups);
-    for (size_t g = 0; rows->are_apart && g < count / TL_GROUP; g++, first += rows->group_bytes, groups += group_bytes) {
+    for (size_t g = 0; rows->are_apart && g < count / TL_GROUP; g++, first += rows->group_bytes, groups += bytes) {
         for (int r = 0; r < TL_GROUP; r++)
             row[r] = first + r * rows->apart;
         if (is_back)

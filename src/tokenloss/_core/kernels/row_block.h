@@ -37,8 +37,6 @@ void tl_copy_rows(const tl_backend *backend, tl_row_block *rows, char *memory);
  * never read, and two groups in double. */
 #define TL_GROUP_ALIGNMENT 64
 #define TL_PLANES_AT_ONCE 64 /* classes of groups that are copied on their way to rows of any stride */
-#define TL_SHORT_BLOCK_BYTES(classes, rows) \
-    (TL_GROUP_ALIGNMENT + (classes) * ((rows) * (sizeof(double) + sizeof(float)) + (1 + 2 * TL_GROUP) * sizeof(double)))
 TL_INLINE char *tl_aligned(char *memory) { return memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1)); }
 TL_INLINE char *tl_groups_of(const tl_row_block *rows) { return tl_aligned(rows->scratch); }
 TL_INLINE size_t tl_group_elements(const tl_row_block *rows) { return (size_t)rows->row.count * TL_GROUP; }
