@@ -14,13 +14,14 @@ static uint64_t lane_losses(const tl_backend *backend, const tl_few_rows *rows, 
     return backend->lane_losses[dtype](rows, padded, &lanes);
 }
 
-uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, tl_groups groups, tl_block_nll *of) {
+uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
+                          tl_block_nll *of) {
     int64_t target[TL_BLOCK_ROWS] = {0};
     tl_few_rows in_groups = tl_few_of_groups(groups.at, (size_t)rows->row.count, groups.dtype);
     if (!is_relative(&rows->row))
         return 0;
-    memcpy(target, rows->excluded, (size_t)rows->count * sizeof *target);
-    return rows->wanted & lane_losses(backend, &in_groups, groups.dtype, tl_padded_rows(rows->count), target, of);
+    memcpy(target, rows->excluded, (size_t)count * sizeof *target);
+    return rows->wanted & lane_losses(backend, &in_groups, groups.dtype, tl_padded_rows(count), target, of);
 }
 
 /* The losses of rows `first` and so on, in pieces that are copied: of several rows of up to TL_BLOCK classes together, or
@@ -76,7 +77,7 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
     }
     if (rows->scratch && (row->count <= in_lanes || (rows->class_major && row->count <= TL_SHORT_ROW))) {
         *groups = tl_scale_groups(backend, rows, rows->count, tl_load_raw_groups(backend, rows, rows->count));
-        return tl_nll_of_groups(backend, rows, *groups, of);
+        return tl_nll_of_groups(backend, rows, rows->count, *groups, of);
     }
     if (row->count <= TL_FEW_CLASSES) {
         tl_row only = tl_row_of_block(rows, 0); /* blocks of more rows have scratch memory */

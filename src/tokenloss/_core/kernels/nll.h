@@ -15,7 +15,8 @@ TL_INLINE int64_t tl_nll_classes(int dtype) { return dtype == TL_FLOAT64 ? TL_BL
 uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_nll *of, tl_groups *groups);
 
 /* The same for rows in groups, scaled and capped. */
-uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, tl_groups groups, tl_block_nll *of);
+uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
+                          tl_block_nll *of);
 
 /* The loss of one row, which is left as it was where there is no such loss; returns whether there is. */
 int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll);

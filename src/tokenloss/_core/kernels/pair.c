@@ -275,8 +275,6 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     if (definitions == TL_LLAMA_CPP)
         drop_uncounted(of_base.at, of_base.dtype, tl_group_elements(&p) * tl_groups_for(count));
     uint64_t found = tl_kl_of_groups(backend, &p, &q, count, of_base, of_rows, found_of);
-    if (found == 0)
-        return 0;
     if (definitions == TL_LLAMA_CPP)
         of_base = tl_load_scaled_groups(backend, &p, count);
     tl_rank_groups(backend, &p, count, of_base, NULL, &base_tops);

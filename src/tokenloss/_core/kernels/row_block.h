@@ -103,23 +103,26 @@ typedef struct {
  * for all of them. */
 void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel);
 
-/* The excluded class of a row against the others; for a row without one, only the logsumexp. */
+/* The logsumexp of a row, and the excluded class against the others; for a row without one, only the logsumexp. */
+TL_INLINE tl_lse tl_lse_at(const tl_row_block *rows, const tl_block_lse *lse, int i) {
+    if (lse->near >> i & 1)
+        return (tl_lse){lse->relative.logit[i], lse->relative.nll[i]};
+    if (rows->excluded[i] >= 0 && lse->odds.log_odds[i] > 0) /* as tl_lse_add_class */
+        return (tl_lse){lse->offset[i], lse->log[i] + lse->odds.others_nll[i]};
+    if (rows->excluded[i] >= 0 && lse->logit[i] != -(double)INFINITY)
+        return (tl_lse){lse->logit[i], lse->odds.nll[i]};
+    return (tl_lse){lse->offset[i], lse->log[i]};
+}
 TL_INLINE tl_class_odds tl_odds_at(const tl_row_block *rows, const tl_block_lse *lse, int i) {
-    tl_class_odds odds = {.lse = {lse->offset[i], lse->log[i]}};
+    tl_class_odds odds = {.lse = tl_lse_at(rows, lse, i)};
     if (lse->near >> i & 1) {
-        odds.logit = odds.lse.offset = lse->relative.logit[i];
-        odds.nll = odds.lse.log = lse->relative.nll[i];
+        odds.logit = lse->relative.logit[i];
+        odds.nll = lse->relative.nll[i];
         odds.odds_against = lse->relative.odds_against[i];
     } else if (rows->excluded[i] >= 0) {
         odds.logit = lse->logit[i];
         odds.odds_against = tl_exp(lse->odds.log_odds[i]);
         odds.nll = lse->odds.nll[i];
-        if (lse->odds.log_odds[i] > 0) { /* as tl_lse_add_class */
-            odds.lse.log += lse->odds.others_nll[i];
-        } else if (odds.logit != -(double)INFINITY) {
-            odds.lse.offset = odds.logit;
-            odds.lse.log = odds.nll;
-        }
     }
     return odds;
 }

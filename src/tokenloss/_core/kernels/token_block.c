@@ -79,9 +79,7 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     find_ranks(backend, rows, count, raw, tokens);
     uint64_t found = top ? find_top(backend, rows, count, raw, top) : rows->wanted;
     tl_groups groups = tl_scale_groups(backend, rows, count, raw);
-    tl_row_block grouped = *rows;
-    grouped.count = count;
-    uint64_t near = tl_nll_of_groups(backend, &grouped, groups, &of);
+    uint64_t near = tl_nll_of_groups(backend, rows, count, groups, &of);
     tl_reduce_groups(backend, rows, count, groups, &moments, &others);
     backend->lse_logs(others.sums.sum, others.sums.ref_exp, padded, groups.dtype, others.log);
     backend->log_odds(others.offset, others.log, others.logit, padded, &others.odds);
@@ -89,7 +87,7 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     for (int i = 0; i < count; i++) {
         found &= ~((uint64_t)(others.odds.log_odds[i] != others.odds.log_odds[i]) << i);
         tl_row row = tl_row_of_block(rows, i);
-        lse[i] = tl_odds_at(rows, &others, i).lse;
+        lse[i] = tl_lse_at(rows, &others, i);
         tokens->nll[i] = near >> i & 1 ? of.nll[i] : others.odds.nll[i];
         tokens->logsumexp[i] = tl_logsumexp(lse[i]);
         if (found >> i & 1)

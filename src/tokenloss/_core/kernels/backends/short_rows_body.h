@@ -111,13 +111,11 @@ TL_TARGET TL_INLINE OP(vec) NAME(sum_of_4_)(const OP(vec) * lane, size_t count) 
     return count > 1 ? OP(add)(sum, count > 3 ? OP(add)(lane[1], lane[3]) : lane[1]) : sum;
 }
 
-/* The sums of OP(WIDTH) rows of a group, from `row` on: those of reduce_chunk_. With `columns`, rows have at most 16 of
- * that many classes, as compilers know; `moments` are for all modes but SUMEXP. */
-TL_TARGET TL_INLINE void NAME(sum_rows_)(const char *group, const char *other_group, ptrdiff_t stride, size_t classes,
+/* The sums of OP(WIDTH) rows, from number `row` on: those of reduce_chunk_. Unless `most_columns` is 0, rows have at most
+ * 16 times as many classes, as compilers know; `moments` are for all modes but SUMEXP. */
+TL_TARGET TL_INLINE void NAME(sum_rows_)(const char *x, const char *other, ptrdiff_t stride, size_t classes,
                                          size_t most_columns, enum tl_mode mode, const tl_next_rows *next, size_t row,
                                          tl_short_sums *sums, tl_short_moments *moments) {
-    const char *x = group + row % TL_GROUP * sizeof(REAL);
-    const char *other = mode == KL ? other_group + row % TL_GROUP * sizeof(REAL) : NULL;
     OP(lane) lanes[16], moment_lanes[16];
     OP(acc) acc;
     const size_t count = classes < 16 ? classes : 16;
@@ -164,7 +162,7 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const char *group, const char *other_gr
     }
 }
 
-/* Stage by stage, since the latency of a stage would be waited for in every group. `columns` as in sum_rows_. */
+/* Stage by stage, since the latency of a stage would be waited for in every group. `columns` are the most. */
 TL_TARGET TL_INLINE void NAME(short_reduce_)(const tl_few_rows *rows, size_t count, size_t classes, size_t columns,
                                              enum tl_mode mode, const tl_next_rows *next, char *memory,
                                              tl_short_sums *sums, tl_short_moments *moments) {
@@ -182,8 +180,9 @@ TL_TARGET TL_INLINE void NAME(short_reduce_)(const tl_few_rows *rows, size_t cou
     }
     for (size_t r = 0; r < TL_GROUP * count; r += OP(WIDTH)) {
         const tl_next_rows ahead = NAME(next_of_)(next, r);
-        const char *other = mode == KL ? (const char *)moments->other + r / TL_GROUP * group_bytes : NULL;
-        NAME(sum_rows_)(x[r / TL_GROUP], other, stride, classes, columns, mode, &ahead, r, sums, moments);
+        const size_t at = r % TL_GROUP * sizeof(REAL);
+        const char *other = mode == KL ? (const char *)moments->other + r / TL_GROUP * group_bytes + at : NULL;
+        NAME(sum_rows_)(x[r / TL_GROUP] + at, other, stride, classes, columns, mode, &ahead, r, sums, moments);
     }
 }
 
@@ -201,6 +200,7 @@ TL_TARGET static void NAME(short_moments_)(const tl_few_rows *groups, size_t cou
                                            tl_short_sums *sums, tl_short_moments *moments) {
     const size_t classes = groups->classes;
     moments->other        ? NAME(short_reduce_)(groups, count, classes, 0, KL, next, NULL, sums, moments)
+    : classes <= 16       ? NAME(short_reduce_)(groups, count, classes, 1, MOMENT, next, NULL, sums, moments)
     : classes <= TL_LANES ? NAME(short_reduce_)(groups, count, classes, 4, MOMENT, next, NULL, sums, moments)
                           : NAME(short_reduce_)(groups, count, classes, 0, MOMENT, next, NULL, sums, moments);
 }
