@@ -78,7 +78,7 @@ cdef class CrossEntropy(LogSumExpJob):
             return False
         if is_given(&self.grad):
             return (scores.classes <= FEW_CLASSES and not (self.label_smoothing != 0 and self.weighs_class_ids)
-                    and self.grad.dtype == scores.dtype and scores.dtype in (TL_FLOAT32, TL_FLOAT64)
+                    and self.grad.dtype == scores.dtype
                     and size in (self.grad.buffer.strides[scores.axis], self.grad.row_stride))
         most = MASSES_CLASSES if stride == size else SHORT_ROW
         return (stride == size or scores.dtype >= TL_FLOAT32) and (self.label_smoothing == 0 or scores.classes <= most)

@@ -1,7 +1,5 @@
 #include "nll.h"
 
-#include "elementwise.h"
-
 /* Whether losses of such rows are computed relative to their targets. */
 static int is_relative(const tl_row *row) {
     return row->count >= 2 && row->count <= tl_nll_classes(row->compute_dtype) && row->shift == 0;
@@ -108,33 +106,38 @@ static uint64_t first_rows(size_t n) { return n < TL_BLOCK_ROWS ? ~(~(uint64_t)0
 /* Writes the gradients of `n` rows, in whole groups, from `start` on. Returns whether they could be. */
 static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, const tl_few_rows *rows, int dtype,
                        const tl_lane_losses *of, size_t n, size_t start) {
-    const tl_loss *loss = of_all->loss;
+    const tl_row *grad = &of_all->grad;
     double logsumexp[TL_BLOCK_ROWS], smoothed[TL_BLOCK_ROWS], ones[TL_BLOCK_ROWS];
     const char *from[TL_BLOCK_ROWS];
     char *out[TL_BLOCK_ROWS];
     tl_gradient_parts parts;
-    tl_few_rows to = tl_few_rows_at(&of_all->grad, start, of_all->grad_apart);
+    tl_few_rows to = tl_few_rows_at(grad, start, of_all->grad_apart);
     for (size_t i = 0; i < n; i++) {
         logsumexp[i] = of->logit[i] + of->nll[i];
-        smoothed[i] = loss->soft.eps_over_v * (double)rows->classes;
+        smoothed[i] = of_all->loss->soft.eps_over_v * (double)rows->classes;
         ones[i] = 1;
     }
-    backend->gradient_parts(loss, logsumexp, of->odds, smoothed, of->class_weight ? of->target_weight : ones,
+    backend->gradient_parts(of_all->loss, logsumexp, of->odds, smoothed, of->class_weight ? of->target_weight : ones,
                             of_all->grad_scale + start, n, &parts);
     if (~backend->softmax_factors(logsumexp, n, dtype, parts.exponent, parts.factor) & first_rows(n))
         return 0;
-    if (!rows->are_apart || !to.are_apart || rows->classes < TL_GROUP) {
+    if (grad->dtype == dtype && (!rows->are_apart || !to.are_apart || rows->classes < TL_GROUP)) {
         backend->lane_gradients[dtype](rows, n, of->target, &parts, &to);
         return 1;
     }
-    for (size_t i = 0; i < n; i++) { /* along the classes, which takes less time then */
+    for (size_t i = 0; i < n; i++) {
         from[i] = rows->data + (ptrdiff_t)i * rows->apart;
-        out[i] = (char *)(uintptr_t)to.data + (ptrdiff_t)i * to.apart;
+        out[i] = (char *)(uintptr_t)grad->data + (ptrdiff_t)(start + i) * of_all->grad_apart;
     }
-    backend->exp_scaled_rows[dtype](from, n, rows->classes, parts.exponent, parts.factor, parts.subtrahend, out, 0);
+    if (grad->dtype == dtype) { /* along the classes, which takes less time then */
+        backend->exp_scaled_rows[dtype](from, n, rows->classes, parts.exponent, parts.factor, parts.subtrahend, out, 0);
+    } else { /* of halves, in groups, which are rounded; so targets are not rounded twice */
+        backend->lane_gradients[dtype](rows, n, NULL, &parts, rows);
+        tl_move_lanes(backend, &to, grad->dtype, n, (char *)(uintptr_t)rows->data, 1);
+    }
     for (size_t i = 0; i < n; i++)
         if (of->target[i] >= 0) /* masked ones are negative */
-            tl_store(out[i] + of->target[i] * tl_itemsize(dtype), dtype, parts.at_target[i]);
+            tl_store(out[i] + of->target[i] * grad->stride, grad->dtype, parts.at_target[i]);
     return 1;
 }
 

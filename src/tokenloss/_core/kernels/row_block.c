@@ -3,7 +3,6 @@
 #include <assert.h>
 #include <math.h>
 
-#include "elementwise.h"
 #include "nll.h"
 #include "scalar_math.h"
 
@@ -186,15 +185,14 @@ void tl_write_copies(const tl_backend *backend, const tl_row_block *rows, const 
     }
 }
 
-void tl_move_lanes(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t count, char *groups,
-                   int is_back) {
+void tl_move_lanes(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t n, char *groups, int is_back) {
     const size_t classes = rows->classes, bytes = classes * TL_GROUP * (size_t)tl_itemsize(tl_single_or_double(dtype));
     char *first = (char *)(uintptr_t)rows->data, *row[TL_GROUP];
     if (!rows->are_apart && is_back)
-        backend->deinterleave_planes[dtype](groups, rows->class_stride, classes, count, first);
+        backend->deinterleave_planes[dtype](groups, rows->class_stride, classes, n, first);
     else if (!rows->are_apart)
-        backend->interleave_planes[dtype](first, rows->class_stride, classes, count, groups);
-    for (size_t g = 0; rows->are_apart && g < count / TL_GROUP; g++, first += rows->group_bytes, groups += bytes) {
+        backend->interleave_planes[dtype](first, rows->class_stride, classes, n, groups);
+    for (size_t g = 0; rows->are_apart && g < n / TL_GROUP; g++, first += rows->group_bytes, groups += bytes) {
         for (int r = 0; r < TL_GROUP; r++)
             row[r] = first + r * rows->apart;
         if (is_back)

@@ -245,8 +245,7 @@ int tl_grouped_rows(const tl_row_block *rows);
 void tl_load_groups(const tl_backend *backend, const tl_row_block *rows, int count, int dtype, char *groups);
 
 /* Copies rows in lanes of a native dtype, whole groups of them, to groups of float32 or float64, or back. */
-void tl_move_lanes(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t count, char *groups,
-                   int is_back);
+void tl_move_lanes(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t n, char *groups, int is_back);
 
 /* Loads these rows into groups: the logits as they are in memory, and then scaled and capped, in the compute dtype. */
 tl_groups tl_load_raw_groups(const tl_backend *backend, const tl_row_block *rows, int count);
