@@ -278,7 +278,6 @@ uint64_t tl_kl_of_groups(const tl_backend *backend, const tl_row_block *base, co
     tl_block_lse base_lse, other_lse;
     tl_short_moments moments;
     assert(base->row.count == other->row.count && base->row.compute_dtype == other->row.compute_dtype);
-    assert(!base->has_excluded && !other->has_excluded);
     tl_rank_groups(backend, base, count, p, NULL, &ranks);
     for (int i = 0; i < count; i++) {
         size_t at = tl_place_in_groups(other, i, ranks.argmax[i]);

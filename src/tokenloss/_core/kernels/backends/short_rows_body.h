@@ -128,8 +128,7 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const char *x, const char *other, ptrdi
     size_t l = 0;
     do { /* at least one lane and column, which compilers then know */
         OP(vec) rest[4], moment[4];
-        const size_t columns = most_columns == 1 ? 1 : ((classes < TL_LANES ? classes : TL_LANES) - l + 15) / 16;
-        size_t q = 0;
+        size_t q = 0, columns = most_columns == 1 ? 1 : ((classes < TL_LANES ? classes : TL_LANES) - l + 15) / 16;
         for (size_t i = 0; i < PARTS; i++)
             lanes[l].lost[i] = moment_lanes[l].lost[i] = f64_set(0);
         do {
@@ -140,7 +139,8 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const char *x, const char *other, ptrdi
             else
                 sums_of_powers = NAME(reduce_lane_)(x, stride, l + 16 * q, classes, &acc, mode, other, next, &of);
             rest[q] = of.rest;
-            moment[q] = of.moment;
+            if (mode != SUMEXP) /* or else gcc clears memory for it */
+                moment[q] = of.moment;
             if (q == 0)
                 OP(widen)(of.powers[0], lanes[l].sum);
             else
@@ -149,7 +149,8 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const char *x, const char *other, ptrdi
                 OP(add_to_lane)(&lanes[l], of.powers[OP(SUMS) - 1]);
         } while (++q < columns);
         OP(add_times)(lanes[l].sum, lanes[l].lost, NAME(sum_of_4_)(rest, columns), (double)OP(LEADING));
-        OP(widen)(NAME(sum_of_4_)(moment, columns), moment_lanes[l].sum);
+        if (mode != SUMEXP)
+            OP(widen)(NAME(sum_of_4_)(moment, columns), moment_lanes[l].sum);
     } while (++l < count);
     NAME(end_lanes_)(lanes, count, sums->sum + row);
     if (mode != SUMEXP)
