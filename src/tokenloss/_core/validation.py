@@ -153,6 +153,8 @@ def check_weight(value: Any, classes: int) -> tuple[np.ndarray[Any, Any], int]:
 
 def broadcast(name: str, array: Array, shape: tuple[int, ...], own: tuple[int, ...] = ()) -> Array:
     """The array, broadcast to a shape and its own last axes; an error if it does not fit, or fits in two ways."""
+    if array.shape == (*shape, *own):
+        return array
     try:
         result = np.broadcast_to(array, (*shape, *own))
     except ValueError:
@@ -205,7 +207,7 @@ def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, n
         bad = np.argwhere(~((weights >= 0) & (weights <= _MAX_SAMPLE_WEIGHT)))[0]
         position, got = bad.tolist() or "", float(weights[tuple(bad)])
         raise_error("option", name=f"sample_weight{position}", got=got, fits="from 0 to 1e100")
-    return np.broadcast_to(weights, batch)
+    return weights if weights.shape == batch else np.broadcast_to(weights, batch)
 
 
 def check_integer(name: str, value: Any, fits: str, least: int | None = None, most: int | None = None) -> int:
