@@ -283,8 +283,9 @@ def test_linear_rows_of_up_to_1024_classes_have_the_bits_of_their_logits(dtype, 
         hidden, weight = whole(rng, rows, classes, 64, dtype)
         hidden[::3] *= 2000  # rows that are far out
         logits, targets = hidden @ weight.T, targets_for(rng, kind, rows, classes)
-        losses = linear_cross_entropy(hidden, weight, targets, reduction="none", **options)
-        assert_same_bits(losses, cross_entropy(logits, targets, reduction="none", **options))
+        for some in (targets, strided(targets)):
+            losses = linear_cross_entropy(hidden, weight, some, reduction="none", **options)
+            assert_same_bits(losses, cross_entropy(logits, targets, reduction="none", **options))
         if kind == "ids" and options in (OPTIONS["scaled_and_capped"], {}):
             scores = linear_token_scores(hidden, weight, targets, top_k=1, **options)
             assert_same_bits(token_columns(scores), token_columns(token_scores(logits, targets, top_k=1, **options)))

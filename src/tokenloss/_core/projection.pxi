@@ -168,7 +168,7 @@ cdef class Tiles(Job):
         cdef tl_loss loss
         cdef int64_t i
         if self.is_whole and self.loss_job is not None:
-            self.find_losses(start, stop, totals, cancel)
+            self.reduce_whole_rows(start, stop, totals, cancel)
             return
         for i in range(start, stop):
             tiled = &self.tiled[i]
@@ -192,15 +192,16 @@ cdef class Tiles(Job):
                 tl_loss_range(backend, &logits, &loss, self.first, self.last, C_TILE_CLASS_MULTIPLE, &tiled.state.loss,
                               cancel)
 
-    cdef void find_losses(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
+    cdef void reduce_whole_rows(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         """Set the values of whole rows."""
         cdef Block block
-        cdef int most = tl_row_block_rows(self.job.scores.classes, False), i
+        cdef int most = self.loss_job.most_rows, i
         cdef TiledRow *tiled
-        block.rows.row, block.rows.class_major, block.rows.has_excluded = self.row_of_tile(), False, True
+        block.rows.row, block.rows.class_major, block.rows.are_copies = self.row_of_tile(), False, False
         block.rows.row.stride, block.rows.keeps_logits = self.tile.buffer.strides[1], self.loss_job.keeps_logits
+        block.rows.has_excluded, block.rows.has_masses = True, False
         block.is_row_alone, block.n_with_options = True, 0
-        block.rows.scratch = <char *> malloc(tl_row_block_bytes(self.job.scores.classes, False))
+        block.rows.scratch = <char *> malloc(self.loss_job.scratch_bytes() + 2 * self.loss_job.copied_bytes)
         if block.rows.scratch == NULL:  # a single row needs none
             most = 1
         while start < stop:
