@@ -97,6 +97,7 @@ where = rng.random(32) > 0.5
 layouts = {
     "C": base,
     "Fortran": np.asfortranarray(base[:16]),
+    "Fortran, float16": np.asfortranarray(base[:, :14000].astype(np.float16)),
     "backwards": base[::-1, ::-1],
     "strided": base[:, ::2],
     "swapped": base[:16].astype(base.dtype.newbyteorder()),

@@ -1,6 +1,6 @@
-# A short way to the jobs for small plain arrays and options at their defaults, whose validation would take longer than
-# the work. For anything else these functions return None: the caller then goes the long way (validation.py, jobs.py),
-# which reports what is wrong.
+# A short way to the jobs for plain arrays, most of them small, and options at their defaults: validation would take
+# longer than the work. For anything else these functions return None: the caller then goes the long way (validation.py,
+# jobs.py), which reports what is wrong.
 
 import numpy
 
@@ -18,7 +18,7 @@ cdef extern from "Python.h":
     int get_buffer "PyObject_GetBuffer"(object, Py_buffer *, int) noexcept  # leaves its exception to the caller
 
 
-cdef int small_dtype(array, Py_buffer *buffer, Py_ssize_t most=SMALL_BYTES) noexcept:
+cdef int small_dtype(array, Py_buffer *buffer, Py_ssize_t most=SMALL_BYTES) except -2:
     """The dtype code of a small array of native numbers, TL_DTYPES for bool, and -1 for all else and without elements.
 
     Sizes in the buffer may be read afterwards, elements may not.

@@ -10,7 +10,7 @@ cdef struct View:
     ptrdiff_t row_stride
     int64_t run  # from each multiple of this number to the next, rows are `row_stride` bytes apart
     bint in_planes  # whether neighbouring rows are neighbours in memory, side by side
-    bint is_copied  # whether rows are copied before they are worked on: neither in planes nor contiguous
+    bint is_copied  # whether rows are copied before they are worked on: swapped, or neither in planes nor contiguous
 
 
 cdef int open_view(View *view, array, int dtype, int axis, bint writable) except -1:
@@ -32,8 +32,8 @@ cdef int open_view(View *view, array, int dtype, int axis, bint writable) except
     if width == 0:  # there are no rows: `address_of` must not divide by a length of 0
         view.is_uniform = True
     if axis >= 0 and 0 < view.buffer.shape[axis] and dtype & ~TL_SWAPPED <= TL_FLOAT64:
-        view.in_planes = (dtype < TL_SWAPPED and view.row_stride == tl_itemsize(dtype) < llabs(view.buffer.strides[axis])
-                          and view.run >= 16 and view.buffer.shape[axis] <= SHORT_ROW)
+        view.in_planes = (dtype < TL_SWAPPED and view.run >= 16 and view.buffer.shape[axis] <= SHORT_ROW
+                          and view.row_stride == tl_itemsize(dtype) < llabs(view.buffer.strides[axis]))
         view.is_copied = not view.in_planes and (dtype >= TL_SWAPPED or view.buffer.strides[axis] != tl_itemsize(dtype))
     return 0
 
@@ -115,6 +115,7 @@ cdef class Scores:
     cdef readonly double most_unnormalized
     cdef readonly tuple shape, batch
     cdef readonly int64_t rows, classes
+    cdef Py_ssize_t matrix_shape[2], matrix_strides[2]
 
     def __init__(self, name, array, int dtype, int axis, tuple shape, int kind=0, double most_unnormalized=INFINITY):
         self.set_up(name, array, dtype, axis, shape)
@@ -137,13 +138,31 @@ cdef class Scores:
     def __dealloc__(self):
         PyBuffer_Release(&self.view.buffer)
 
-    cdef bint is_native(self) noexcept:
-        """Whether elements are native and aligned."""
-        cdef int64_t size = tl_itemsize(self.dtype), together = <int64_t> self.view.buffer.buf
+    cdef bint is_matrix(self) noexcept:
+        """Whether elements are native and aligned, and every row is at a multiple of the stride from row to row."""
+        cdef int64_t apart = self.view.row_stride, size = tl_itemsize(self.dtype), odd = <int64_t> self.view.buffer.buf
         cdef int k
-        for k in range(self.view.buffer.ndim):
-            together |= self.view.buffer.strides[k]
-        return self.dtype < TL_SWAPPED and together % size == 0
+        for k in range(self.view.buffer.ndim if apart else 0):
+            odd |= self.view.buffer.strides[k]
+            if k != self.axis and self.view.buffer.shape[k] > 1 and self.view.buffer.strides[k] % apart != 0:
+                return False
+        return apart != 0 and self.dtype < TL_SWAPPED and odd % size == 0
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        """The scores as a matrix of rows and classes, for typed memoryviews; those of half precision as uint16.
+
+        Rows of several runs are not all within its shape; see `left_of_run`.
+        """
+        if not self.is_matrix() or flags & PyBUF_WRITABLE:
+            raise BufferError(f"{self.name} is no matrix to read")
+        self.matrix_shape, self.matrix_strides = [self.rows, self.classes], [
+            self.view.row_stride, self.view.buffer.strides[self.axis]]
+        buffer.buf, buffer.obj, buffer.readonly, buffer.ndim = self.view.buffer.buf, self, True, 2
+        buffer.itemsize = tl_itemsize(self.dtype)
+        buffer.len = self.rows * self.classes * buffer.itemsize
+        buffer.format = b"d" if self.dtype == TL_FLOAT64 else b"f" if self.dtype == TL_FLOAT32 else b"H"
+        buffer.shape, buffer.strides = self.matrix_shape, self.matrix_strides
+        buffer.suboffsets, buffer.internal = NULL, NULL
 
 
 cdef int64_t MASKED = INT64_MIN  # TL_MASKED of the kernels

@@ -22,7 +22,8 @@ cdef class CrossEntropy(LogSumExpJob):
         self.keeps_logits = grad is not None or not positions.by_class
         self.excludes_together = (not positions.by_class and not positions.is_integer
                                   and is_given(&positions.targets_view))
-        self.may_copy(&positions.targets_view, self.excludes_together and positions.targets_view.is_copied, 2)
+        if self.excludes_together:
+            self.find_copies(&positions.targets_view)
         self.shifts = self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0
         self.grad_divisor = 1
         if is_mean and self.z_loss != 0 and self.weighs_class_ids:
@@ -133,8 +134,8 @@ cdef class CrossEntropy(LogSumExpJob):
         if not self.positions.by_class and is_given(masses_view):
             masses.row, masses.count = row_at(masses_view, 0), count
             self.find_rows(masses_view, block, masses.data)
-            if masses_view.is_copied and self.copied_bytes and block.rows.scratch != NULL:
-                tl_copy_rows(backend, &masses, block.rows.scratch + self.scratch_bytes() + self.copied_bytes)
+            if self.copied_bytes[1] and block.rows.scratch != NULL:
+                tl_copy_rows(backend, &masses, block.rows.scratch + self.scratch_bytes() + self.copied_bytes[0])
             for i in range(count):
                 block.losses[i].soft.mass, block.losses[i].soft.mass_dtype = masses.data[i], masses.row.dtype
                 block.losses[i].soft.mass_stride = masses.row.stride

@@ -14,7 +14,7 @@ cdef class PairJob(LogSumExpJob):
         if other.shape != scores.shape:
             raise ValueError("the other scores have another shape")
         self.other = other
-        self.may_copy(&other.view, other.view.is_copied, 2)
+        self.find_copies(&other.view)
         self.compute_dtype = scores.dtype & ~TL_SWAPPED
         if self.compute_dtype != other.dtype & ~TL_SWAPPED:
             wide = TL_FLOAT64 in (self.compute_dtype, other.dtype & ~TL_SWAPPED)
@@ -89,8 +89,8 @@ cdef class PairJob(LogSumExpJob):
         if block.rows.scratch != NULL:
             other.scratch = block.rows.scratch + LogSumExpJob.scratch_bytes(self)
         self.find_rows(&self.other.view, block, other.data)
-        if self.other.view.is_copied and self.copied_bytes and other.scratch != NULL:
-            tl_copy_rows(backend, other, block.rows.scratch + self.scratch_bytes() + self.copied_bytes)
+        if self.copied_bytes[1] and other.scratch != NULL:
+            tl_copy_rows(backend, other, block.rows.scratch + self.scratch_bytes() + self.copied_bytes[0])
 
 
 @cython.final

@@ -15,14 +15,13 @@ cdef struct GatherBlock:
     int64_t targets[GATHERED_ROWS]
 
 
-cdef void gather(const score_t *first, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
-                 const int64_t *targets, int count, bint is_bfloat16, void *gathered) noexcept nogil:
-    """Read the score of each row's class id, as float32 unless it is float64. Without `rows`, they are the first ones."""
+cdef void gather(const score_t[:, :] scores, int64_t first, const int *rows, const int64_t *targets, int count,
+                 bint is_bfloat16, void *gathered) noexcept nogil:
+    """Read the score of each row's class id, as float32 unless it is float64. Rows are counted from the first."""
     cdef score_t score
-    cdef ptrdiff_t i
+    cdef int i
     for i in range(count):
-        score = (<const score_t *> (
-            <const char *> first + (i if rows == NULL else rows[i]) * row_stride + targets[i] * class_stride))[0]
+        score = scores[first + (i if rows == NULL else rows[i]), targets[i]]
         if score_t is uint16_t:
             (<float *> gathered)[i] = tl_from_bfloat16(score) if is_bfloat16 else tl_from_float16(score)
         else:
@@ -38,14 +37,25 @@ cdef class ClassIdLoss(RowJob):
 
     cdef tl_clip clip
     cdef bint is_large  # larger than the caches: scores are prefetched
-    cdef bint is_native  # and aligned
+    # One of these holds the scores, rows by classes; none if they are no matrix in memory, or the rows are few.
+    cdef const uint16_t[:, :] halves
+    cdef const float[:, :] floats
+    cdef const double[:, :] doubles
 
     def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
         self.set_up(scores, positions, numbers)
         self.need_class_ids()
         self.is_probability, self.clip = is_probability, tl_new_clip(is_probability, epsilon, scores.dtype)
         self.refuses_bad_targets = True
-        self.is_large, self.is_native = scores.view.buffer.len > CACHE_BYTES, scores.is_native()
+        self.is_large = scores.view.buffer.len > CACHE_BYTES
+        self.halves = self.floats = self.doubles = None
+        if scores.rows >= BLOCK_ROWS and scores.is_matrix():  # opening a memoryview takes as long as reading few rows
+            if scores.dtype == TL_FLOAT32:
+                self.floats = scores
+            elif scores.dtype == TL_FLOAT64:
+                self.doubles = scores
+            else:
+                self.halves = scores
 
     cdef double cost_of_row(self) noexcept:
         return cost_of_gather(self.scores)
@@ -68,7 +78,7 @@ cdef class ClassIdLoss(RowJob):
         cdef const char *data
         cdef const int *rows
         cdef int i = 0, k, count, first
-        cdef int64_t left
+        cdef int64_t left, at
         while i < block.count:  # runs of rows
             first = block.rows[i]
             left = left_of_run(view, block.start + first)
@@ -79,24 +89,22 @@ cdef class ClassIdLoss(RowJob):
             if not block.is_whole:
                 data -= first * view.row_stride
             rows = NULL if block.is_whole else &block.rows[i]
+            at = (data - <const char *> view.buffer.buf) // view.row_stride if view.row_stride else 0
             if only_prefetches:
                 for k in range(count):
                     tl_prefetch_early(data + (k if rows == NULL else rows[k]) * view.row_stride
                                       + block.targets[i + k] * class_stride)
-            elif not self.is_native:
+            elif self.floats is not None:
+                gather(self.floats, at, rows, &block.targets[i], count, False, <float *> scores + i)
+            elif self.doubles is not None:
+                gather(self.doubles, at, rows, &block.targets[i], count, False, scores + i)
+            elif self.halves is not None:
+                gather(self.halves, at, rows, &block.targets[i], count, view.dtype == TL_BFLOAT16, <float *> scores + i)
+            else:
                 for k in range(count):
                     tl_set_score(&self.clip, scores, i + k,
                                  tl_load(data + (k if rows == NULL else rows[k]) * view.row_stride
                                          + block.targets[i + k] * class_stride, view.dtype))
-            elif view.dtype == TL_FLOAT64:
-                gather(<const double *> data, view.row_stride, class_stride, rows, &block.targets[i], count, False,
-                       scores + i)
-            elif view.dtype == TL_FLOAT32:
-                gather(<const float *> data, view.row_stride, class_stride, rows, &block.targets[i], count, False,
-                       <float *> scores + i)
-            else:
-                gather(<const uint16_t *> data, view.row_stride, class_stride, rows, &block.targets[i], count,
-                       view.dtype == TL_BFLOAT16, <float *> scores + i)
             i += count
 
     cdef void check_scores(self, const GatherBlock *block, const void *scores, Totals *totals) noexcept nogil:

@@ -201,7 +201,7 @@ cdef class Tiles(Job):
         block.rows.row.stride, block.rows.keeps_logits = self.tile.buffer.strides[1], self.loss_job.keeps_logits
         block.rows.has_excluded, block.rows.has_masses = True, False
         block.is_row_alone, block.n_with_options = True, 0
-        block.rows.scratch = <char *> malloc(self.loss_job.scratch_bytes() + 2 * self.loss_job.copied_bytes)
+        block.rows.scratch = <char *> malloc(self.loss_job.scratch_bytes() + self.loss_job.copied_bytes[1])
         if block.rows.scratch == NULL:  # a single row needs none
             most = 1
         while start < stop:

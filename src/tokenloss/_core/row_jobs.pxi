@@ -6,7 +6,7 @@ cdef struct Block:
     int64_t number[BLOCK_ROWS]
     int64_t target[BLOCK_ROWS]
     double values[BLOCK_ROWS]
-    bint is_row_alone  # whether `reduce_row` made it, which shifts a row where that helps
+    bint is_row_alone  # whether its rows are to be reduced as they are: `reduce_row` shifts a row where that helps
     tl_masses masses  # of distributions
     tl_loss losses[BLOCK_ROWS]  # the options and the target of each row
     int n_with_options  # how many of these already have the options of the job
@@ -15,13 +15,14 @@ cdef struct Block:
 cdef class LogSumExpJob(RowJob):
     """Reduces the other classes of each row against its excluded class; `finish_block` makes the results of that.
 
-    Blocks of rows are reduced together: short rows side by side, those by way of copies that are not contiguous.
+    Blocks of rows are reduced together, short ones side by side. Rows that are neither contiguous nor in planes are
+    copied first.
     """
 
     cdef bint is_class_major
     cdef bint copies  # whether rows of the scores are copied
     cdef int most_rows  # of a block
-    cdef size_t copied_bytes  # of each array whose rows are copied
+    cdef size_t copied_bytes[2]  # for copies of the scores' rows, and of those of another array; 0 for no copies
     cdef bint excludes_classes  # whether any row has an excluded class, such as its target
     cdef bint excludes_together  # whether `reduce_block` finds the excluded classes
     cdef bint keeps_logits  # whether logits are read again after they were reduced
@@ -31,16 +32,23 @@ cdef class LogSumExpJob(RowJob):
     cdef int set_up(self, Scores scores, Positions positions, numbers) except -1:
         RowJob.set_up(self, scores, positions, numbers)
         self.is_class_major, self.copies = scores.view.in_planes, scores.view.is_copied
-        self.most_rows = tl_row_block_rows(scores.classes, self.is_class_major)
-        self.may_copy(&scores.view, self.copies, 1)
+        self.find_copies(NULL)
         return 0
 
-    cdef void may_copy(self, const View *view, bint is_copied, int arrays) noexcept:
-        """Have blocks no more rows than can be copied of some arrays, if those of this one are."""
-        cdef int most = tl_copied_rows(self.scores.classes, view.dtype, arrays) if is_copied else 0
-        if most > 0:
-            self.most_rows = min(self.most_rows, most)
-            self.copied_bytes = self.most_rows * tl_copied_row(self.scores.classes, TL_FLOAT64) + 64
+    cdef void find_copies(self, const View *other) noexcept:
+        """Find how many rows a block has, and the bytes for copies of them, and of rows of another array if given."""
+        cdef const View *views[2]
+        cdef bint are_copied[2]
+        cdef int64_t classes = self.scores.classes
+        cdef int i, rows = tl_row_block_rows(classes, self.is_class_major)
+        views[0], views[1] = &self.scores.view, other
+        are_copied[0], are_copied[1] = self.copies, other != NULL and other.is_copied
+        for i in range(2):
+            if are_copied[i]:
+                rows = min(rows, tl_copied_rows(classes, views[i].dtype, are_copied[0] + are_copied[1]))
+        for i in range(2):
+            self.copied_bytes[i] = rows * tl_copied_row(classes, views[i].dtype) + 64 if are_copied[i] and rows else 0
+        self.most_rows = max(rows, 1)
 
     cdef double cost_of_row(self) noexcept:
         return self.cost_of_scores(25, 1)  # two arrays
@@ -122,7 +130,7 @@ cdef class LogSumExpJob(RowJob):
             rows.wanted &= ~(<uint64_t> (rows.excluded[i] == MASKED) << i)
         if rows.wanted != every:
             self.leave_out(block)
-        if self.copies and self.copied_bytes and rows.scratch != NULL:
+        if self.copied_bytes[0] and rows.scratch != NULL:
             rows.row.dtype, rows.row.stride = self.scores.dtype, self.scores.view.buffer.strides[self.scores.axis]
             tl_copy_rows(backend, rows, rows.scratch + self.scratch_bytes())
 
@@ -161,8 +169,8 @@ cdef class LogSumExpJob(RowJob):
                 start += self.add_plain_rows(start, stop, &wanted, totals, cancel)
                 if start == stop:
                     break
-            if block.rows.scratch == NULL and (most > 1 or self.copied_bytes):
-                block.rows.scratch = <char *> malloc(self.scratch_bytes() + 2 * self.copied_bytes)
+            if block.rows.scratch == NULL and (most > 1 or self.copied_bytes[0] or self.copied_bytes[1]):
+                block.rows.scratch = <char *> malloc(self.scratch_bytes() + self.copied_bytes[0] + self.copied_bytes[1])
                 if block.rows.scratch == NULL:  # a single row needs none
                     most, block.rows.class_major = 1, False
             count = <int> min(stop - start, most, pending)
@@ -260,7 +268,7 @@ cdef class Softmax(LogSumExpJob):
         self.set_up(scores, positions, numbers)
         self.is_log, self.copies = is_log, self.copies or self.is_class_major or 0 < scores.classes < 16
         self.is_class_major, self.skips_sum = False, True  # few rows are left by `add_plain_rows`
-        self.may_copy(&scores.view, self.copies, 1)
+        self.find_copies(NULL)
         open_view(&self.out, out, out_dtype, scores.axis, True)
         self.nontemporal_stores = self.out.buffer.len >= NONTEMPORAL_BYTES
 

@@ -93,7 +93,7 @@ def linear_cross_entropy(
     The product is computed in float64 if `hidden` or `lm_head` is float64, else in float32, to which half precision
     converts exactly; the bias is rounded to that dtype. The loss is computed from these logits: it differs from the
     exact one by the rounding of the product, which another BLAS, or another batch of the positions, may change. Up to
-    1024 classes, it has the bits of `cross_entropy` of these logits.
+    1024 classes, it has the bits of `cross_entropy` of these logits, unless they overflow when they are scaled.
 
     Up to 24 positions are multiplied by kernels of this package, which read the weight once and whose results are
     bitwise identical on every machine, if the rows of the weight are contiguous, in native byte order, and in half

@@ -280,7 +280,7 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     tl_rank_groups(backend, &p, count, of_base, NULL, &base_tops);
     for (int i = 0; i < count; i++)
         if (found >> i & 1)
-            tl_store_to_groups(of_base, tl_place_in_groups(&p, i, base_tops.argmax[i]), -(double)INFINITY);
+            tl_store_to_groups(of_base, tl_place_in_groups(&p, i, base_tops.argmax[i]), (double)NAN);
     tl_rank_groups(backend, &p, count, of_base, NULL, &base_seconds);
     tl_rank_groups(backend, &q, count, of_rows, NULL, &tops);
     p = *base;
@@ -296,7 +296,7 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         tl_pair_acc acc;
         begin_pair(&acc);
         take_class(&base_row, &row, base_tops.argmax[i], &acc);
-        if (base_seconds.argmax[i] != base_tops.argmax[i]) /* not the only class */
+        if ((uint64_t)base_seconds.argmax[i] < (uint64_t)row.count) /* not the only class but nan */
             take_class(&base_row, &row, base_seconds.argmax[i], &acc);
         acc.differs = !has_same_bits(backend, &base_row, &row, 0, row.count);
         acc.argmax = tops.argmax[i];

@@ -62,21 +62,21 @@ static const void *run_of(const tl_backend *backend, const tl_row *row, int64_t 
     return copy;
 }
 
-/* The masses of classes [start, end), as tl_soft_target_at: as this dtype if they are plain, else as float64. Where they
- * are, or written. */
+/* The masses of classes [start, end), as tl_soft_target_at: as this dtype if they are plain, else as float64. Where
+ * they are, or written. */
 static const void *masses_of(const tl_backend *backend, const tl_soft_target *soft, int64_t start, int64_t end,
                              int dtype, double *mass) {
     const tl_row masses = row_of(soft->mass, soft->mass_stride, soft->mass_dtype, end);
     const tl_row weights = row_of(soft->weight, soft->weight_stride, soft->weight_dtype, end);
-    const void *raw = soft->mass ? run_of(backend, &masses, start, end, dtype, mass) : NULL;
+    const char *raw = soft->mass ? run_of(backend, &masses, start, end, dtype, mass) : NULL;
     double copy[TL_CHUNK];
     if (are_plain(soft))
         return raw;
     for (int64_t i = 0; i < end - start; i++)
-        mass[i] = raw ? soft->eps_over_v + soft->one_minus_eps * ((const double *)raw)[i] : soft->eps_over_v;
-    const double *weight = soft->weight ? run_of(backend, &weights, start, end, TL_FLOAT64, copy) : NULL;
+        mass[i] = raw ? soft->eps_over_v + soft->one_minus_eps * tl_load(raw + 8 * i, TL_FLOAT64) : soft->eps_over_v;
+    const char *weight = soft->weight ? run_of(backend, &weights, start, end, TL_FLOAT64, copy) : NULL;
     for (int64_t i = 0; weight && i < end - start; i++) {
-        double product = mass[i] * weight[i], nonzero = product == 0 ? -0.0 : product;
+        double product = mass[i] * tl_load(weight + 8 * i, TL_FLOAT64), nonzero = product == 0 ? -0.0 : product;
         mass[i] = mass[i] == 0 ? mass[i] : nonzero;
     }
     return mass;
@@ -144,10 +144,10 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
     const int dtype = offset == 0 && row->count >= LANES ? row->compute_dtype : TL_FLOAT64;
     for (int64_t start = 0, count; start < row->count; start += count) {
         count = row->count - start < TL_CHUNK ? row->count - start : TL_CHUNK;
-        const void *run = run_of(backend, row, start, start + count, dtype, copy);
+        const char *run = run_of(backend, row, start, start + count, dtype, copy);
         for (int64_t i = 0; offset != 0 && i < count; i++)
-            copy[i] = ((const double *)run)[i] - offset;
-        backend->sum[dtype](offset != 0 ? copy : run, (size_t)count, sum, lost);
+            copy[i] = tl_load(run + 8 * i, TL_FLOAT64) - offset;
+        backend->sum[dtype](offset != 0 ? (const void *)copy : run, (size_t)count, sum, lost);
         if ((start + count) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return 0;
     }
