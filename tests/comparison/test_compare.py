@@ -602,3 +602,13 @@ def test_meter_is_unchanged_after_an_error():
         with pytest.raises((IndexError, ValueError)):
             meter.update(*arguments)
     assert_same(meter.result(), before)
+
+
+@pytest.mark.parametrize("row", [[0.17, -np.inf], [-np.inf, 0.17, -np.inf], [np.nan, 0.17, -np.inf], [0.17, np.nan]])
+def test_columns_of_rows_with_one_possible_class_do_not_depend_on_the_batch(row):
+    logits, ids = np.array([row], np.float32), [row.index(0.17)]
+    alone = compare(logits, logits, ids).columns()
+    for count in (2, 17):
+        columns = compare(logits.repeat(count, 0), logits.repeat(count, 0), ids * count).columns()
+        for name, column in alone.items():
+            np.testing.assert_array_equal(columns[name], np.repeat(column, count), name)

@@ -84,7 +84,7 @@ static void begin_pair(tl_pair_acc *acc) {
 /* Takes a class, if it is new, among the two most likely ones of the base. */
 static void take_class(const tl_row *base, const tl_row *row, int64_t at, tl_pair_acc *acc) {
     double logit = tl_load(base->data + at * base->stride, base->dtype);
-    if (!(logit > acc->second.base || acc->second.at < 0) || logit != logit)
+    if (!(logit > acc->second.base || acc->second.at < 0) || logit != logit || at == acc->first.at)
         return;
     tl_pair_class taken = {logit, tl_load(row->data + at * row->stride, row->dtype), at};
     if (logit > acc->first.base || acc->first.at < 0) {
@@ -280,7 +280,7 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     tl_rank_groups(backend, &p, count, of_base, NULL, &base_tops);
     for (int i = 0; i < count; i++)
         if (found >> i & 1)
-            tl_store_to_groups(of_base, tl_place_in_groups(&p, i, base_tops.argmax[i]), (double)NAN);
+            tl_store_to_groups(of_base, tl_place_in_groups(&p, i, base_tops.argmax[i]), -(double)INFINITY);
     tl_rank_groups(backend, &p, count, of_base, NULL, &base_seconds);
     tl_rank_groups(backend, &q, count, of_rows, NULL, &tops);
     p = *base;
@@ -296,8 +296,9 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         tl_pair_acc acc;
         begin_pair(&acc);
         take_class(&base_row, &row, base_tops.argmax[i], &acc);
-        if ((uint64_t)base_seconds.argmax[i] < (uint64_t)row.count) /* not the only class but nan */
-            take_class(&base_row, &row, base_seconds.argmax[i], &acc);
+        const int64_t second = base_seconds.argmax[i] == base_tops.argmax[i] ? 0 : base_seconds.argmax[i];
+        for (int64_t k = second; acc.second.at < 0 && k < row.count; k++) /* several, if it may be -inf */
+            take_class(&base_row, &row, k, &acc);
         acc.differs = !has_same_bits(backend, &base_row, &row, 0, row.count);
         acc.argmax = tops.argmax[i];
         double base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, &base_row, base->excluded[i])

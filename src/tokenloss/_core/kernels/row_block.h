@@ -24,8 +24,7 @@ typedef struct {
 int tl_row_block_rows(int64_t classes, int class_major);
 size_t tl_row_block_bytes(int64_t classes, int class_major);
 
-/* Copies of rows of any stride and byte order are native and contiguous. How many bytes they are apart, and how many are
- * made at a time, so that rows that share cache lines are read together; 0 if they are too long. */
+/* Copies of rows, native and contiguous: how far apart they are, and how many are made together, 0 of too long ones. */
 #define TL_COPIED_BYTES (14 << 16) /* of one array or, together, of some */
 #define TL_ROWS_PER_CACHE_LINE(dtype) (64 / tl_itemsize(dtype))
 ptrdiff_t tl_copied_row(int64_t classes, int dtype);
