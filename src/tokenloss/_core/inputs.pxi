@@ -139,27 +139,27 @@ cdef class Scores:
         PyBuffer_Release(&self.view.buffer)
 
     cdef bint is_matrix(self) noexcept:
-        """Whether elements are native and aligned, and every row is at a multiple of the stride from row to row."""
-        cdef int64_t apart = self.view.row_stride, size = tl_itemsize(self.dtype), odd = <int64_t> self.view.buffer.buf
+        """Whether elements are native and aligned, and rows are those of a matrix, perhaps with others in between."""
+        cdef int64_t apart = self.view.row_stride, odd = <int64_t> self.view.buffer.buf, stride
         cdef int k
+        self.matrix_shape = [1, self.classes]
         for k in range(self.view.buffer.ndim if apart else 0):
-            odd |= self.view.buffer.strides[k]
-            if k != self.axis and self.view.buffer.shape[k] > 1 and self.view.buffer.strides[k] % apart != 0:
-                return False
-        return apart != 0 and self.dtype < TL_SWAPPED and odd % size == 0
+            stride = self.view.buffer.strides[k]
+            odd |= stride
+            if k != self.axis and self.view.buffer.shape[k] > 1:
+                if stride % apart != 0 or stride // apart < 0:
+                    return False
+                self.matrix_shape[0] += (self.view.buffer.shape[k] - 1) * (stride // apart)
+        return apart != 0 and self.dtype < TL_SWAPPED and odd % tl_itemsize(self.dtype) == 0
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        """The scores as a matrix of rows and classes, for typed memoryviews; those of half precision as uint16.
-
-        Rows of several runs are not all within its shape; see `left_of_run`.
-        """
+        """The scores as that matrix of rows and classes, for typed memoryviews; those of half precision as uint16."""
         if not self.is_matrix() or flags & PyBUF_WRITABLE:
             raise BufferError(f"{self.name} is no matrix to read")
-        self.matrix_shape, self.matrix_strides = [self.rows, self.classes], [
-            self.view.row_stride, self.view.buffer.strides[self.axis]]
+        self.matrix_strides = [self.view.row_stride, self.view.buffer.strides[self.axis]]
         buffer.buf, buffer.obj, buffer.readonly, buffer.ndim = self.view.buffer.buf, self, True, 2
         buffer.itemsize = tl_itemsize(self.dtype)
-        buffer.len = self.rows * self.classes * buffer.itemsize
+        buffer.len = self.matrix_shape[0] * self.classes * buffer.itemsize
         buffer.format = b"d" if self.dtype == TL_FLOAT64 else b"f" if self.dtype == TL_FLOAT32 else b"H"
         buffer.shape, buffer.strides = self.matrix_shape, self.matrix_strides
         buffer.suboffsets, buffer.internal = NULL, NULL

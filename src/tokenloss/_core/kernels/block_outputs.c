@@ -123,7 +123,7 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
 /* Whole groups of rows that are worked on side by side: of few classes, or planes. */
 #define LANE_BYTES (TL_SHORT_ROW * (int)sizeof(float)) /* of the classes of a row */
 static int are_lanes(const tl_row *row, ptrdiff_t apart) {
-    int size = tl_itemsize(row->dtype), most = LANE_BYTES / tl_itemsize(tl_single_or_double(row->dtype));
+    int size = tl_itemsize(row->dtype), most = LANE_BYTES / (size == 2 ? 8 : size); /* halves take memory twice */
     most = row->stride == size ? TL_GROUP - 1 : apart == size ? most : 0;
     return row->dtype < TL_SWAPPED && row->count > 0 && row->count <= most;
 }
@@ -131,9 +131,9 @@ static int are_lanes(const tl_row *row, ptrdiff_t apart) {
 /* The same for halves, by way of groups of floats; returns how many rows were written, from the first on. */
 static size_t softmax_of_halves(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t count, int is_log,
                                 double *memory, const tl_row *out, ptrdiff_t out_apart) {
-    double at[TL_GROUP * LANE_BYTES / sizeof(double) + 8];
+    double at[TL_GROUP * LANE_BYTES / sizeof(double) / 2 + 8];
     char *groups = (char *)at + (-(uintptr_t)at & (TL_GROUP_ALIGNMENT - 1));
-    const size_t most = (size_t)tl_row_block_rows(row->count, 0);
+    const size_t most = (size_t)tl_row_block_rows(row->count, 0) / 2;
     const tl_few_rows few = tl_few_of_groups(groups, (size_t)row->count, TL_FLOAT32);
     size_t done = 0;
     for (size_t n; count - done >= TL_GROUP; done += n) {
@@ -204,7 +204,6 @@ void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, in
 }
 
 TL_OUTLINE double load_any(const tl_row *row, int64_t k) { return tl_load(row->data + k * row->stride, row->dtype); }
-
 static double raw_logit(const tl_row *row, int64_t k) {
     if (row->dtype == TL_FLOAT32)
         return (double)tl_float_from_bits(tl_load32(row->data + k * row->stride, TL_FLOAT32));

@@ -33,7 +33,6 @@ TL_INLINE int tl_itemsize(int dtype) {
 
 /* The dtype that holds all numbers of another: float64 for itself, else float32. */
 TL_INLINE int tl_single_or_double(int dtype) { return (dtype & ~TL_SWAPPED) == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32; }
-
 TL_INLINE float tl_from_bfloat16(uint16_t bits) { return tl_float_from_bits((uint32_t)bits << 16); }
 
 TL_INLINE float tl_from_float16(uint16_t bits) {

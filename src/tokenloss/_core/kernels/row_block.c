@@ -37,25 +37,26 @@ int tl_copied_rows(int64_t classes, int dtype, int arrays) {
 static size_t capacity_of(const tl_row_block *rows) {
     return (size_t)rows->row.count * (size_t)tl_row_block_rows(rows->row.count, rows->class_major);
 }
-
 static char *float_groups_of(const tl_row_block *rows) {
     return tl_groups_of(rows) + capacity_of(rows) * sizeof(double);
 }
-
 char *tl_unread_row_of(const tl_row_block *rows) { return float_groups_of(rows) + capacity_of(rows) * sizeof(float); }
-
 char *tl_wide_groups_of(const tl_row_block *rows) {
     return tl_unread_row_of(rows) + (size_t)rows->row.count * sizeof(double);
 }
 
 /* A group of rows of any stride and byte order, by way of copies. Lanes without a row repeat the last. */
 static void load_group(const tl_backend *backend, const tl_row_block *rows, int start, int count, char *group) {
-    double memory[TL_GROUP * TL_SHORT_ROW + 8];
-    tl_row_block copies = {.row = rows->row, .count = TL_GROUP};
-    for (int r = 0; r < TL_GROUP; r++)
-        copies.data[r] = rows->data[start + (r < count ? r : count - 1)];
-    tl_copy_rows(backend, &copies, (char *)memory);
-    backend->interleave[copies.row.dtype](copies.data, (size_t)rows->row.count, group);
+    double memory[TL_GROUP * TL_PLANES_AT_ONCE + 8];
+    for (int64_t k = 0; k < rows->row.count; k += TL_PLANES_AT_ONCE) {
+        const int64_t end = k + TL_PLANES_AT_ONCE < rows->row.count ? k + TL_PLANES_AT_ONCE : rows->row.count;
+        tl_row_block copies = {.row = tl_part_of(&rows->row, k, end), .count = TL_GROUP};
+        for (int r = 0; r < TL_GROUP; r++)
+            copies.data[r] = rows->data[start + (r < count ? r : count - 1)] + k * rows->row.stride;
+        tl_copy_rows(backend, &copies, (char *)memory);
+        backend->interleave[copies.row.dtype](copies.data, (size_t)(end - k), group);
+        group += (end - k) * TL_GROUP * tl_itemsize(tl_single_or_double(copies.row.dtype));
+    }
 }
 
 void tl_rank_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
@@ -358,7 +359,7 @@ static uint64_t lane_logsumexps(const tl_backend *backend, const tl_few_rows *ro
     const tl_few_rows groups = tl_few_of_groups(memory, rows->classes, dtype);
     const tl_few_rows *from = rows->are_apart ? &groups : rows;
     const size_t padded = tl_padded_rows((int)n), size = (size_t)tl_itemsize(dtype);
-    double log[TL_BLOCK_ROWS], logit[TL_BLOCK_ROWS];
+    double log[TL_BLOCK_ROWS], logit[TL_BLOCK_ROWS] = {0};
     size_t number[TL_BLOCK_ROWS], again = 0;
     tl_short_sums sums;
     tl_odds odds;

@@ -89,7 +89,9 @@ int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, i
         int64_t end = next_run(backend, soft, count, start, cancel);
         length = end - *start < TL_SOFT_TARGET_RUN ? (int)(end - *start) : TL_SOFT_TARGET_RUN;
     }
-    memmove(mass, masses_of(backend, soft, *start, *start + length, TL_FLOAT64, mass), (size_t)length * sizeof *mass);
+    const void *from = masses_of(backend, soft, *start, *start + length, TL_FLOAT64, mass);
+    if (from != mass)
+        memcpy(mass, from, (size_t)length * sizeof *mass);
     return length;
 }
 

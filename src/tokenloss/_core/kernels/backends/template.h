@@ -168,7 +168,6 @@ TL_TARGET TL_INLINE double sum_of_lanes(tl_lanes lanes) {
 }
 
 TL_TARGET TL_INLINE int is_finite_sum(tl_lanes lanes) { return tl_abs(sum_of_lanes(lanes)) < (double)INFINITY; }
-
 TL_TARGET TL_INLINE f64_bits f64_load_ids(const int64_t *p) { return f64_load_bits((const uint64_t *)p); }
 TL_TARGET TL_INLINE void f64_widen(f64_vec a, f64_vec *wide) { *wide = a; }
 TL_TARGET TL_INLINE f64_vec f64_narrow(const f64_vec *wide) { return *wide; }
