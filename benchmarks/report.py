@@ -52,7 +52,14 @@ OTHER_WORKS = {
     "tiny/ids/": "`cross_entropy_loss`, class ids, one tiny call",
     "tiny/cross_entropy/": "`cross_entropy`, one tiny call",
     "tiny/logsumexp/": "`logsumexp`, one tiny call",
-    "others/": "other functions",
+    "others/logsumexp/": "`logsumexp`",
+    "others/softmax/": "`softmax`",
+    "others/nll_loss/": "`nll_loss`",
+    "others/cross_entropy_loss/": "`cross_entropy_loss`, class ids",
+    "others/soft cross_entropy_loss/": "`cross_entropy_loss`, distributions",
+    "others/soft cross_entropy/": "`cross_entropy`, distributions",
+    "others/smoothed cross_entropy/": "`cross_entropy`, label_smoothing",
+    "others/kl_divergence/": "`kl_divergence`",
     "large/": "131072 classes",
     "divergences/": "`kl_divergence`, all five divergences",
     "linear/": "`linear_cross_entropy`",
@@ -208,7 +215,7 @@ def _of_shapes(cases: Cases) -> str:
     rows = [["function", *(column.replace("/", " ").replace("x", " x ") for column in columns)]]
     for work in works:
         others = [_others(cases[f"{work}/{column}"])[:1] for column in columns]
-        rows.append([f"`{work}`", *(_digits(_ratio(peer[0])) if peer else "" for peer in others)])
+        rows.append([LABELS[f"others/{work}/"], *(_digits(_ratio(peer[0])) if peer else "" for peer in others)])
     return _markdown(rows)
 
 
