@@ -141,7 +141,8 @@ int64_t tl_one_hot_class(const tl_backend *backend, const tl_soft_target *soft, 
 /* tl_target_dot where all masses are equal. */
 static double target_dot_uniform(const tl_backend *backend, const tl_row *row, double mass, double shift,
                                  tl_cancel *cancel) {
-    double sum[16] = {0}, lost[16] = {0}, copy[TL_CHUNK];
+    double sum[16] = {0}, lost[16] = {0}, memory[TL_CHUNK + 2], *copy = memory + 2;
+    memory[0] = memory[1] = 0; /* AVX2 reads there before a short piece of halves */
     double offset = tl_abs(shift) > TL_MAX_EXACT_REDUCTION ? shift : 0; /* else sums keep the digits that matter */
     const int dtype = offset == 0 && row->count >= LANES ? row->compute_dtype : TL_FLOAT64;
     for (int64_t start = 0, count; start < row->count; start += count) {

@@ -13,7 +13,6 @@ TL_INLINE UINT OP(set_bits)(UINT bits) { return bits; }
 TL_INLINE UINT OP(load_bits)(const UINT *p) { return *p; }
 /* a and b are the same integer ? c : d */
 TL_INLINE REAL OP(if_same)(UINT a, UINT b, REAL c, REAL d) { return a == b ? c : d; }
-
 TL_INLINE REAL OP(set)(REAL value) { return value; }
 TL_INLINE REAL OP(load)(const REAL *p) {
     REAL value;
