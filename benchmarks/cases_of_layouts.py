@@ -27,7 +27,7 @@ SCALE = 2.0
 
 
 class Arrays(NamedTuple):
-    """What functions take: NumPy's arrays or torch's tensors."""
+    """The arguments of the functions, as NumPy arrays or torch tensors."""
 
     x: Any
     ids: Any
@@ -112,7 +112,7 @@ def _tolerance(arrays: Arrays) -> float:
 
 
 def _tensors(arrays: Arrays) -> Arrays:
-    """The same memory as tensors."""
+    """Torch tensors that share the memory of the arrays."""
     return Arrays(*map(peers.tensor, arrays))
 
 

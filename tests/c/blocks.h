@@ -182,7 +182,7 @@ static ptrdiff_t distance_between(const block_rows *rows, int count) {
     return apart;
 }
 
-/* Writes those of all rows at once, and of the others in a block. */
+/* Writes the logsumexps of all rows at once, and of the rows that are left by a block. */
 static void check_logsumexps_at_once(tested_block *block) {
     tl_row_block others = block->rows;
     tl_row first = row_in(&block->logits, 0);

@@ -32,7 +32,7 @@ def test_class_major_rows_have_the_bits_of_contiguous_rows(shape, dtype, rng):
 
 
 def assert_same_results(logits, axis, rows, targets):
-    """Compare results of rows along an axis with those of rows that are contiguous, or their copies."""
+    """Compare the results for rows along an axis with the results for contiguous copies of these rows."""
     rows = np.ascontiguousarray(rows)
     for function in (softmax, log_softmax):
         expected = function(rows)

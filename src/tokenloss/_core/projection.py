@@ -96,7 +96,7 @@ class Projection:
         return None
 
     def _can_use_bf16_matmul(self) -> bool:
-        """Whether the machine has an instruction that multiplies these operands in bfloat16."""
+        """Whether the machine has an instruction for the bfloat16 product of these operands."""
         both = self.weight_code == self.hidden_code & ~_core.SWAPPED == _core.DTYPES["bfloat16"]
         return both and self._has_rows() and _core.bf16_matmul_in_use() != "blas"
 

@@ -79,7 +79,7 @@ static void compare_losses(const question *all, const tl_row *row, const tl_soft
     free(out.memory);
 }
 
-/* Rows in class-major layout, each of which begins with another class, are copied; plain ones are not. */
+/* Compares class-major rows, each beginning with another class. They are copied first, unless they are plain. */
 static void compare_class_major(const question *all, int is_plain) {
     tl_row_block rows = {.count = (int)all->interleaved};
     layout how = all->row_layout;

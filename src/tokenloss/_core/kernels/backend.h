@@ -406,7 +406,7 @@ typedef struct {
     uint64_t (*finish_losses)(const tl_loss *loss, const tl_lane_losses *of, size_t classes, size_t count, double *losses,
                               double *weights);
     /* For the same number of rows, what their gradients are made of, times `scale`: the exponents are not set, and
-     * factors are those of softmax. `mass` is that of the distribution or, for a class id, what smoothing adds;
+     * factors belong to the softmax. `mass` is the mass of the distribution or, for a class id, what smoothing adds;
      * `weight` is the weight of the class id, or 0 for a distribution. */
     void (*gradient_parts)(const tl_loss *loss, const double *logsumexp, const double *odds_against,
                            const double *mass, const double *weight, const double *scale, size_t count,

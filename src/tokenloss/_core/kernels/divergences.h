@@ -1,4 +1,4 @@
-/* Other divergences of two rows than that of kl.h, which finds their logsumexps first: a second pass, from a cache. */
+/* Divergences other than KL, in a second pass over two rows that are in a cache: kl.h has found their logsumexps. */
 #ifndef TOKENLOSS_DIVERGENCES_H
 #define TOKENLOSS_DIVERGENCES_H
 

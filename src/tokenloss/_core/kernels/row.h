@@ -34,8 +34,8 @@ TL_INLINE tl_row tl_raw(const tl_row *row) {
     return raw;
 }
 
-/* Copies elements of a dtype of logits as they are, swapped if it is; those of a row, from and to native ones next to
- * each other. */
+/* Copies elements, and swaps their bytes if the dtype is swapped. The other two copy a row to contiguous native
+ * elements, and back. */
 void tl_copy_elements(const char *from, ptrdiff_t from_stride, char *to, ptrdiff_t to_stride, int64_t count, int dtype);
 void tl_copy_native(const tl_row *row, void *to);
 void tl_copy_to_row(const void *from, const tl_row *row);

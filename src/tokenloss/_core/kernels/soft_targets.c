@@ -14,7 +14,7 @@ static int are_plain(const tl_soft_target *soft) {
            soft->one_minus_eps == 1;
 }
 
-/* Whether all masses before `end` have to be read, are few, or seem not to be 0, by those of two neighbours. */
+/* Whether all masses before `end` have to be read, are few, or seem not to be 0, judging by two neighbors. */
 static int starts_dense(const tl_soft_target *soft, int64_t start, int64_t end) {
     if (!soft->mass || soft->eps_over_v != 0 || soft->mass_stride != tl_itemsize(soft->mass_dtype) ||
         (are_plain(soft) && end - start <= TL_CHUNK))

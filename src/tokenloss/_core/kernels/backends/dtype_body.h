@@ -326,7 +326,7 @@ TL_TARGET TL_INLINE void NAME(dot_tile_)(const ELEMENT *const *x, const REAL *co
         dots[i / count][i % count] = sum_of_lanes(sums[i / count][i % count]);
 }
 
-/* Writes the rounded products of some rows with the vectors from v on: those of row r to element r of `out`. */
+/* Writes the rounded products of some rows with the vectors from v on; products of row r go to element r of `out`. */
 TL_TARGET TL_INLINE void NAME(dot_vectors_)(const ELEMENT *const *x, size_t depth, size_t r, size_t rows, int64_t v,
                                             const tl_vectors *vectors, const tl_vectors *out) {
     const REAL *with[DOT_VECTORS];

@@ -176,7 +176,7 @@ TL_TARGET TL_INLINE int OP(add_logits)(const char *x, ptrdiff_t stride, size_t c
 }
 
 /* Sums over the classes of a vector of rows, with the bits of tl_target_dot: class k in lane k mod 16, and lanes by
- * halves. `total` is that of the rows' own masses, which are doubles if they `are_wide`. */
+ * halves. `total` is the sum of the rows' own masses, which are doubles if they `are_wide`. */
 TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdiff_t stride, size_t classes,
                                        const void *masses, int are_wide, const double *shift, double *dot,
                                        double *total) {

@@ -111,8 +111,8 @@ TL_TARGET TL_INLINE OP(vec) NAME(sum_of_4_)(const OP(vec) * lane, size_t count) 
     return count > 1 ? OP(add)(sum, count > 3 ? OP(add)(lane[1], lane[3]) : lane[1]) : sum;
 }
 
-/* The sums of OP(WIDTH) rows, from number `row` on: those of reduce_chunk_. Unless `most_columns` is 0, rows have at most
- * 16 times as many classes, as compilers know; `moments` are for all modes but SUMEXP. */
+/* The sums of OP(WIDTH) rows from `row` on, which reduce_chunk_ computes for one. Unless `most_columns` is 0, rows have
+ * at most 16 times as many classes, as compilers know; `moments` are for all modes but SUMEXP. */
 TL_TARGET TL_INLINE void NAME(sum_rows_)(const char *x, const char *other, ptrdiff_t stride, size_t classes,
                                          size_t most_columns, enum tl_mode mode, const tl_next_rows *next, size_t row,
                                          tl_short_sums *sums, tl_short_moments *moments) {
