@@ -103,17 +103,21 @@ def texts() -> dict[Path, str]:
     result = {_file(report, ".svg"): _lines(report) for report in reports}
     result |= {_file(report, "-readme.svg"): _bars(report) for report in reports}
     closest = min(reports, key=lambda report: _ratio(_others(_cases(report)[SHOWN[0]])[0]))
-    blocks = {HERE / "README.md": "\n".join(map(section, reports)), HERE.parent / "README.md": of_readme(closest)}
+    blocks = {
+        HERE / "README.md": "\n".join(map(section, reports)),
+        HERE.parent / "README.md": of_readme(closest, reports),
+    }
     for page, block in blocks.items():
         before, _, rest = page.read_text("utf-8").partition(BEGIN)
         result[page] = before + BEGIN + block + END + rest.partition(END)[2]
     return result
 
 
-def of_readme(report: dict[str, Any]) -> str:
-    """The chart of bars and a sentence."""
+def of_readme(report: dict[str, Any], reports: list[dict[str, Any]]) -> str:
+    """The chart of bars of a report, and a sentence, which counts cases where others are most often faster."""
     cases = _cases(report)
-    compared, slower = _compared(cases)
+    counted = max(reports, key=lambda each: len(_compared(_cases(each))[1]))
+    compared, slower = _compared(_cases(counted))
     (many, few), (of_many, of_few) = zip(
         *((_classes(cases[name]), _others(cases[name])[0]) for name in SHOWN), strict=True
     )
@@ -122,7 +126,8 @@ def of_readme(report: dict[str, Any]) -> str:
         f"One thread, {_processor(report)}: the fastest other library takes {_digits(_ratio(of_many))} times as long"
         f" with {many} classes ({_library(of_many)}) and {_digits(_ratio(of_few))} times with {few}"
         f" ({_library(of_few)})."
-        f" Another library is faster in {len(slower)} of {len(compared)} [measured cases](benchmarks/README.md)."
+        f" On {_processor(counted)}, another is faster in {len(slower)} of {len(compared)}"
+        " [measured cases](benchmarks/README.md)."
     )
     described = f"Time of cross_entropy in other libraries, at {many} and {few} classes"
     return f"![{described}]({picture})\n\n{sentence} "
