@@ -116,8 +116,7 @@ def texts() -> dict[Path, str]:
 def of_readme(report: dict[str, Any], reports: list[dict[str, Any]]) -> str:
     """The chart of bars of a report, and a sentence, which counts cases where others are most often faster."""
     cases = _cases(report)
-    counted = max(reports, key=lambda each: len(_compared(_cases(each))[1]))
-    compared, slower = _compared(_cases(counted))
+    compared, slower = max((_compared(_cases(each)) for each in reports), key=lambda pair: len(pair[1]))
     (many, few), (of_many, of_few) = zip(
         *((_classes(cases[name]), _others(cases[name])[0]) for name in SHOWN), strict=True
     )
@@ -126,8 +125,7 @@ def of_readme(report: dict[str, Any], reports: list[dict[str, Any]]) -> str:
         f"One thread, {_processor(report)}: the fastest other library takes {_digits(_ratio(of_many))} times as long"
         f" with {many} classes ({_library(of_many)}) and {_digits(_ratio(of_few))} times with {few}"
         f" ({_library(of_few)})."
-        f" On {_processor(counted)}, another is faster in {len(slower)} of {len(compared)}"
-        " [measured cases](benchmarks/README.md)."
+        f" Others are faster in {len(slower)} of {len(compared)} [measured cases](benchmarks/README.md)."
     )
     described = f"Time of cross_entropy in other libraries, at {many} and {few} classes"
     return f"![{described}]({picture})\n\n{sentence} "
