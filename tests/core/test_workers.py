@@ -52,6 +52,23 @@ for workers in (1, 2, 4):
     )
 
 
+def test_workers_of_canceled_tasks_are_not_replaced(run_python):
+    # each call is over before the other thread, which waits for the GIL, can begin its part
+    run_python(
+        """
+import sys, threading
+from types import SimpleNamespace
+from tokenloss._core import threads
+
+sys.setswitchinterval(100)
+job = SimpleNamespace(rows=1000, row_cost=1e6, rows_at_once=1, run=lambda step, polls: None, stop=lambda: None)
+for _ in range(20):
+    threads.run(job, 2)
+assert threading.active_count() == 2, threading.active_count()
+"""
+    )
+
+
 def test_workers_count_the_thread_of_the_caller(run_python):
     run_python(
         LARGE
@@ -168,7 +185,7 @@ class Counted:
 def shared(rows, row_cost, workers, rows_at_once=1):
     """The rows that a thread takes at a time, and how many threads are used at most."""
     tasks, pool, work = [], threads._pool, Counted(rows, row_cost, rows_at_once)
-    threads._pool = SimpleNamespace(submit=tasks.append)
+    threads._pool = SimpleNamespace(submit=tasks.append, free=[])
     try:
         threads.run(work, workers)
     finally:
@@ -276,7 +293,8 @@ busy, free, begun = threading.Event(), threading.Event(), threading.Event()
 
 
 class Busy:
-    error = None
+    def claim(self, who):
+        return True
 
     def do(self):
         busy.set()

@@ -99,10 +99,8 @@ def check_targets(positions: _core.Positions, scores: _core.Scores) -> None:
         row = positions.find_bad_target()
         if row >= 0:
             raise_bad_class(positions.name, positions.targets, _index(positions, row), positions.classes)
-    else:
-        row = positions.find_bad_distribution()
-        if row >= 0:
-            _raise_not_one_hot(positions, scores, row, False)
+    elif (row := positions.find_bad_distribution()) >= 0:
+        _raise_not_one_hot(positions, scores, row, False)
 
 
 def _index(positions: _core.Positions, row: int) -> list[int]:
@@ -113,8 +111,7 @@ def _index(positions: _core.Positions, row: int) -> list[int]:
 def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: int, is_probability: bool) -> NoReturn:
     """Raise the error for a row of integers that is not one-hot."""
     position = _index(positions, row)
-    index: list[Any] = list(position)
-    index.insert(scores.axis, slice(None))
+    index: Any = (*position[: scores.axis], slice(None), *position[scores.axis :])
     if position or not is_probability:
         fits = f"class ids have shape {positions.batch}; distributions are floats"
     else:  # the arguments of scikit-learn's log_loss for N probabilities of class 1
@@ -122,7 +119,7 @@ def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: in
             "for N probabilities of class 1, write cross_entropy_loss(y_true, np.stack([1 - y_pred, y_pred], -1)); for "
             "one row of classes, cross_entropy_loss(np.float64(y_true), y_pred)"
         )
-    targets = positions.targets[tuple(index)]
+    targets = positions.targets[index]
     got = f"{reprlib.repr(targets.tolist())}, which add up to {targets.sum(dtype=object)}"
     raise_error("one-hot", name=positions.name, position=position or "", got=got, fits=fits)
 
@@ -131,10 +128,9 @@ def raise_unnormalized(name: str, position: Sequence[int], kind: str, logsumexp:
     """Raise the error for a row that is not normalized; for probabilities, the message has their sum."""
     is_logits, is_llama_cpp = named("kind", "logits"), named("definitions", "llama.cpp")
     name, fits = f"{name}{position or ''}", _NORMALIZED[kind].format(is_logits=is_logits, is_llama_cpp=is_llama_cpp)
-    if kind == "probs":
-        with np.errstate(over="ignore"):
-            raise_error("sum", name=name, got=np.exp(logsumexp), fits=fits)
-    raise_error("unnormalized", name=name, got=logsumexp, fits=fits)
+    with np.errstate(over="ignore"):
+        got = np.exp(logsumexp) if kind == "probs" else logsumexp
+    raise_error("sum" if kind == "probs" else "unnormalized", name=name, got=got, fits=fits)
 
 
 def raise_refusal(job: _core.RowJob) -> NoReturn:

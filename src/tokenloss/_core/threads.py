@@ -41,30 +41,32 @@ class _Task:
         self._ended.acquire()
         self.error: BaseException | None = None
 
-    def _claim(self, who: str) -> bool:
-        """Claim the task atomically, by dict.setdefault; if the caller claims it first, it is cancelled."""
+    def claim(self, who: str) -> bool:
+        """Claim the task atomically, by dict.setdefault; if the caller claims it first, it is canceled."""
         return self._begun_by.setdefault("", who) == who
 
     def do(self) -> None:
-        """Process rows until no row is left, in a thread of the pool."""
+        """Process rows until no row is left, in a thread of the pool, which has claimed the task."""
         work, self._work = self._work, None
-        if work is not None and self._claim("pool"):
-            try:
+        try:
+            if work is not None:
                 work.run(self._step, False)
-            except BaseException as error:
-                self.error = error
+        except BaseException as error:
+            self.error = error
 
     def end(self) -> None:
         """Wake the caller's thread."""
         self._is_over = True
         self._ended.release()
 
-    def wait(self) -> None:
-        """Wait for the end of the task, or cancel it if it has not started; may be called again after an interrupt."""
-        if self._claim("caller"):
-            self._work = None  # whose arrays would stay until the pool comes to it
-        elif not self._is_over:
+    def wait(self) -> bool:
+        """Wait for the end, or cancel the task if it has not started; whether this call did. May be called again."""
+        if self.claim("caller"):
+            work, self._work = self._work, None  # whose arrays would stay until the pool comes to it
+            return work is not None
+        if not self._is_over:
             self._ended.acquire()
+        return False
 
 
 class _Pool:
@@ -78,12 +80,12 @@ class _Pool:
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         # None for each thread that is idle or has its next task queued, after the numbers of threads not yet started
-        self._free: collections.deque[int | None] = collections.deque(reversed(range(MAX_THREADS)))
+        self.free: collections.deque[int | None] = collections.deque(reversed(range(MAX_THREADS)))
 
     def submit(self, task: _Task) -> None:
         """Give the task to a thread, started if none is idle; RuntimeError if no thread can be started."""
         try:
-            number = self._free.pop()
+            number = self.free.pop()
         except IndexError:  # all are busy: one will take it later
             number = None
         if number is not None:
@@ -93,16 +95,17 @@ class _Pool:
                 thread.start()
             except RuntimeError:
                 self._threads.remove(thread)
-                self._free.appendleft(number)
+                self.free.appendleft(number)
                 raise
         self._tasks.put(task)
 
     def _work(self) -> None:
         """Run tasks until None comes."""
         while (task := self._tasks.get()) is not None:
-            task.do()
-            self._free.append(None)  # before the caller is woken and submits another
-            task.end()
+            if task.claim("pool"):
+                task.do()
+                self.free.append(None)  # before the caller is woken and submits another
+                task.end()
             del task  # and its arrays
 
     def close(self) -> None:
@@ -149,21 +152,23 @@ def run(work: _core.Job, workers: int | None) -> None:
     block_rows, at_once = min(GRAIN_NS / row_ns, rows / (threads * BLOCKS_PER_THREAD)), work.rows_at_once
     step = max(1, int(block_rows / at_once)) * at_once
     threads = min(threads, -(-rows // step))
-    tasks: list[_Task] = []
+    pool, tasks = _pool, list[_Task]()
     try:
         try:
             while len(tasks) < threads - 1:
                 tasks.append(_Task(work, step))
-                _pool.submit(tasks[-1])
+                pool.submit(tasks[-1])
         except RuntimeError:
-            pass  # the interpreter is shutting down, or no thread can be started: the caller's thread does it all
+            tasks.pop()  # no thread can be started, or Python is shutting down: the caller's thread does it all
         work.run(step, True)
         for task in tasks:
-            task.wait()
+            if task.wait():
+                pool.free.append(None)  # a thread that has yet to begin it can take another
             if task.error is not None:
                 raise task.error
     except BaseException:
         work.stop()
-        for task in tasks:
-            task.wait()  # a second Ctrl-C ends this early; threads keep the arrays they write to alive
+        for task in tasks:  # a second Ctrl-C ends this early; threads keep the arrays they write to alive
+            if task.wait():
+                pool.free.append(None)
         raise
