@@ -53,15 +53,15 @@ WORKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         lambda a, **o: tokenloss.cross_entropy_loss(a.ids, a.probs, **o),
         lambda torch, a: -a.probs.gather(1, a.ids.unsqueeze(1)).log().mean(),
     ),
-    "soft cross_entropy_loss": (
+    "soft-cross_entropy_loss": (
         lambda a, **o: tokenloss.cross_entropy_loss(a.probs, a.probs, **o),
         lambda torch, a: -(a.probs * a.probs.log()).sum(1).mean(),
     ),
-    "soft cross_entropy": (
+    "soft-cross_entropy": (
         lambda a, **o: tokenloss.cross_entropy(a.x, a.probs, **o),
         lambda torch, a: torch.nn.functional.cross_entropy(a.x, a.probs),
     ),
-    "smoothed cross_entropy": (
+    "smoothed-cross_entropy": (
         lambda a, **o: tokenloss.cross_entropy(a.x, a.ids, label_smoothing=0.1, **o),
         lambda torch, a: torch.nn.functional.cross_entropy(a.x, a.ids, label_smoothing=0.1),
     ),
@@ -131,6 +131,6 @@ def _compiled(theirs: Callable[..., Any], arrays: Arrays) -> peers.Contenders:
 
 def _vdot(work: str, arrays: Arrays) -> peers.Contenders:
     """The loss of distributions as a product of two arrays."""
-    if work == "soft cross_entropy_loss" and arrays.x.itemsize > 2:
+    if work == "soft-cross_entropy_loss" and arrays.x.itemsize > 2:
         p, rows = arrays.probs, arrays.ids.size
         yield Contender("NumPy, vdot", lambda: -np.vdot(p, np.log(p)) / rows, peers.FLOAT32)
