@@ -59,9 +59,6 @@ cdef class PairJob(LogSumExpJob):
         if self.hellinger is not None:
             self.hellinger[row] = values.hellinger
 
-    cdef tl_row row_of_other(self) noexcept nogil:
-        return self.row_of(self.other)
-
     cdef void check_kinds(self, int64_t row, tl_lse base, tl_lse other, Totals *totals) noexcept nogil:
         """Refuse a row if one of its two does not fit the kind of its scores."""
         self.check_kind(self.scores, row, tl_logsumexp(base), 0, totals)
@@ -84,7 +81,7 @@ cdef class PairJob(LogSumExpJob):
     cdef void find_other(self, const Block *block, tl_row_block *other) noexcept nogil:
         """The other rows of a block."""
         other[0] = block.rows
-        other.row = self.row_of_other()
+        other.row = self.row_of(self.other)
         other.row.stride = self.other.view.buffer.strides[self.other.axis]
         if block.rows.scratch != NULL:
             other.scratch = block.rows.scratch + LogSumExpJob.scratch_bytes(self)
@@ -124,7 +121,8 @@ cdef class KLDivergence(PairJob):
                 kl[i] = tl_kl_divergence(backend, &base_row, &other_row, cancel)
             if base.wanted >> i & 1:
                 block.values[i], base_lse[i], lse[i] = kl[i].kl, kl[i].base, kl[i].other
-                self.check_kinds(block.number[i], base_lse[i], lse[i], totals)
+                if self.scores.kind != C_LOGITS or self.other.kind != C_LOGITS:
+                    self.check_kinds(block.number[i], kl[i].base, kl[i].other, totals)
         if self.divergences:
             tl_divergences_of_block(backend, base, &other, base_lse, lse, self.divergences, values, cancel)
             for i in range(base.count):

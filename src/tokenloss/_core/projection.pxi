@@ -151,7 +151,7 @@ cdef class Tiles(Job):
         self.rows, self.next_row = self.count, 0
 
     cdef tl_row row_of_tile(self) noexcept nogil:
-        return self.job.row_of_scores() if self.pair_job is None else self.pair_job.row_of_other()
+        return self.job.row_of_scores() if self.pair_job is None else self.pair_job.row_of(self.pair_job.other)
 
     cdef void set_row(self, const View *tile, int64_t i, double target_raw, tl_row *logits) noexcept nogil:
         """Point at the logits of a row in a tile."""

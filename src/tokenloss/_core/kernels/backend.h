@@ -134,7 +134,7 @@ typedef struct {
 /* Their moments: see tl_moment. Shifts are the maxima, 0 where these are too large or -inf. */
 typedef struct {
     const void *other;         /* groups of the other rows of KL divergences, or NULL */
-    const double *other_shift; /* for each row */
+    double other_shift[TL_BLOCK_ROWS]; /* the other logit of the first class of the maximum, as other_shift_of of kl.c */
     double shift[TL_BLOCK_ROWS];
     double sum[TL_BLOCK_ROWS];        /* of all 16 lanes, compensated */
     double most_above[TL_BLOCK_ROWS]; /* of KL divergences: by how much a logit exceeds the other row's, at most */
@@ -217,6 +217,7 @@ enum {
     TL_SUM_OF_HELLINGER,
     TL_DIVERGENCE_SUMS
 };
+#define TL_WANTS_SUM(wanted, k) (((wanted) << 1 | 1) >> (k) & 1)
 
 typedef struct {
     double sum[TL_DIVERGENCE_SUMS][16], comp[TL_DIVERGENCE_SUMS][16];
@@ -390,12 +391,14 @@ typedef struct {
 
     /* Of rows, a multiple of TL_GROUP, or of 8 at first: bits of maxima that are not too large for an exact reduction;
      * logarithms of sums of this dtype, as tl_log_of_sum, and bits of those below TL_NEAR_ZERO, or nan; log-odds, losses;
-     * entropies, from these and the moment of the other classes; exp(x) in place; and, for rows of this dtype,
-     * exponents and factors with which exp(x) 2^-exponent factor is `factor` times softmax(x), and a bit for each
-     * logsumexp that is not far out. */
+     * KL divergences, and bits of those that are right; entropies, from odds and the moment of the other classes; exp(x)
+     * in place; and, for rows of this dtype, exponents and factors with which exp(x) 2^-exponent factor is `factor` times
+     * softmax(x), and a bit for each logsumexp that is not far out. */
     uint64_t (*lse_logs)(const double *sum, const double *ref_exp, size_t count, int dtype, double *log);
     uint64_t (*near)(const double *maximum, size_t count);
     void (*log_odds)(const double *offset, const double *log, const double *logit, size_t count, tl_odds *odds);
+    uint64_t (*kl_of_sums)(const tl_short_sums *base, const double *base_log, const tl_short_sums *other,
+                           const double *other_log, const tl_short_moments *moments, size_t count, double *kl);
     void (*entropies)(const tl_odds *odds, const double *log, const double *sum, const tl_short_moments *moments,
                       size_t count, double *entropy);
     void (*exps)(double *x, size_t count);

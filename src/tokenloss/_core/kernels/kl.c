@@ -43,9 +43,7 @@ static double maximum_of(const tl_backend *backend, tl_two_rows *rows, int i, in
 static double other_shift_of(double logit, int dtype) {
     if (!(logit > -TL_MIN_FMA_SAFE && logit - logit == 0))
         logit = logit < 0 ? -TL_MIN_FMA_SAFE : 0;
-    if (dtype == TL_FLOAT64)
-        return logit;
-    return logit < (double)-FLT_MAX ? (double)-FLT_MAX : (double)(float)logit;
+    return dtype == TL_FLOAT64 ? logit : logit < (double)-FLT_MAX ? (double)-FLT_MAX : (double)(float)logit;
 }
 
 /* Rebases what is out of range and moves the shifts to the first class of the base's maximum in [start, end), so that
@@ -141,10 +139,10 @@ typedef struct {
 /* The sum of p log(p / q) where a quotient overflows, and whether it is infinite. */
 static double prob_dot(const double *p, const double *q, size_t count, int *is_infinite) {
     double dot = 0;
-    for (size_t i = 0; i < count; i += TL_GROUP)
-        *is_infinite |= p[i] > 0 && q[i] <= 0;
-    for (size_t i = 0; i < count && !*is_infinite; i += TL_GROUP)
+    for (size_t i = 0; i < count && !*is_infinite; i += TL_GROUP) {
+        *is_infinite = p[i] > 0 && q[i] <= 0;
         dot += p[i] > 0 ? p[i] * (tl_log(p[i]) - tl_log(q[i])) : 0;
+    }
     return dot;
 }
 
@@ -265,39 +263,26 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
     int count = tl_grouped_rows(base);
     if (base->row.of_probs && other->row.of_probs)
         return kl_of_prob_block(backend, base, other, found_of);
-    if (count == 0)
-        return 0;
-    return tl_kl_of_groups(backend, base, other, count, tl_load_scaled_groups(backend, base, count),
-                           tl_load_scaled_groups(backend, other, count), found_of);
+    return count == 0 ? 0
+                      : tl_kl_of_groups(backend, base, other, count, tl_load_scaled_groups(backend, base, count),
+                                        tl_load_scaled_groups(backend, other, count), found_of);
 }
 
 uint64_t tl_kl_of_groups(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, int count,
                          tl_groups p, tl_groups q, tl_kl *found_of) {
-    double other_shift[TL_BLOCK_ROWS] = {0};
-    tl_short_ranks ranks;
+    double kl[TL_BLOCK_ROWS];
     tl_block_lse base_lse, other_lse;
     tl_short_moments moments;
     assert(base->row.count == other->row.count && base->row.compute_dtype == other->row.compute_dtype);
-    tl_rank_groups(backend, base, count, p, NULL, &ranks);
-    for (int i = 0; i < count; i++) {
-        size_t at = tl_place_in_groups(other, i, ranks.argmax[i]);
-        other_shift[i] = other_shift_of(tl_load_from_groups(q, at), other->row.compute_dtype);
-    }
     moments.other = q.at;
-    moments.other_shift = other_shift;
     tl_reduce_groups(backend, base, count, p, &moments, &base_lse);
     tl_reduce_groups(backend, other, count, q, NULL, &other_lse);
     backend->lse_logs(base_lse.sums.sum, base_lse.sums.ref_exp, tl_padded_rows(count), p.dtype, base_lse.log);
     backend->lse_logs(other_lse.sums.sum, other_lse.sums.ref_exp, tl_padded_rows(count), q.dtype, other_lse.log);
     uint64_t found = base_lse.grouped & other_lse.grouped;
-    for (int i = 0; i < count; i++) {
-        double sum = base_lse.sums.sum[i], other_sum = other_lse.sums.sum[i], mean = moments.sum[i] / sum;
-        int infinite = moments.most_above[i] > DBL_MAX;
-        double kl = mean - ((base_lse.log[i] - moments.shift[i]) - (other_lse.log[i] - other_shift[i]));
-        found_of[i].kl = infinite ? (double)INFINITY : kl < 0 ? 0 : kl;
-        found_of[i].base = (tl_lse){0, base_lse.log[i]};
-        found_of[i].other = (tl_lse){0, other_lse.log[i]};
-        found &= ~((uint64_t)!(sum > 0 && other_sum == other_sum && (infinite || mean - mean == 0)) << i);
-    }
+    found &= backend->kl_of_sums(&base_lse.sums, base_lse.log, &other_lse.sums, other_lse.log, &moments,
+                                 tl_padded_rows(count), kl);
+    for (int i = 0; i < count; i++)
+        found_of[i] = (tl_kl){kl[i], {0, base_lse.log[i]}, {0, other_lse.log[i]}};
     return found;
 }

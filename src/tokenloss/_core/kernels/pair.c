@@ -262,7 +262,9 @@ tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row 
 /* Pairs of short rows side by side; returns which were found. */
 static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, const tl_row_block *rows, int dtype,
                            tl_definitions definitions, tl_pair *pairs, tl_cancel *cancel) {
-    int count = tl_grouped_rows(rows);
+    const double any_rank[TL_BLOCK_ROWS] = {0};
+    const int count = tl_grouped_rows(rows);
+    const size_t groups = tl_groups_for(count), classes = (size_t)rows->row.count;
     tl_row_block p = *base, q = *rows;
     tl_kl found_of[TL_BLOCK_ROWS];
     tl_short_ranks base_tops, base_seconds, tops;
@@ -277,12 +279,12 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     uint64_t found = tl_kl_of_groups(backend, &p, &q, count, of_base, of_rows, found_of);
     if (definitions == TL_LLAMA_CPP)
         of_base = tl_load_scaled_groups(backend, &p, count);
-    tl_rank_groups(backend, &p, count, of_base, NULL, &base_tops);
+    backend->short_ranks[of_base.dtype](of_base.at, groups, classes, any_rank, &base_tops);
     for (int i = 0; i < count; i++)
         if (found >> i & 1)
             tl_store_to_groups(of_base, tl_place_in_groups(&p, i, base_tops.argmax[i]), -(double)INFINITY);
-    tl_rank_groups(backend, &p, count, of_base, NULL, &base_seconds);
-    tl_rank_groups(backend, &q, count, of_rows, NULL, &tops);
+    backend->short_ranks[of_base.dtype](of_base.at, groups, classes, any_rank, &base_seconds);
+    backend->short_ranks[of_rows.dtype](of_rows.at, groups, classes, any_rank, &tops);
     p = *base;
     q = *rows;
     p.wanted = q.wanted = found;

@@ -59,12 +59,6 @@ static void load_group(const tl_backend *backend, const tl_row_block *rows, int 
     }
 }
 
-void tl_rank_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
-                    const double *threshold, tl_short_ranks *ranks) {
-    backend->short_ranks[groups.dtype](groups.at, tl_groups_for(count), (size_t)rows->row.count,
-                                       threshold ? threshold : zeros, ranks);
-}
-
 void tl_load_groups(const tl_backend *backend, const tl_row_block *rows, int count, int dtype, char *groups) {
     const tl_row *row = &rows->row;
     ptrdiff_t size = tl_itemsize(row->dtype);
@@ -288,7 +282,9 @@ void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int c
     if (rows->has_excluded && rows->keeps_logits)
         replace_excluded(groups, at, count, lse->logit);
     lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows->wanted &
-                   backend->near(lse->sums.maximum, padded) & backend->near(lse->logit, padded);
+                   backend->near(lse->sums.maximum, padded);
+    if (rows->has_excluded)
+        lse->grouped &= backend->near(lse->logit, padded);
 }
 
 /* Reduces wanted rows that were not reduced in groups, one by one. */

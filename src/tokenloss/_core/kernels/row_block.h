@@ -53,10 +53,10 @@ TL_INLINE size_t tl_place_in_groups(const tl_row_block *rows, int i, int64_t k) 
 
 /* Whether rows [start, start + count) are one element apart, so that a vector of them can be read at once. */
 TL_INLINE int tl_are_neighbours(const char *const *data, int start, int count, ptrdiff_t size) {
-    int found = 1;
+    ptrdiff_t odd = 0; /* without branches, so that compilers make vectors of it */
     for (int i = start + 1; i < start + count; i++)
-        found &= data[i] - data[i - 1] == size;
-    return found;
+        odd |= (data[i] - data[i - 1]) ^ size;
+    return odd == 0;
 }
 
 TL_INLINE int tl_is_wanted(const tl_row_block *rows, int i) { return (int)(rows->wanted >> i & 1); }
@@ -252,10 +252,6 @@ tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, i
 TL_INLINE tl_groups tl_load_scaled_groups(const tl_backend *backend, const tl_row_block *rows, int count) {
     return tl_scale_groups(backend, rows, count, tl_load_raw_groups(backend, rows, count));
 }
-
-/* Ranks of thresholds, or any if NULL, and argmax of each row. */
-void tl_rank_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
-                    const double *threshold, tl_short_ranks *ranks);
 
 /* Reduces them, with moments unless that is NULL: sums, and logits of excluded classes, or else 0. */
 void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,

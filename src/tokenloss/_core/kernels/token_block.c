@@ -15,7 +15,7 @@ static void find_ranks(const tl_backend *backend, const tl_row_block *rows, int 
     for (int i = 0; i < count; i++)
         if (rows->excluded[i] >= 0)
             target_raw[i] = tl_load_from_groups(raw, tl_place_in_groups(rows, i, rows->excluded[i]));
-    tl_rank_groups(backend, rows, count, raw, target_raw, &ranks);
+    backend->short_ranks[raw.dtype](raw.at, tl_groups_for(count), (size_t)rows->row.count, target_raw, &ranks);
     memcpy(tokens->rank, ranks.count_ge, sizeof tokens->rank); /* the target is one of them */
     memcpy(tokens->argmax, ranks.argmax, sizeof tokens->argmax);
 }
@@ -29,7 +29,7 @@ static uint64_t find_top(const tl_backend *backend, const tl_row_block *rows, in
     for (int i = 0; i < TL_BLOCK_ROWS; i++)
         least[i] = raw.dtype == TL_FLOAT64 ? -DBL_MAX : (double)-FLT_MAX;
     for (int64_t k = 0; k < top->most; k++) {
-        tl_rank_groups(backend, rows, count, raw, least, &ranks);
+        backend->short_ranks[raw.dtype](raw.at, tl_groups_for(count), (size_t)rows->row.count, least, &ranks);
         for (int i = 0; i < count; i++) {
             if (!tl_is_wanted(rows, i))
                 continue;

@@ -59,6 +59,25 @@ TL_TARGET SCHEDULED static uint64_t JOIN(softmax_factors_, BACKEND)(const double
     return near;
 }
 
+/* KL divergences, as tl_kl_finish. */
+TL_TARGET static uint64_t JOIN(kl_of_sums_, BACKEND)(const tl_short_sums *base, const double *base_log,
+                                                     const tl_short_sums *other, const double *other_log,
+                                                     const tl_short_moments *moments, size_t count, double *kl) {
+    const f64_vec zero = f64_set(0), largest = f64_set(0x1.fffffffffffffp1023);
+    uint64_t found = 0;
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        const f64_vec sum = f64_load(base->sum + i), of_other = f64_load(other->sum + i);
+        const f64_vec most = f64_load(moments->most_above + i), mean = f64_div(f64_load(moments->sum + i), sum);
+        f64_vec of = f64_sub(f64_load(base_log + i), f64_load(moments->shift + i));
+        of = f64_sub(mean, f64_sub(of, f64_sub(f64_load(other_log + i), f64_load(moments->other_shift + i))));
+        f64_store(kl + i, f64_if_less(largest, most, f64_set((double)INFINITY), f64_if_less(of, zero, zero, of)));
+        of = f64_if_less(largest, most, zero, f64_sub(mean, mean)); /* 0 or nan, as are all of these */
+        of = f64_add(of, f64_add(f64_sub(sum, sum), f64_sub(of_other, of_other)));
+        found |= (uint64_t)f64_mask_ge(of, zero) << i;
+    }
+    return found;
+}
+
 TL_TARGET static void JOIN(entropies_, BACKEND)(const tl_odds *odds, const double *log, const double *sum,
                                                 const tl_short_moments *moments, size_t count, double *entropy) {
     for (size_t i = 0; i < count; i += f64_WIDTH) {

@@ -66,9 +66,9 @@ TL_TARGET TL_INLINE OP(vec) OP(sum_of_four)(const OP(vec) * x) {
     return OP(add)(OP(add)(x[0], x[1]), OP(add)(x[2], x[3]));
 }
 
-/* For four vectors of classes: a, b, t, |t|, m, l and l^2, d^2, and the last two terms. */
+/* For four vectors of classes: a, b, t, l and l^2, and the terms of each sum. */
 typedef struct {
-    OP(vec) a[4], b[4], difference[4], size[4], both[4], log[4], log_square[4], square[4], reverse[4], js[4];
+    OP(vec) a[4], b[4], difference[4], log[4], log_square[4], term[TL_DIVERGENCE_SUMS][4];
 } OP(divergence_terms);
 
 /* Sets the terms of vector i that need no logarithm, and the logarithm. */
@@ -79,10 +79,10 @@ TL_TARGET TL_INLINE void OP(set_terms)(OP(divergence_terms) * of, size_t i, OP(v
     of->a[i] = OP(add)(p.power, p.rest);
     of->b[i] = OP(add)(q.power, q.rest);
     OP(vec) sum = OP(add)(of->a[i], of->b[i]);
-    of->square[i] = OP(mul)(between, between);
+    of->term[TL_SUM_OF_HELLINGER][i] = OP(mul)(between, between);
     of->difference[i] = OP(mul)(between, sum);
-    of->size[i] = OP(and_bits)(of->difference[i], OP(SIZE_BITS));
-    of->both[i] = OP(fma)(sum, sum, of->square[i]);
+    of->term[TL_SUM_OF_TV][i] = OP(and_bits)(of->difference[i], OP(SIZE_BITS));
+    of->term[TL_SUM_OF_BOTH][i] = OP(fma)(sum, sum, of->term[TL_SUM_OF_HELLINGER][i]);
     of->log[i] = OP(fma)(OP(sub)(q.k, p.k), OP(set)(OP(LN2) / 4), OP(sub)(q.r, p.r));
     if (clamps) { /* where p is 0, and q may not be */
         const OP(vec) floor = OP(set)(-OP(OTHER_LIMIT));
@@ -101,17 +101,17 @@ TL_TARGET TL_INLINE OP(vec) OP(most_unmatched)(OP(vec) given, OP(vec) other, OP(
 TL_TARGET TL_INLINE void OP(set_far_terms)(OP(divergence_terms) * of, size_t count, OP(vec) limit, int wanted) {
     for (size_t i = 0; i < count; i++) {
         OP(vec) far = OP(fma)(OP(mul)(of->b[i], of->b[i]), of->log[i], of->difference[i]);
-        of->reverse[i] = OP(if_less)(of->log_square[i], limit, of->reverse[i], OP(add)(far, far));
+        of->term[TL_SUM_OF_REVERSE_KL][i] = OP(if_less)(of->log_square[i], limit, of->term[TL_SUM_OF_REVERSE_KL][i], OP(add)(far, far));
         if (!(wanted & TL_JS))
             continue;
-        OP(vec) u = OP(div)(of->size[i], OP(max_skip_nan)(of->both[i], OP(set)(OP(LEAST_NORMAL))));
+        OP(vec) u = OP(div)(of->term[TL_SUM_OF_TV][i], OP(max_skip_nan)(of->term[TL_SUM_OF_BOTH][i], OP(set)(OP(LEAST_NORMAL))));
         OP(vec) x = OP(sub)(u, OP(set)((REAL)0.375)), log = OP(set)(OP(JS_FAR)[0]);
         for (size_t k = 1; k < sizeof OP(JS_FAR) / sizeof OP(JS_FAR)[0]; k++)
             log = OP(fma)(log, x, OP(set)(OP(JS_FAR)[k]));
         OP(vec) less = OP(min)(of->a[i], of->b[i]);
         less = OP(mul)(OP(mul)(less, less), OP(and_bits)(of->log[i], OP(SIZE_BITS)));
-        far = OP(sub)(OP(mul)(of->both[i], log), OP(add)(less, less));
-        of->js[i] = OP(if_less)(of->log_square[i], limit, of->js[i], far);
+        far = OP(sub)(OP(mul)(of->term[TL_SUM_OF_BOTH][i], log), OP(add)(less, less));
+        of->term[TL_SUM_OF_JS][i] = OP(if_less)(of->log_square[i], limit, of->term[TL_SUM_OF_JS][i], far);
     }
 }
 
@@ -120,15 +120,15 @@ TL_TARGET TL_INLINE void OP(set_log_terms)(OP(divergence_terms) * of, size_t cou
     const OP(vec) limit = OP(set)((REAL)1.21);
     OP(vec) most = OP(set)(0);
     for (size_t i = 0; i < count; i++) {
-        OP(vec) y = OP(mul)(of->log[i], of->log[i]), of_y = OP(mul)(of->both[i], y);
+        OP(vec) y = OP(mul)(of->log[i], of->log[i]), of_y = OP(mul)(of->term[TL_SUM_OF_BOTH][i], y);
         OP(vec) reverse = OP(set)(OP(REVERSE_NEAR)[0]), js = OP(set)(OP(JS_NEAR)[0]);
         for (size_t k = 1; k < sizeof OP(REVERSE_NEAR) / sizeof OP(REVERSE_NEAR)[0]; k++)
             reverse = OP(fma)(reverse, y, OP(set)(OP(REVERSE_NEAR)[k]));
         reverse = OP(sub)(OP(mul)(reverse, of_y), of->difference[i]);
-        of->reverse[i] = OP(mul)(reverse, of->log[i]);
+        of->term[TL_SUM_OF_REVERSE_KL][i] = OP(mul)(reverse, of->log[i]);
         for (size_t k = 1; k < sizeof OP(JS_NEAR) / sizeof OP(JS_NEAR)[0]; k++)
             js = OP(fma)(js, y, OP(set)(OP(JS_NEAR)[k]));
-        of->js[i] = OP(mul)(js, of_y);
+        of->term[TL_SUM_OF_JS][i] = OP(mul)(js, of_y);
         of->log_square[i] = y;
         most = OP(max_skip_nan)(y, most);
     }
@@ -167,15 +167,9 @@ TL_TARGET TL_INLINE int OP(add_divergences)(const REAL *x, const REAL *y, size_t
             }
             if (wanted & (TL_REVERSE_KL | TL_JS))
                 OP(set_log_terms)(&of, 4, wanted);
-            OP(accumulate)(&sums[TL_SUM_OF_BOTH], j, OP(sum_of_four)(of.both));
-            if (wanted & TL_TV)
-                OP(accumulate)(&sums[TL_SUM_OF_TV], j, OP(sum_of_four)(of.size));
-            if (wanted & TL_HELLINGER)
-                OP(accumulate)(&sums[TL_SUM_OF_HELLINGER], j, OP(sum_of_four)(of.square));
-            if (wanted & TL_REVERSE_KL)
-                OP(accumulate)(&sums[TL_SUM_OF_REVERSE_KL], j, OP(sum_of_four)(of.reverse));
-            if (wanted & TL_JS)
-                OP(accumulate)(&sums[TL_SUM_OF_JS], j, OP(sum_of_four)(of.js));
+            for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
+                if (TL_WANTS_SUM(wanted, k))
+                    OP(accumulate)(&sums[k], j, OP(sum_of_four)(of.term[k]));
         }
     if (!clamps && (OP(mask_ge)(of_pair.base.min_arg, least) || OP(mask_ge)(of_pair.other.min_arg, least_other)))
         return -1;

@@ -4,17 +4,12 @@
 
 #define NAME(what) JOIN(JOIN(what, float64), JOIN(_, BACKEND))
 
-TL_TARGET TL_INLINE f64_vec NAME(sum_of_)(const f64_vec *x, size_t most) {
-    return most == 1 ? x[0] : f64_sum_of_four(x);
-}
-
 /* Adds classes first, first + 16, first + 32 and first + 48, as far as they exist; or only `first` if `most` is 1.
  * `most` is a literal, so that the loops unroll. */
 TL_TARGET TL_INLINE void NAME(add_four_)(const double *base, const double *other, size_t first, size_t classes,
                                          size_t most, const f64_pair_acc *acc, f64_table powers, int wanted,
                                          f64_vec *unmatched, f64_lane (*lanes)[16]) {
     f64_divergence_terms of;
-    const size_t lane = first % 16;
     for (size_t i = 0; i < most; i++) {
         const size_t at = TL_GROUP * (first + 16 * i);
         int is_there = first + 16 * i < classes;
@@ -25,15 +20,9 @@ TL_TARGET TL_INLINE void NAME(add_four_)(const double *base, const double *other
     }
     if (wanted & (TL_REVERSE_KL | TL_JS))
         f64_set_log_terms(&of, most, wanted);
-    f64_add_to_lane(&lanes[TL_SUM_OF_BOTH][lane], NAME(sum_of_)(of.both, most));
-    if (wanted & TL_TV)
-        f64_add_to_lane(&lanes[TL_SUM_OF_TV][lane], NAME(sum_of_)(of.size, most));
-    if (wanted & TL_HELLINGER)
-        f64_add_to_lane(&lanes[TL_SUM_OF_HELLINGER][lane], NAME(sum_of_)(of.square, most));
-    if (wanted & TL_REVERSE_KL)
-        f64_add_to_lane(&lanes[TL_SUM_OF_REVERSE_KL][lane], NAME(sum_of_)(of.reverse, most));
-    if (wanted & TL_JS)
-        f64_add_to_lane(&lanes[TL_SUM_OF_JS][lane], NAME(sum_of_)(of.js, most));
+    for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
+        if (TL_WANTS_SUM(wanted, k))
+            f64_add_to_lane(&lanes[k][first % 16], most == 1 ? of.term[k][0] : f64_sum_of_four(of.term[k]));
 }
 
 /* For f64_WIDTH rows from `row` on. */

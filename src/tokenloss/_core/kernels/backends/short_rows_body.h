@@ -17,12 +17,30 @@ TL_TARGET TL_INLINE OP(vec) NAME(largest_of_)(const char *x, ptrdiff_t stride, s
     return OP(max_skip_nan)(OP(max_skip_nan)(largest[2], largest[3]), OP(max_skip_nan)(largest[0], largest[1]));
 }
 
-/* The maxima of a group, and the reference exponents: those of tl_lse_begin, and 0 for rows that are far out. */
+/* The largest of each of a vector of rows, and what the logits of other rows are shifted by: the one of the first class
+ * that has the largest, as other_shift_of of kl.c. */
+TL_TARGET TL_INLINE OP(vec) NAME(largest_and_other_)(const char *x, ptrdiff_t stride, size_t classes, const char *other,
+                                                     double *other_shift) {
+    OP(vec) largest = OP(set)(-(REAL)INFINITY), at = OP(load)((const REAL *)(const void *)other);
+    for (size_t k = 0; k < classes; k++, x += stride, other += stride) {
+        const OP(vec) value = OP(load)((const REAL *)(const void *)x);
+        at = OP(if_less)(largest, value, OP(load)((const REAL *)(const void *)other), at);
+        largest = OP(max_skip_nan)(value, largest);
+    }
+    at = OP(max_keep_nan)(OP(set)(-OP(OTHER_LIMIT)), at);
+    OP(store_f64)(other_shift, OP(if_less)(at, OP(set)((REAL)INFINITY), at, OP(set)(0)));
+    return largest;
+}
+
+/* The maxima of a group, and the reference exponents: those of tl_lse_begin, and 0 for rows that are far out; and the
+ * shifts of other rows, if these are not NULL. */
 TL_TARGET TL_INLINE void NAME(group_maximum_)(const char *x, ptrdiff_t stride, size_t classes, double *maximum,
-                                             double *exponent) {
+                                              double *exponent, const char *other, double *other_shift) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         f64_vec wide[PARTS];
-        OP(widen)(NAME(largest_of_)(x + r * sizeof(REAL), stride, classes), wide);
+        const size_t at = r * sizeof(REAL);
+        OP(widen)(other ? NAME(largest_and_other_)(x + at, stride, classes, other + at, other_shift + r)
+                        : NAME(largest_of_)(x + at, stride, classes), wide);
         for (size_t i = 0; i < PARTS; i++) {
             f64_store(maximum + r + i * f64_WIDTH, f64_add(wide[i], f64_set(0)));
             f64_store(exponent + r + i * f64_WIDTH, f64_exponent_near(wide[i]));
@@ -35,12 +53,6 @@ TL_TARGET TL_INLINE void NAME(end_lanes_)(OP(lane) * lanes, size_t count, double
     OP(add_lanes)(lanes, count, 1);
     for (size_t i = 0; i < PARTS; i++)
         f64_store(total + i * f64_WIDTH, f64_mul(f64_add(lanes->sum[i], lanes->lost[i]), f64_set(OP(UNSCALE))));
-}
-
-/* Asks memory for a part of what is read or written next: one line for each full vector. */
-TL_TARGET TL_INLINE void NAME(prefetch_)(const tl_next_rows *next, size_t k) {
-    if (sizeof(OP(vec)) >= 32 && next->data)
-        tl_prefetch(next->data + (ptrdiff_t)k * next->class_stride);
 }
 
 /* The next rows of a vector that begins at row r. For contiguous rows, all bytes are asked for in some order. */
@@ -64,7 +76,8 @@ TL_TARGET TL_INLINE OP(vec)
                      const tl_next_rows *next, NAME(terms_) * to) {
     OP(vec) value = OP(load)((const REAL *)(const void *)(x + (ptrdiff_t)k * stride));
     OP(vec) bounded = OP(max_keep_nan)(acc->min_arg, value);
-    NAME(prefetch_)(next, k);
+    if (sizeof(OP(vec)) >= 32 && next->data) /* one line for each full vector */
+        tl_prefetch(next->data + (ptrdiff_t)k * next->class_stride);
     const OP(exp_parts) exp = OP(exp_of)(bounded, acc, 1);
     if (mode != SUMEXP) {
         OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(add_rest)(&exp, exp.power);
@@ -155,12 +168,8 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const char *x, const char *other, ptrdi
     NAME(end_lanes_)(lanes, count, sums->sum + row);
     if (mode != SUMEXP)
         NAME(end_lanes_)(moment_lanes, count, moments->sum + row);
-    if (mode == KL) {
-        f64_vec most[PARTS];
-        OP(widen)(acc.maximum[0], most);
-        for (size_t i = 0; i < PARTS; i++)
-            f64_store(moments->most_above + row + i * f64_WIDTH, most[i]);
-    }
+    if (mode == KL)
+        OP(store_f64)(moments->most_above + row, acc.maximum[0]);
 }
 
 /* Stage by stage, since the latency of a stage would be waited for in every group. `columns` are the most. */
@@ -173,7 +182,9 @@ TL_TARGET TL_INLINE void NAME(short_reduce_)(const tl_few_rows *rows, size_t cou
     ptrdiff_t stride = 0;
     for (size_t g = 0; g < count; g++) {
         x[g] = OP(group_of)(rows, g, classes, memory + g * group_bytes, &stride);
-        NAME(group_maximum_)(x[g], stride, classes, sums->maximum + TL_GROUP * g, sums->ref_exp + TL_GROUP * g);
+        NAME(group_maximum_)(x[g], stride, classes, sums->maximum + TL_GROUP * g, sums->ref_exp + TL_GROUP * g,
+                             mode == KL ? (const char *)moments->other + g * group_bytes : NULL,
+                             mode == KL ? moments->other_shift + TL_GROUP * g : NULL);
     }
     for (size_t r = 0; mode != SUMEXP && r < TL_GROUP * count; r += f64_WIDTH) {
         f64_vec shift = f64_load(sums->maximum + r), size = f64_and_bits(shift, 0x7fffffffffffffffu);
@@ -187,23 +198,27 @@ TL_TARGET TL_INLINE void NAME(short_reduce_)(const tl_few_rows *rows, size_t cou
     }
 }
 
+/* The same with as many columns as there are. */
+TL_TARGET TL_INLINE void NAME(reduce_short_)(const tl_few_rows *rows, size_t count, enum tl_mode mode,
+                                             const tl_next_rows *next, char *memory, tl_short_sums *sums,
+                                             tl_short_moments *moments) {
+    const size_t classes = rows->classes;
+    classes <= 16         ? NAME(short_reduce_)(rows, count, classes, 1, mode, next, memory, sums, moments)
+    : classes <= TL_LANES ? NAME(short_reduce_)(rows, count, classes, 4, mode, next, memory, sums, moments)
+                          : NAME(short_reduce_)(rows, count, classes, 0, mode, next, memory, sums, moments);
+}
+
 TL_TARGET static void NAME(short_sumexp_)(const tl_few_rows *rows, size_t count, const tl_next_rows *next, void *memory,
                                           tl_short_sums *sums) {
-    const size_t classes = rows->classes; /* loops of 2 and 3 classes are unrolled */
-    classes == 2          ? NAME(short_reduce_)(rows, count, 2, 1, SUMEXP, next, memory, sums, NULL)
-    : classes == 3        ? NAME(short_reduce_)(rows, count, 3, 1, SUMEXP, next, memory, sums, NULL)
-    : classes <= 16       ? NAME(short_reduce_)(rows, count, classes, 1, SUMEXP, next, memory, sums, NULL)
-    : classes <= TL_LANES ? NAME(short_reduce_)(rows, count, classes, 4, SUMEXP, next, memory, sums, NULL)
-                          : NAME(short_reduce_)(rows, count, classes, 0, SUMEXP, next, memory, sums, NULL);
+    rows->classes == 2   ? NAME(short_reduce_)(rows, count, 2, 1, SUMEXP, next, memory, sums, NULL) /* are unrolled */
+    : rows->classes == 3 ? NAME(short_reduce_)(rows, count, 3, 1, SUMEXP, next, memory, sums, NULL)
+                         : NAME(reduce_short_)(rows, count, SUMEXP, next, memory, sums, NULL);
 }
 
 TL_TARGET static void NAME(short_moments_)(const tl_few_rows *groups, size_t count, const tl_next_rows *next,
                                            tl_short_sums *sums, tl_short_moments *moments) {
-    const size_t classes = groups->classes;
-    moments->other        ? NAME(short_reduce_)(groups, count, classes, 0, KL, next, NULL, sums, moments)
-    : classes <= 16       ? NAME(short_reduce_)(groups, count, classes, 1, MOMENT, next, NULL, sums, moments)
-    : classes <= TL_LANES ? NAME(short_reduce_)(groups, count, classes, 4, MOMENT, next, NULL, sums, moments)
-                          : NAME(short_reduce_)(groups, count, classes, 0, MOMENT, next, NULL, sums, moments);
+    moments->other ? NAME(reduce_short_)(groups, count, KL, next, NULL, sums, moments)
+                   : NAME(reduce_short_)(groups, count, MOMENT, next, NULL, sums, moments);
 }
 
 /* The lowest class of the maximum is the number of classes before which none has it. */
@@ -275,7 +290,7 @@ TL_TARGET TL_INLINE int NAME(exp_group_of_rows_)(const char *x, ptrdiff_t stride
     uint32_t good = 0;
     int is_far = 0;
     if (!is_near)
-        NAME(group_maximum_)(x, stride, classes, maximum, ref_exp);
+        NAME(group_maximum_)(x, stride, classes, maximum, ref_exp, NULL, NULL);
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         f64_vec sum[PARTS];
         OP(acc) acc = OP(acc_near)();

@@ -335,6 +335,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .lse_logs = JOIN(lse_logs_, BACKEND),
     .near = JOIN(near_, BACKEND),
     .log_odds = JOIN(log_odds_, BACKEND),
+    .kl_of_sums = JOIN(kl_of_sums_, BACKEND),
     .entropies = JOIN(entropies_, BACKEND),
     .exps = JOIN(exps_, BACKEND),
     .second_moments = JOIN(second_moments_, BACKEND),
