@@ -118,7 +118,7 @@ def pytest_collection_modifyitems(items):
     """Mark tests with these fixtures as thread-unsafe; mark as slow what a sample of a test's parameters leaves out."""
     for _, cases in itertools.groupby(items, lambda item: item.nodeid.partition("[")[0]):
         cases = [item for item in cases if hasattr(item, "callspec") and not item.get_closest_marker("slow")]
-        for item in left_out_of_sample(cases) if len(cases) > MANY else ():
+        for item in left_out_of_sample(cases) if len(cases) > MANY and len(cases[0].callspec.params) > 1 else ():
             item.add_marker(pytest.mark.slow)
     for item in items:
         for fixture in NOT_IN_PARALLEL.keys() & item.fixturenames:

@@ -37,13 +37,12 @@ def of_file(path, at_top=False):
 
 def of_source(source, beside=ROOT, at_top=False):
     """The packages that a text in Python imports; those beside it, helpers and stand-ins count as what they import."""
-    tree, modules = ast.parse(source), set()
-    for node in tree.body if at_top else ast.walk(tree):
-        match node:
-            case ast.Import(names=aliases):
-                modules |= {alias.name for alias in aliases}
-            case ast.ImportFrom(module=module, level=0):
-                modules.add(module)
+    if at_top:  # of every file, in every process: a tenth of the time of parsing
+        modules = re.findall(r"^(?:import|from) (\w+)", re.sub(r'(?s)""".*?"""', "", source), re.MULTILINE)
+    else:
+        nodes = [*ast.walk(ast.parse(source))]
+        modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
     needed = set()
     for name in {module.partition(".")[0] for module in modules}:
         files = (folder / f"{name}.py" for folder in (beside, HELPERS, pages.STAND_INS))
