@@ -756,11 +756,11 @@ def save_compressed(path, **arrays):
 
 @pytest.mark.parametrize(("suffix", "n_candidates"), [("npz", 12), pytest.param("zarr", 4, marks=pytest.mark.slow)])
 def test_memory_of_candidates_is_that_of_a_block(n_candidates, suffix, tmp_path, monkeypatch):
-    """Of compressed files, which are read as a stream, blocks of 4 MB of all candidates at once would be seen."""
-    monkeypatch.setattr(plan, "_BLOCK_BYTES", 4 << 20)
+    """Of compressed files, which are read as a stream, blocks of 2 MB of all candidates at once would be seen."""
+    monkeypatch.setattr(plan, "_BLOCK_BYTES", 2 << 20)
     rng = np.random.default_rng(7)
-    logits = np.tile(rng.integers(9, size=2048).astype(np.float32), (2048, 1))  # 16 MB, soon compressed
-    save_compressed(tmp_path / "base.npz", logits=logits, targets=rng.integers(2048, size=2048))
+    logits = np.tile(rng.integers(9, size=2048).astype(np.float32), (1024, 1))  # 8 MB, soon compressed
+    save_compressed(tmp_path / "base.npz", logits=logits, targets=rng.integers(2048, size=1024))
     others = {str(number): tmp_path / f"{number}.{suffix}" for number in range(n_candidates)}
     if suffix == "npz":
         save_compressed(others["0"], logits=logits + 1)
@@ -769,6 +769,6 @@ def test_memory_of_candidates_is_that_of_a_block(n_candidates, suffix, tmp_path,
         zarr.open_group(others["0"], mode="w").create_array("logits", data=logits + 1, chunks=(512, 2048))
     for path in [*others.values()][1:]:
         (shutil.copyfile if suffix == "npz" else shutil.copytree)(others["0"], path)
-    with pytest.warns(UserWarning, match="identical to"), held_at_most(36 << 20):
+    with pytest.warns(UserWarning, match="identical to"), held_at_most(18 << 20):
         result = compare_files(tmp_path / "base.npz", others, workers=1)
     assert {comparison.mean_kl < 1e-12 for comparison in result.values()} == {True}

@@ -353,7 +353,7 @@ def check_one_loss(lengths, rng, use_backend):
 
 
 def test_every_function_gives_a_class_id_the_same_loss(rng, use_backend):
-    check_one_loss([1, 2, 3, 5, 7, 17, 33, *range(62, 67), *LONGER_LENGTHS[::2]], rng, use_backend)
+    check_one_loss([1, 2, 3, 5, 7, 17, 33, *range(62, 67), *LONGER_LENGTHS[::4]], rng, use_backend)
 
 
 @pytest.mark.slow
@@ -377,7 +377,7 @@ def test_every_number_of_rows_gives_the_bits_of_rows_alone(layout, dtype, rng):
             assert_all_same_bits(problem.first(rows).call(name, layout), [array[:rows] for array in expected], what)
 
 
-@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [6, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("classes", range(2, 66))
 def test_losses_of_few_classes_have_the_bits_of_token_scores_at_every_end_of_a_block(classes, step, rng, use_backend):
     """Rows that are far out, ignored or left out may lie anywhere; sums are those of the losses, whoever adds them."""
@@ -460,7 +460,7 @@ def test_workers_change_no_bit_of_short_rows(name, rng):
         problem = Problem(rng, mixed, (1003,), classes, np.float32)
         for layout in ("c", CHANNELS):
             expected = problem.call(name, layout, workers=1)
-            for workers in (2, 3, 7):
+            for workers in (2, 7):
                 results = problem.call(name, layout, workers=workers)
                 assert_all_same_bits(results, expected, f"{workers} workers, {layout}, {classes} classes")
 
