@@ -70,7 +70,7 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef int size = tl_itemsize(scores.dtype)
         cdef int64_t stride, most = tl_nll_classes(row.compute_dtype)
         if (not 2 <= scores.classes <= most or not is_given(&scores.view)
-                or scores.view.run < 16 and not scores.view.is_uniform):
+                or scores.view.run < (16 if is_given(&self.grad) else 8) and not scores.view.is_uniform):
             return False
         if scores.classes <= FEW_CLASSES and not is_given(&self.grad):
             return True
@@ -82,7 +82,9 @@ cdef class CrossEntropy(LogSumExpJob):
                     and self.grad.dtype == scores.dtype
                     and size in (self.grad.buffer.strides[scores.axis], self.grad.row_stride))
         most = MASSES_CLASSES if stride == size else SHORT_ROW
-        return (stride == size or scores.dtype >= TL_FLOAT32) and (self.label_smoothing == 0 or scores.classes <= most)
+        return (stride == size or scores.dtype >= TL_FLOAT32) and (
+            scores.classes <= most if self.label_smoothing != 0 else scores.view.run >= 16 or scores.view.is_uniform
+        )
 
     cdef double cost_of_row(self) noexcept:
         cdef double cost

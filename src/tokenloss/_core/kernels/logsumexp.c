@@ -146,11 +146,6 @@ void tl_lse_row(const tl_backend *backend, const tl_row *row, int64_t excluded, 
         tl_lse_range(backend, row, start, row->count, TL_BLOCK, excluded, state, cancel);
 }
 
-double tl_moment_mean(const tl_lse_acc *state) {
-    return tl_lanes_sum_compensated(state->moment->sum, state->moment->comp) /
-           tl_lanes_sum_compensated(state->sum, state->comp);
-}
-
 tl_lse tl_lse_finish(const tl_lse_acc *state, int compute_dtype) {
     double sum = tl_lanes_sum_compensated(state->sum, state->comp);
     return (tl_lse){state->offset, tl_log_of_sum(sum, (double)state->ref_exp, compute_dtype)};

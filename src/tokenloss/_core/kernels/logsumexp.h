@@ -78,6 +78,9 @@ int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, in
                  tl_lse_acc *state, tl_chunk_buf *buf);
 
 /* The moment divided by the sum: the mean of x - offset - shift under softmax(row). */
-double tl_moment_mean(const tl_lse_acc *state);
+TL_INLINE double tl_moment_mean(const tl_lse_acc *state) {
+    return tl_lanes_sum_compensated(state->moment->sum, state->moment->comp) /
+           tl_lanes_sum_compensated(state->sum, state->comp);
+}
 
 #endif

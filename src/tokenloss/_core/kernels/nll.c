@@ -207,7 +207,7 @@ size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t 
     int is_long = tl_are_in_place(&of->row, of->apart) && !of->grad_scale;
     size_t n = of->sums_only && is_long ? add_by_bins(backend, of, count, sum) : 0;
     size_t most = count < TL_PLAIN_ROWS ? count : TL_PLAIN_ROWS;
-    if (of->grad_scale || (is_long && of->row.count > TL_FEW_CLASSES)) /* whole groups */
+    if (of->grad_scale || (is_long && of->row.count > TL_MASSES_CLASSES)) /* whole groups */
         most -= most % TL_GROUP;
     *left = 0;
     *unmasked += (int64_t)n;

@@ -141,7 +141,8 @@ int64_t tl_one_hot_class(const tl_backend *backend, const tl_soft_target *soft, 
 /* tl_target_dot where all masses are equal. */
 static double target_dot_uniform(const tl_backend *backend, const tl_row *row, double mass, double shift,
                                  tl_cancel *cancel) {
-    double sum[16] = {0}, lost[16] = {0}, memory[TL_CHUNK + 2], *copy = memory + 2;
+    tl_lane_sums lanes = {{0}, {0}};
+    double memory[TL_CHUNK + 2], *copy = memory + 2;
     memory[0] = memory[1] = 0; /* AVX2 reads there before a short piece of halves */
     double offset = tl_abs(shift) > TL_MAX_EXACT_REDUCTION ? shift : 0; /* else sums keep the digits that matter */
     const int dtype = offset == 0 && row->count >= LANES ? row->compute_dtype : TL_FLOAT64;
@@ -150,11 +151,11 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
         const char *run = run_of(backend, row, start, start + count, dtype, copy);
         for (int64_t i = 0; offset != 0 && i < count; i++)
             copy[i] = tl_load(run + 8 * i, TL_FLOAT64) - offset;
-        backend->sum[dtype](offset != 0 ? (const void *)copy : run, (size_t)count, sum, lost);
+        backend->sum[dtype](offset != 0 ? (const void *)copy : run, (size_t)count, lanes.sum, lanes.comp);
         if ((start + count) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return 0;
     }
-    return mass * ((double)row->count * (shift - offset) - tl_lanes_sum_or_infinite(sum, lost));
+    return mass * ((double)row->count * (shift - offset) - tl_lanes_sum_or_infinite(lanes.sum, lanes.comp));
 }
 
 void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t start,
@@ -182,13 +183,14 @@ double tl_target_dot_end(const tl_dot_acc *dot, double *total) {
 
 double tl_target_dot(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, double shift,
                      double *total, tl_cancel *cancel) {
-    tl_dot_acc dot = {{0}, {0}, {0}, {0}, 0};
+    tl_dot_acc dot;
     if (!soft->mass && !soft->weight) {
         *total = soft->eps_over_v * (double)row->count;
         double loss = target_dot_uniform(backend, row, soft->eps_over_v, shift, cancel);
         if (loss - loss == 0) /* else only the sum of the logits may be too large for a double */
             return loss;
     }
+    memset(&dot, 0, sizeof dot);
     tl_target_dot_range(backend, row, soft, 0, row->count, shift, &dot, cancel);
     return tl_target_dot_end(&dot, total);
 }
