@@ -4,7 +4,6 @@
 
 #include "elementwise.h"
 #include "row_block.h"
-#include "scalar_math.h"
 
 /* Writes the rows of a group whose places are given, by way of planes: of any stride and byte order. */
 static void store_group(const tl_backend *backend, const char *group, int dtype, const tl_row *to, char *const *data) {

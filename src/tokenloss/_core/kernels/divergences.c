@@ -2,10 +2,6 @@
 
 #include <assert.h>
 
-#include "logsumexp.h"
-#include "reduce.h"
-#include "scalar_math.h"
-
 /* Short rows are computed in double: where all of few terms are rounded alike, floats would be wrong by 3e-7. */
 void tl_divergences_begin(tl_lse base, tl_lse other, int64_t count, int dtype, int wanted,
                           tl_divergence_state *state) {

@@ -3,8 +3,6 @@
 
 #include <assert.h>
 
-#include "scalar_math.h"
-
 void tl_store_at(const tl_row *out, int64_t index, double value) {
     assert(index >= 0 && index < out->count);
     tl_store((char *)(uintptr_t)out->data + index * out->stride, out->dtype, value);

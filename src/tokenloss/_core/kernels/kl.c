@@ -6,9 +6,6 @@
 #include <assert.h>
 #include <float.h>
 
-#include "logsumexp.h"
-#include "scalar_math.h"
-
 int tl_has_infinite_kl(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start, int64_t end) {
     const double impossible = -(double)INFINITY;
     for (int64_t i = start; i < end; i++)

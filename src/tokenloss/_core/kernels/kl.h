@@ -2,8 +2,6 @@
 #ifndef TOKENLOSS_KL_H
 #define TOKENLOSS_KL_H
 
-#include "cancel.h"
-#include "logsumexp.h"
 #include "row_block.h"
 
 /* A divergence, and the logsumexps of both; nan if a logit is nan or +inf. */

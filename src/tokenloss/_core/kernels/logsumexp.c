@@ -2,8 +2,6 @@
 
 #include <assert.h>
 
-#include "scalar_math.h"
-
 /* Bounds of a sum relative to its reference exponent. A sum that contains the term of its reference is above 0.5. A
  * smaller one means a reference above all logits, which a first chunk of -inf may leave. Above 2^36, moments might
  * overflow in float. */

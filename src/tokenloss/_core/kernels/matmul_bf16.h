@@ -2,7 +2,6 @@
 #ifndef TOKENLOSS_MATMUL_BF16_H
 #define TOKENLOSS_MATMUL_BF16_H
 
-#include "backend.h"
 #include "cancel.h"
 #include "matvec.h"
 

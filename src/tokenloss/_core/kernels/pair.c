@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "nll.h"
-#include "scalar_math.h"
 
 #define MIN_LOG_PROB (-16.0)           /* llama.cpp's divergence counts the log-probabilities above it */
 #define MIN_PROB 0x1.e355bbaee85cbp-24 /* its exponential */

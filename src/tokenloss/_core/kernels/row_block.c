@@ -4,7 +4,6 @@
 #include <math.h>
 
 #include "nll.h"
-#include "scalar_math.h"
 
 static const double zeros[TL_BLOCK_ROWS];
 

@@ -4,7 +4,6 @@
 #include <assert.h>
 
 #include "logsumexp.h"
-#include "scalar_math.h"
 
 #define LANES 16 /* of tl_dot_acc */
 

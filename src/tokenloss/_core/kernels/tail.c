@@ -4,8 +4,6 @@
 #include <math.h>
 
 #include "logsumexp.h"
-#include "reduce.h"
-#include "scalar_math.h"
 
 #define LEAST_TOTAL 0x1p-40 /* of the terms relative to the maximum: below, the guess of the maximum was too high */
 #define GROUP 32 /* sizes of classes that are added before a draw looks at each of them */
