@@ -30,60 +30,49 @@ static int add_losses(const tl_backend *backend, const tl_distributions *of, con
             continue;
         refused |= tl_is_refused(of->clip, score);
         if (score != score)
-            sum[i / classes] = score;
+            sum[classes > 0 ? i / classes : i] = score;
     }
     return refused;
 }
 
-/* Rows that do not follow each other, copied by way of groups. */
-static const char *load_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, const int *rows, int count,
-                             char *copy) {
-    const int dtype = tl_single_or_double(row->dtype);
-    const ptrdiff_t size = tl_itemsize(dtype);
-    char memory[(TL_PART * TL_GROUP + TL_GROUP) * sizeof(double)];
-    char *group = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1)), *to[TL_GROUP];
-    char unread[TL_PART * sizeof(double)];
-    tl_row_block block; /* of which no more is set than is needed */
-    block.row = *row;
-    for (int start = 0; start < count; start += TL_GROUP) {
-        const int n = count - start < TL_GROUP ? count - start : TL_GROUP;
-        for (int i = 0; i < TL_GROUP; i++) {
-            block.data[i] = row->data + rows[start + (i < n ? i : 0)] * apart;
-            to[i] = i < n ? copy + (start + i) * row->count * size : unread;
-        }
-        tl_load_groups(backend, &block, n, dtype, group);
-        backend->deinterleave[dtype](group, (size_t)row->count, to);
-    }
-    for (int64_t i = count * row->count; dtype != row->compute_dtype && i-- > 0;) /* floats become doubles */
-        tl_store(copy + i * (ptrdiff_t)sizeof(double), TL_FLOAT64, tl_load(copy + i * size, dtype));
+#define COPIED (2 * TL_TERMS) /* elements of rows that are copied together */
+
+/* Elements next to each other in their compute dtype: where they are, or copied. */
+static const char *load(const tl_backend *backend, tl_row *row, const char *data, int count, void *copy) {
+    if (row->dtype == row->compute_dtype)
+        return data;
+    row->data = data;
+    row->count = count;
+    tl_cast_row(backend, row, row->compute_dtype, copy);
     return copy;
 }
 
-/* Rows, or some classes of one, as elements next to each other in their compute dtype: where they are, or copied. */
-static const char *load(const tl_backend *backend, tl_row row, ptrdiff_t apart, const int *rows, int count,
-                        char *copy) {
-    if (count > 1 && (apart != row.count * row.stride || rows[count - 1] - rows[0] != count - 1))
-        return load_rows(backend, &row, apart, rows, count, copy);
-    row.data += rows[0] * apart;
-    row.count *= count;
-    if (tl_can_read_in_place(&row, row.compute_dtype, 0))
-        return row.data;
-    tl_cast_row(backend, &row, row.compute_dtype, copy);
-    return copy;
+/* Rows, or some classes of one, as such elements; `memory` has room for those of floats or halves. */
+static const char *load_rows(const tl_backend *backend, tl_row row, ptrdiff_t apart, const int *rows, int count,
+                             float *memory, char *copy) {
+    char *native = row.dtype == row.compute_dtype ? copy : (char *)memory;
+    const ptrdiff_t size = tl_itemsize(row.dtype), bytes = row.count * size, stride = row.stride;
+    row.stride = size;
+    if (stride == size && (count == 1 || (apart == bytes && rows[count - 1] - rows[0] == count - 1)))
+        return load(backend, &row, row.data + rows[0] * apart, count * (int)row.count, copy);
+    for (int i = 0; i < count; i++)
+        tl_copy_elements(row.data + rows[i] * apart, stride, native + i * bytes, size, row.count, row.dtype);
+    return load(backend, &row, native, count * (int)row.count, copy);
 }
 
 /* Adds all classes of rows by way of copies: as many rows at a time as have COPIED, or TL_TERMS of a long one. */
-#define COPIED (2 * TL_TERMS) /* a group of the longest rows that are not long */
 TL_OUTLINE int add_copies(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
                           double *nll) {
-    const int is_long = of->classes > TL_PART, at_once = is_long ? 1 : COPIED / (int)of->classes / 8 * 8;
+    const int is_long = of->classes > TL_PART, multiple = of->classes <= 64 ? 32 : 8;
+    const int at_once = is_long ? 1 : COPIED / (int)of->classes / multiple * multiple;
     tl_row masses = {of->mass, 0, of->mass_class, of->mass_dtype, dtype_of_masses(of), 1, 0, 0, 0};
     tl_row scores = {of->score, 0, of->score_class, of->score_dtype, tl_single_or_double(of->score_dtype), 1, 0, 0, 0};
     char mass[COPIED * sizeof(double)], score[COPIED * sizeof(double)];
+    float memory[COPIED];
     double weight[TL_TERMS + 2 * TL_GROUP], part[TL_TERMS / TL_PART + TL_GROUP];
     int refused = 0;
     for (int i = 0, n; i < count; i += n) {
-        tl_term_sums sums = {0};
+        double sum = 0, lost = 0;
         n = count - i < at_once ? count - i : at_once;
         for (int64_t k = 0; k < of->classes; k += TL_TERMS) {
             masses.count = scores.count = of->classes - k < TL_TERMS ? of->classes - k : TL_TERMS;
@@ -92,32 +81,81 @@ TL_OUTLINE int add_copies(const tl_backend *backend, const tl_distributions *of,
             if (is_long || i == 0)
                 for (int64_t j = 0; of->weight && j < TL_TERMS + 2 * TL_GROUP; j++)
                     weight[j] = tl_load(of->weight + (k + j) % of->classes * of->weight_class, of->weight_dtype);
-            refused |= add_losses(backend, of, load(backend, scores, of->score_row, rows + i, n, score),
-                                  load(backend, masses, of->mass_row, rows + i, n, mass), n * (int)masses.count,
+            refused |= add_losses(backend, of, load_rows(backend, scores, of->score_row, rows + i, n, memory, score),
+                                  load_rows(backend, masses, of->mass_row, rows + i, n, memory, mass),
+                                  n * (int)masses.count,
                                   is_long ? TL_PART : (int)of->classes, weight, is_long ? part : nll + i);
             for (int j = 0; is_long && j * TL_PART < masses.count; j++)
-                tl_add_part(part[j], &sums);
+                tl_add_part(part[j], &sum, &lost);
         }
         if (is_long)
-            nll[i] = tl_sum_of_parts(&sums);
+            nll[i] = tl_sum_of_parts(sum, lost);
     }
     return refused;
 }
 
-/* Whether consecutive rows of floats or doubles have no weights, so that backends may read them where they are. */
-static int are_plain(const tl_distributions *of, const int *rows, int count) {
-    return rows[count - 1] - rows[0] == count - 1 && !of->weight && of->mass_dtype == of->score_dtype &&
-           of->score_dtype == tl_single_or_double(of->score_dtype);
+/* Whether planes of so many rows, few enough for a group of classes, follow each other. */
+static int are_adjacent(const tl_distributions *of, int rows) {
+    return rows <= TL_BLOCK_ROWS && of->score_class == rows * of->score_row && of->mass_class == rows * of->mass_row;
+}
+
+/* Adds a lane, or some, to others. */
+static void add_lanes(double *restrict sum, const double *restrict other, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        sum[i] += other[i];
+}
+
+/* Adds all classes of rows in planes, class k to sum k mod 16 of each row. Rows in between are read as well. */
+#define PLANE_ROWS 192
+TL_OUTLINE int add_planes(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
+                          double *nll) {
+    tl_row masses = {of->mass, 0, of->mass_row, of->mass_dtype, dtype_of_masses(of), 1, 0, 0, 0};
+    tl_row scores = {of->score, 0, of->score_row, of->score_dtype, tl_single_or_double(of->score_dtype), 1, 0, 0, 0};
+    double mass[TL_TERMS], weight[TL_TERMS + 2 * TL_GROUP], sum[TL_GROUP * (PLANE_ROWS + 2)], part[2][PLANE_ROWS];
+    float score[TL_TERMS]; /* of halves */
+    int refused = 0;
+    for (int i = 0, end; i < count;) {
+        end = count - i < PLANE_ROWS ? count : i + PLANE_ROWS;
+        while (rows[end - 1] - rows[i] >= PLANE_ROWS)
+            end--;
+        const int n = rows[end - 1] - rows[i] + 1, together = are_adjacent(of, n) ? TL_GROUP : 1;
+        const char *first_mass = of->mass + rows[i] * of->mass_row, *first_score = of->score + rows[i] * of->score_row;
+        memset(part, 0, sizeof part);
+        for (int64_t k = 0, in_part; k < of->classes; k += together) {
+            const int some = of->classes - k < together ? (int)(of->classes - k) : together;
+            double *to = sum + k % TL_GROUP * n;
+            if (k % TL_PART < TL_GROUP)
+                memset(to, 0, (size_t)(n * some) * sizeof *to);
+            for (int c = 0; of->weight && c < some; c++) {
+                const double one = tl_load(of->weight + (k + c) * of->weight_class, of->weight_dtype);
+                for (int j = c * n; j < (c + 1) * n + 2 * TL_GROUP; j++)
+                    weight[j] = one;
+            }
+            const char *of_score = load(backend, &scores, first_score + k * of->score_class, n * some, score);
+            const char *of_mass = load(backend, &masses, first_mass + k * of->mass_class, n * some, mass);
+            refused |= add_losses(backend, of, of_score, of_mass, n * some, 0, weight, to);
+            in_part = k % TL_PART + some;
+            if (in_part < TL_PART && k + some < of->classes)
+                continue;
+            for (int64_t half = TL_GROUP / 2; half > 0; half /= 2)
+                add_lanes(sum, sum + half * n, (in_part < 2 * half ? in_part - half : half) * n);
+            for (int r = 0; of->classes > TL_PART && r < n; r++)
+                tl_add_part(sum[r], &part[0][r], &part[1][r]);
+        }
+        for (int r = 0; of->classes > TL_PART && r < n; r++)
+            sum[r] = tl_sum_of_parts(part[0][r], part[1][r]);
+        for (const int first = rows[i]; i < end; i++)
+            nll[i] = sum[rows[i] - first];
+    }
+    return refused;
 }
 
 static int add_dense(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, double *nll) {
-    const int size = tl_itemsize(of->score_dtype);
-    const ptrdiff_t row = (ptrdiff_t)of->classes * size;
-    if (of->classes > TL_PART || !are_plain(of, rows, count) || of->mass_class != size || of->score_class != size ||
-        of->mass_row != row || of->score_row != row)
-        return add_copies(backend, of, rows, count, nll);
-    return add_losses(backend, of, of->score + rows[0] * row, of->mass + rows[0] * row, count * (int)of->classes,
-                      (int)of->classes, NULL, nll);
+    const int span = rows[count - 1] - rows[0] + 1;
+    const int are_planes = of->mass_row == tl_itemsize(of->mass_dtype) && of->score_row == tl_itemsize(of->score_dtype);
+    if (are_planes && span <= 2 * count && (span >= TL_BLOCK_ROWS || are_adjacent(of, span)))
+        return add_planes(backend, of, rows, count, nll);
+    return add_copies(backend, of, rows, count, nll);
 }
 
 /* -- sparse masses: lists of classes ------------------------------------------------------------------------------- */
@@ -170,7 +208,7 @@ static int add_listed(const tl_backend *backend, const tl_distributions *of, con
         for (sums = (tl_term_sums){0}; i < list->count && list->row[i] == row; i++)
             tl_add_term(list->class_id[i], term[i], &sums);
         tl_end_part(&sums);
-        nll[row] = tl_sum_of_parts(&sums);
+        nll[row] = tl_sum_of_parts(sums.sum, sums.lost);
     }
     return refused | (is_integer & !is_one_each);
 }
@@ -248,7 +286,8 @@ static int add_single_masses(const tl_backend *backend, const tl_distributions *
                              int *refused, double *nll) {
     const int size = tl_itemsize(of->score_dtype);
     double score[TL_DISTRIBUTION_ROWS], mass[TL_DISTRIBUTION_ROWS]; /* or floats */
-    if (of->classes > TL_PICKED_CLASSES || !are_plain(of, rows, count) ||
+    if (of->classes > TL_PICKED_CLASSES || rows[count - 1] - rows[0] != count - 1 || of->weight ||
+        of->mass_dtype != of->score_dtype || of->score_dtype != tl_single_or_double(of->score_dtype) ||
         (of->mass_class != size && of->mass_row != size) || (of->score_class != size && of->score_row != size))
         return 0;
     tl_few_rows scores = in_lanes(of, of->score + rows[0] * of->score_row, of->score_row, of->score_class);

@@ -5,8 +5,6 @@
 #include <string.h>
 
 #include "elementwise.h"
-#include "reduce.h"
-#include "scalar_math.h"
 
 void tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_class_odds *odds,
                        double mass, tl_cancel *cancel) {
@@ -145,5 +143,5 @@ double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, c
         }
     }
     tl_end_part(&sums);
-    return tl_sum_of_parts(&sums);
+    return tl_sum_of_parts(sums.sum, sums.lost);
 }

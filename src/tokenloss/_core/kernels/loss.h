@@ -11,10 +11,7 @@
 #ifndef TOKENLOSS_LOSS_H
 #define TOKENLOSS_LOSS_H
 
-#include "backend.h"
-#include "cancel.h"
 #include "logsumexp.h"
-#include "row.h"
 #include "soft_targets.h"
 
 /* The target and the options of a row's loss. With class ids, `soft` has no masses, and weights only for smoothing. */
@@ -115,10 +112,10 @@ typedef struct {
     double sum, lost, lane[TL_GROUP];
 } tl_term_sums;
 
-TL_INLINE void tl_add_part(double part, tl_term_sums *sums) {
-    double before = sums->sum, after = before + part, other = after - before; /* Knuth's two-sum */
-    sums->lost += (before - (after - other)) + (part - other);
-    sums->sum = after;
+TL_INLINE void tl_add_part(double part, double *sum, double *lost) {
+    double before = *sum, after = before + part, other = after - before; /* Knuth's two-sum */
+    *lost += (before - (after - other)) + (part - other);
+    *sum = after;
 }
 
 /* Adds the lanes of a part. */
@@ -126,7 +123,7 @@ TL_INLINE void tl_end_part(tl_term_sums *sums) {
     for (int half = TL_GROUP / 2; half > 0; half /= 2)
         for (int l = 0; l < half; l++)
             sums->lane[l] += sums->lane[l + half];
-    tl_add_part(sums->lane[0], sums);
+    tl_add_part(sums->lane[0], &sums->sum, &sums->lost);
     memset(sums->lane, 0, sizeof sums->lane);
 }
 
@@ -139,9 +136,7 @@ TL_INLINE void tl_add_term(int64_t k, double term, tl_term_sums *sums) {
 }
 
 /* The sum of parts, perhaps infinite. */
-TL_INLINE double tl_sum_of_parts(const tl_term_sums *sums) {
-    return sums->lost - sums->lost == 0 ? sums->sum + sums->lost : sums->sum;
-}
+TL_INLINE double tl_sum_of_parts(double sum, double lost) { return lost - lost == 0 ? sum + lost : sum; }
 
 /* The first class with mass whose score is refused, and the score; the class is -1 if no score is refused. */
 typedef struct {

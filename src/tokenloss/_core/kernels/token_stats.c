@@ -3,13 +3,6 @@
 #include <assert.h>
 
 #include "nll.h"
-#include "scalar_math.h"
-
-/* The number of raw logits of a block that are not nan. */
-static int64_t count_not_nan(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end) {
-    int32_t indices[TL_BLOCK];
-    return tl_indices_ge(backend, raw, start, end, -(double)INFINITY, indices);
-}
 
 /* Accumulates one block, unless the sum is nan already. Also max and #{logit >= target} over the raw logits (before
  * scale and softcap), except the target. */
@@ -17,6 +10,7 @@ static void reduce_and_count_ge(const tl_backend *backend, const tl_row *row, co
                                 int64_t end, int64_t target, tl_lse_acc *state, tl_chunk_buf *buf,
                                 tl_lse_acc *raw_acc) {
     double sum = tl_lanes_sum_fast(state->sum);
+    int32_t indices[TL_BLOCK];
     int as_given = !tl_is_transformed(row) && state->offset == 0;
     int valid = sum == sum && tl_lse_block(backend, row, start, end, target, state, buf);
     raw_acc->maximum = state->maximum;
@@ -29,7 +23,8 @@ static void reduce_and_count_ge(const tl_backend *backend, const tl_row *row, co
         tl_reduce_range(backend, TL_REDUCE_MAX_COUNT, raw, start, end, target, raw_acc, &again);
     }
     if (raw_acc->threshold == -(double)INFINITY) /* which padding reaches too */
-        raw_acc->count_ge = count_not_nan(backend, raw, start, end) - (target >= start && target < end);
+        raw_acc->count_ge = tl_indices_ge(backend, raw, start, end, -(double)INFINITY, indices) - /* all but nan */
+                            (target >= start && target < end);
 }
 
 /* Initialises the statistics of a token. The first block gives the shift of the moment. */

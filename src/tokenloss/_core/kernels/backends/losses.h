@@ -141,8 +141,12 @@ TL_TARGET TL_INLINE void sums_of_rows(const double *term, size_t count, size_t c
         f64_store(sum, f64_add(f64_set(0), sums_of_vector(term + i, count - i, classes, are_few)));
 }
 
+/* The sums of rows; or of 0 classes, each term is added to a sum. */
 TL_TARGET TL_OUTLINE void sum_rows(const double *term, size_t count, size_t classes, double *sum) {
-    classes == 2   ? sums_of_rows(term, count, 2, 1, sum) /* loops that compilers unroll */
+    for (size_t i = 0; classes == 0 && i < count; i += f64_WIDTH)
+        f64_store(sum + i, f64_add(f64_load(sum + i), f64_load(term + i)));
+    classes == 0   ? (void)0
+    : classes == 2 ? sums_of_rows(term, count, 2, 1, sum) /* loops that compilers unroll */
     : classes == 3 ? sums_of_rows(term, count, 3, 1, sum)
     : classes < 16 ? sums_of_rows(term, count, classes, 1, sum)
                    : sums_of_rows(term, count, classes, 0, sum);

@@ -81,8 +81,9 @@ TL_TARGET static int OP(terms_of)(const REAL *score, const char *mass, int are_w
 TL_TARGET static int OP(add_losses)(const void *scores, const void *masses, int is_wide, size_t count, size_t classes,
                                     const double *weight, const tl_clip *clip, double *sum) {
     const int are_wide = sizeof(REAL) == sizeof(float) && is_wide;
-    const size_t together = classes <= 3 ? classes : 1, multiple = classes <= 8 ? 32 : 8; /* whole steps of add_lines */
-    const size_t rows = TL_TERMS / classes / multiple * multiple, mass_size = are_wide ? sizeof(double) : sizeof(REAL);
+    const size_t each = classes > 0 ? classes : 1, multiple = each <= 8 ? 32 : 8; /* whole steps of add_lines */
+    const size_t together = each <= 3 ? each : 1, rows = TL_TERMS / each / multiple * multiple,
+                 mass_size = are_wide ? sizeof(double) : sizeof(REAL);
     const enum kind_of_scores kind = clip->lowest != clip->lowest ? LOGS : CLIPPED; /* or INSIDE */
     const REAL *score = (const REAL *)scores;
     const char *mass = (const char *)masses;
@@ -91,7 +92,7 @@ TL_TARGET static int OP(add_losses)(const void *scores, const void *masses, int 
     for (size_t i = 0, n; i < count; i += n, score += n, mass += n * mass_size, sum += rows) {
         double *term = place_of_terms(memory, score, mass);
         size_t done = 0; /* how many classes */
-        n = count - i < rows * classes ? count - i : rows * classes;
+        n = count - i < rows * each ? count - i : rows * each;
         if (is_inside && sizeof(REAL) == sizeof(float))
             done = add_lines(score, mass, n, together, clip, together == classes ? sum : term);
         is_inside = is_inside && !OP(terms_of)(score + done, mass + done * mass_size, 0, n - done, INSIDE, NULL, clip,
@@ -99,7 +100,7 @@ TL_TARGET static int OP(add_losses)(const void *scores, const void *masses, int 
         const size_t summed = is_inside && together == classes ? done : 0;
         if (!is_inside)
             odd |= OP(terms_of)(score, mass, are_wide, n, kind, weight, clip, term);
-        sum_rows(term + summed, n - summed, classes, sum + summed / classes);
+        sum_rows(term + summed, n - summed, classes, sum + summed / each);
     }
     return odd;
 }
