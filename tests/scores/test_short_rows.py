@@ -460,7 +460,7 @@ def test_workers_change_no_bit_of_short_rows(name, rng):
         problem = Problem(rng, mixed, (1003,), classes, np.float32)
         for layout in ("c", CHANNELS):
             expected = problem.call(name, layout, workers=1)
-            for workers in (2, 7):
+            for workers in (2, 3, 7):
                 results = problem.call(name, layout, workers=workers)
                 assert_all_same_bits(results, expected, f"{workers} workers, {layout}, {classes} classes")
 
