@@ -100,18 +100,19 @@ TL_TARGET TL_INLINE OP(vec) OP(most_unmatched)(OP(vec) given, OP(vec) other, OP(
 /* Replaces near terms by far ones where these are right, of `count` vectors. */
 TL_TARGET TL_INLINE void OP(set_far_terms)(OP(divergence_terms) * of, size_t count, OP(vec) limit, int wanted) {
     for (size_t i = 0; i < count; i++) {
+        const OP(vec) both = of->term[TL_SUM_OF_BOTH][i], size = of->term[TL_SUM_OF_TV][i];
+        OP(vec) *reverse = &of->term[TL_SUM_OF_REVERSE_KL][i], *js = &of->term[TL_SUM_OF_JS][i];
         OP(vec) far = OP(fma)(OP(mul)(of->b[i], of->b[i]), of->log[i], of->difference[i]);
-        of->term[TL_SUM_OF_REVERSE_KL][i] = OP(if_less)(of->log_square[i], limit, of->term[TL_SUM_OF_REVERSE_KL][i], OP(add)(far, far));
+        *reverse = OP(if_less)(of->log_square[i], limit, *reverse, OP(add)(far, far));
         if (!(wanted & TL_JS))
             continue;
-        OP(vec) u = OP(div)(of->term[TL_SUM_OF_TV][i], OP(max_skip_nan)(of->term[TL_SUM_OF_BOTH][i], OP(set)(OP(LEAST_NORMAL))));
+        OP(vec) u = OP(div)(size, OP(max_skip_nan)(both, OP(set)(OP(LEAST_NORMAL))));
         OP(vec) x = OP(sub)(u, OP(set)((REAL)0.375)), log = OP(set)(OP(JS_FAR)[0]);
         for (size_t k = 1; k < sizeof OP(JS_FAR) / sizeof OP(JS_FAR)[0]; k++)
             log = OP(fma)(log, x, OP(set)(OP(JS_FAR)[k]));
         OP(vec) less = OP(min)(of->a[i], of->b[i]);
         less = OP(mul)(OP(mul)(less, less), OP(and_bits)(of->log[i], OP(SIZE_BITS)));
-        far = OP(sub)(OP(mul)(of->term[TL_SUM_OF_BOTH][i], log), OP(add)(less, less));
-        of->term[TL_SUM_OF_JS][i] = OP(if_less)(of->log_square[i], limit, of->term[TL_SUM_OF_JS][i], far);
+        *js = OP(if_less)(of->log_square[i], limit, *js, OP(sub)(OP(mul)(both, log), OP(add)(less, less)));
     }
 }
 

@@ -68,9 +68,8 @@ typedef struct {
     OP(vec) powers[OP(SUMS)], rest, moment;
 } NAME(terms_);
 
-/* Adds class k of the rows at x, as add_elements_ does, and returns its power: `mode` is known to the compiler. Memory
- * is asked for a part of what is read next. In `maximum`, a divergence keeps by how much x exceeds the
- * other row's. */
+/* Adds class k of the rows at x, as add_elements_ does, and returns its power. `mode` is a literal. Prefetches a part of
+ * what is read next. In `maximum`, a divergence keeps by how much x exceeds the other row's. */
 TL_TARGET TL_INLINE OP(vec)
     NAME(add_class_)(const char *x, ptrdiff_t stride, size_t k, OP(acc) * acc, enum tl_mode mode, const char *other,
                      const tl_next_rows *next, NAME(terms_) * to) {
