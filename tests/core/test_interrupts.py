@@ -108,6 +108,7 @@ def test_interrupt_of_a_single_enormous_row(interrupt_each):
     interrupt_each(OF_ONE_ROW)
 
 
+@pytest.mark.slow
 def test_interrupt_of_a_projection(interrupt_each):
     before = """
 import ml_dtypes

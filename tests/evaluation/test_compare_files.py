@@ -754,7 +754,8 @@ def save_compressed(path, **arrays):
                 np.save(file, array)
 
 
-@pytest.mark.parametrize(("suffix", "n_candidates"), [("npz", 12), pytest.param("zarr", 4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("suffix", "n_candidates"), [("npz", 12), ("zarr", 4)])
 def test_memory_of_candidates_is_that_of_a_block(n_candidates, suffix, tmp_path, monkeypatch):
     """Of compressed files, which are read as a stream, blocks of 2 MB of all candidates at once would be seen."""
     monkeypatch.setattr(plan, "_BLOCK_BYTES", 2 << 20)
