@@ -69,6 +69,30 @@ assert threading.active_count() == 2, threading.active_count()
     )
 
 
+def test_workers_after_an_interrupt_before_the_thread_has_started(run_python):
+    run_python(
+        LARGE
+        + """
+from tokenloss._core import threads
+
+submit = threads._Pool.submit
+
+
+def interrupted(pool, task):
+    threads._Pool.submit = submit
+    raise KeyboardInterrupt
+
+
+threads._Pool.submit = interrupted
+try:
+    large(2)
+except KeyboardInterrupt:
+    large(2)
+    assert threading.active_count() == 2
+"""
+    )
+
+
 def test_workers_count_the_thread_of_the_caller(run_python):
     run_python(
         LARGE

@@ -168,7 +168,6 @@ def run(work: _core.Job, workers: int | None) -> None:
                 raise task.error
     except BaseException:
         work.stop()
-        for task in tasks:  # a second Ctrl-C ends this early; threads keep the arrays they write to alive
-            if task.wait():
-                pool.free.append(None)
+        for task in tasks:
+            task.wait()  # a second Ctrl-C ends this early; threads keep the arrays they write to alive
         raise
