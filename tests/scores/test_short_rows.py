@@ -5,6 +5,7 @@ A single row is reduced by other code, so these tests compare both ways; tests/c
 
 import copy
 import itertools
+import math
 import warnings
 
 import numpy as np
@@ -436,6 +437,29 @@ def test_masked_rows_change_no_bit_of_short_rows(classes, name, rng):
             expected = [np.where(problem.where[:, None], array, 0) for array in rows]
             for layout in ("c", CHANNELS):
                 assert_all_same_bits(problem.call(name, layout), expected, f"{layout} {kept}, {kind.__name__}")
+
+
+@pytest.mark.parametrize("rows", [77, 95, 127, 255, 700])
+@pytest.mark.parametrize("classes", [2, 10, 100])
+@pytest.mark.parametrize("far", [-100, -1000])
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_far_row_among_the_last_has_the_bits_of_a_row_alone(masks, far, classes, rows, rng):
+    logits, targets = rng.standard_normal((rows, classes)), np.zeros(rows, np.int32)  # ids that are copied
+    where = np.arange(rows) % 5 != 0 if masks else None
+    logits = logits.astype(np.float64 if far == -1000 else np.float32)
+    alone = [cross_entropy(one, 0) for one in logits]
+    for row in {rows - 2 - rows % 16, rows - rows % 16, rows - rows % 16 // 2, rows - 1}:
+        x = logits.copy()
+        x[row, 0] = far
+        expected = np.array(alone)
+        expected[row] = cross_entropy(x[row], 0)
+        if masks:
+            expected[~where] = 0
+        for scores, axis in (x, -1), (x.T.copy(), 0):
+            losses = cross_entropy(scores, targets, axis=axis, where=where, reduction="none", workers=1)
+            assert_same_bits(losses, expected)
+            total = cross_entropy(scores, targets, axis=axis, where=where, reduction="sum", workers=1)
+            assert total == math.fsum(expected)
 
 
 @each_dtype

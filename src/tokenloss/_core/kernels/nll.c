@@ -216,7 +216,7 @@ size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t 
     of->sums_only = 0;
     while (n < most && *left == 0) {
         size_t part = most - n, masked;
-        part = part <= TL_BLOCK_ROWS ? part : is_long ? part / TL_GROUP * TL_GROUP : TL_BLOCK_ROWS;
+        part = part <= TL_BLOCK_ROWS ? part : is_long ? part / TL_BLOCK_ROWS * TL_BLOCK_ROWS : TL_BLOCK_ROWS;
         *left = losses_of_rows(backend, of, n, part, scratch, losses + n, weight + n, &masked);
         if (*left != 0 && part > TL_BLOCK_ROWS) { /* block by block, to see which */
             is_long = 0;
