@@ -326,8 +326,8 @@ typedef struct {
     /* Losses of scores of float32 or float64 for distributions of up to TL_PART classes, whose masses have the dtype of
      * the scores, or are wide: doubles. All lie next to each other. A score's loss is -log of the clipped probability,
      * or minus the log-probability. For each row, of which the last may have fewer classes, the sum over its classes of
-     * mass times loss, times a weight if weights are given: TL_TERMS and 2 TL_GROUP of them. Sums of whole
-     * groups are written; of 0 classes, each term is added to a sum. Where the mass is 0, 0 is added. Returns whether a
+     * mass times loss, times a weight if weights are given: TL_TERMS and 2 TL_GROUP of them. Sums of whole groups are
+     * written; if `classes` is 0, each term is added to its own sum. Where the mass is 0, 0 is added. Returns whether a
      * score with mass is odd: negative, above what is allowed, or nan. Losses of nan may be any numbers then. */
     int (*add_losses[TL_FLOAT_DTYPES])(const void *scores, const void *masses, int are_wide, size_t count,
                                        size_t classes, const double *weight, const tl_clip *clip, double *sum);

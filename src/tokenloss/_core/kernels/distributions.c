@@ -81,9 +81,9 @@ TL_OUTLINE int add_copies(const tl_backend *backend, const tl_distributions *of,
             if (is_long || i == 0)
                 for (int64_t j = 0; of->weight && j < TL_TERMS + 2 * TL_GROUP; j++)
                     weight[j] = tl_load(of->weight + (k + j) % of->classes * of->weight_class, of->weight_dtype);
-            refused |= add_losses(backend, of, load_rows(backend, scores, of->score_row, rows + i, n, memory, score),
-                                  load_rows(backend, masses, of->mass_row, rows + i, n, memory, mass),
-                                  n * (int)masses.count,
+            const char *of_score = load_rows(backend, scores, of->score_row, rows + i, n, memory, score);
+            const char *of_mass = load_rows(backend, masses, of->mass_row, rows + i, n, memory, mass);
+            refused |= add_losses(backend, of, of_score, of_mass, n * (int)masses.count,
                                   is_long ? TL_PART : (int)of->classes, weight, is_long ? part : nll + i);
             for (int j = 0; is_long && j * TL_PART < masses.count; j++)
                 tl_add_part(part[j], &sum, &lost);
@@ -94,7 +94,7 @@ TL_OUTLINE int add_copies(const tl_backend *backend, const tl_distributions *of,
     return refused;
 }
 
-/* Whether planes of so many rows, few enough for a group of classes, follow each other. */
+/* Whether planes have just this many rows, few enough to read 16 classes at once, and follow each other. */
 static int are_adjacent(const tl_distributions *of, int rows) {
     return rows <= TL_BLOCK_ROWS && of->score_class == rows * of->score_row && of->mass_class == rows * of->mass_row;
 }
@@ -153,8 +153,11 @@ TL_OUTLINE int add_planes(const tl_backend *backend, const tl_distributions *of,
 static int add_dense(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, double *nll) {
     const int span = rows[count - 1] - rows[0] + 1;
     const int are_planes = of->mass_row == tl_itemsize(of->mass_dtype) && of->score_row == tl_itemsize(of->score_dtype);
-    if (are_planes && span <= 2 * count && (span >= TL_BLOCK_ROWS || are_adjacent(of, span)))
-        return add_planes(backend, of, rows, count, nll);
+    if (are_planes && span <= 2 * count && (span >= TL_BLOCK_ROWS || are_adjacent(of, span))) {
+        const int refused = add_planes(backend, of, rows, count, nll);
+        if (!refused || span == count) /* or else it may be a row in between */
+            return refused;
+    }
     return add_copies(backend, of, rows, count, nll);
 }
 

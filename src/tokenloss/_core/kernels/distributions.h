@@ -23,8 +23,7 @@ typedef struct {
 } tl_distributions;
 
 /* Writes the losses of these rows, `count` rising numbers; there is room for whole groups. Returns 0 if a score is
- * refused, if integers are not one-hot, or if a loss with class weights is nan: the rows have to be looked at one by
- * one. */
+ * refused, if integers are not one-hot, or if a loss with class weights is nan: rows are to be read singly then. */
 int tl_nll_of_distributions(const tl_backend *backend, tl_distributions *of, const int *rows, int count, double *nll);
 
 #endif

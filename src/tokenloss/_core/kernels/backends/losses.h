@@ -141,7 +141,7 @@ TL_TARGET TL_INLINE void sums_of_rows(const double *term, size_t count, size_t c
         f64_store(sum, f64_add(f64_set(0), sums_of_vector(term + i, count - i, classes, are_few)));
 }
 
-/* The sums of rows; or of 0 classes, each term is added to a sum. */
+/* The sums of rows; if `classes` is 0, each term is added to its own sum. */
 TL_TARGET TL_OUTLINE void sum_rows(const double *term, size_t count, size_t classes, double *sum) {
     for (size_t i = 0; classes == 0 && i < count; i += f64_WIDTH)
         f64_store(sum + i, f64_add(f64_load(sum + i), f64_load(term + i)));
