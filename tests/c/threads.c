@@ -111,7 +111,7 @@ static void *run(void *argument) {
             break;
         for (int64_t i = start; i < start + 2; i++, kept++)
             tl_superacc_add(&losses, compute_row(w, i, &cancel));
-        tl_cancelled(&cancel);
+        tl_canceled(&cancel);
     }
     tl_fp_leave(&environment);
     pthread_mutex_lock(&w->merging);

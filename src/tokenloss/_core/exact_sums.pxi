@@ -132,7 +132,7 @@ cdef class SequenceSums(Job):
                                        &sums, cancel)
             self.counts[i], self.sums[i], self.weights[i] = sequence.count, sequence.nll, sequence.weight
             self.all_greedy[i] = sequence.count > 0 and sequence.greedy == sequence.count
-            if i % SEQUENCES_BETWEEN_CHECKS == 0 and tl_cancelled(cancel):
+            if i % SEQUENCES_BETWEEN_CHECKS == 0 and tl_canceled(cancel):
                 return
         tl_token_sums_end(backend, &sums)
         with gil, cython.critical_section(self):

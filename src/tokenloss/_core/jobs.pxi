@@ -92,7 +92,7 @@ cdef class Job:
                 if start >= self.rows:
                     break
                 self.run_range(start, min(start + step, self.rows), &totals, &cancel)
-                tl_cancelled(&cancel)
+                tl_canceled(&cancel)
             tl_fp_leave(&environment)
         with cython.critical_section(self):
             self.add_totals(&totals)
@@ -117,7 +117,7 @@ cdef class DistributionCheck(Job):
             if self.positions.is_unmasked(row, -1) and self.positions.one_hot_class(row, cancel) < 0:
                 self.bad_row = row
                 tl_flag_set(&self.stop_flag)
-            if tl_cancelled(cancel):
+            if tl_canceled(cancel):
                 return
 
     cdef int64_t find(self) except -2:

@@ -46,7 +46,7 @@ cdef extern from "kernels/kernels.h" nogil:
         void *argument
         int *stopped
         double last_poll
-    int tl_cancelled(tl_cancel *)
+    int tl_canceled(tl_cancel *)
     double tl_maximum(const tl_backend *, const tl_row *)
     ctypedef struct tl_tail:
         const int64_t *excluded

@@ -106,7 +106,7 @@ cdef class Tiles(Job):
                 row = self.next_position
                 self.next_position += 1
                 if not job.positions.by_class or row % 1024 == 0:
-                    tl_cancelled(&cancel)
+                    tl_canceled(&cancel)
                 target = job.positions.target_of(row)
                 if job.positions.is_unmasked(row, target) and job.accepts(row, target, &self.totals):
                     self.begin_row(row, target, &self.tiled[self.count], &cancel)

@@ -406,7 +406,7 @@ def map_shards(
     TypeError, ValueError
         If no scheduler answers, when the first result is requested.
     Exception
-        Whatever the function raises for a shard; the remaining shards are cancelled then. Shards of a worker that dies
+        Whatever the function raises for a shard; the remaining shards are canceled then. Shards of a worker that dies
         are computed again by another.
 
     Examples

@@ -220,7 +220,7 @@ int64_t tl_likeliest_class(const tl_row *row, const int64_t *ids, int64_t count,
         const int64_t beaten = -(int64_t)(raw > highest), tied = -(int64_t)((raw == highest) & (ids[k] < lowest));
         highest = raw > highest ? raw : highest;
         lowest = (ids[k] & (beaten | tied)) | (lowest & ~(beaten | tied)); /* a branch would be mispredicted */
-        if ((k + 1) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel)) {
+        if ((k + 1) % TL_CANCEL_INTERVAL == 0 && tl_canceled(cancel)) {
             *likeliest = TL_MASKED;
             return count;
         }
@@ -258,7 +258,7 @@ void tl_class_log_probs(const tl_backend *backend, const tl_row_block *rows, con
     for (int64_t start = 0; start < count; start += TL_GROUP) {
         int64_t n = count - start < TL_GROUP ? count - start : TL_GROUP;
         class_log_probs(backend, &row, &odds, ids + start, n, log_probs + start);
-        if ((start + n) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+        if ((start + n) % TL_CANCEL_INTERVAL == 0 && tl_canceled(cancel))
             return;
     }
 }

@@ -4,7 +4,7 @@
 
 #define POLL_SECONDS 0.05
 
-int tl_cancelled(tl_cancel *cancel) {
+int tl_canceled(tl_cancel *cancel) {
     if (tl_flag_get(cancel->stopped))
         return 1;
     if (cancel->poll) {

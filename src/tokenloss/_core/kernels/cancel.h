@@ -12,7 +12,7 @@ typedef struct {
     double last_poll;
 } tl_cancel;
 
-/* Whether the call was cancelled: results are not to be used then. */
-int tl_cancelled(tl_cancel *cancel);
+/* Whether the call was canceled: results are not to be used then. */
+int tl_canceled(tl_cancel *cancel);
 
 #endif

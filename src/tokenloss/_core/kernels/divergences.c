@@ -28,7 +28,7 @@ void tl_divergences_range(const tl_backend *backend, const tl_row *base, const t
         size_t padded = (size_t)tl_padded(next - start);
         if (TL_UNLIKELY(backend->divergences[state->dtype](rows.at[0], rows.at[1], padded, &state->sums)))
             state->is_infinite |= tl_has_infinite_kl(backend, other, base, start, next);
-        if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+        if (next % TL_CANCEL_INTERVAL == 0 && tl_canceled(cancel))
             return;
     }
 }

@@ -66,7 +66,7 @@ static void map_row(const tl_backend *backend, const tl_row *row, double offset,
             map_chunk(backend, op, dtype, &buf.at, padded, &buf.at, 0);
             write_chunk(out, start, count, dtype, &buf);
         }
-        if (start / TL_CANCEL_INTERVAL != (start + count) / TL_CANCEL_INTERVAL && tl_cancelled(cancel))
+        if (start / TL_CANCEL_INTERVAL != (start + count) / TL_CANCEL_INTERVAL && tl_canceled(cancel))
             return;
     }
 }
@@ -137,7 +137,7 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, doubl
         tl_add_masses(row, soft, grad_scale, softmax_factor, start, count, 1, buf.at.f64, probability);
         memcpy(buf.at.f64, probability, (size_t)count * sizeof *probability);
         write_chunk(out, start, count, dtype, &buf);
-        if (start / TL_CANCEL_INTERVAL != (start + count) / TL_CANCEL_INTERVAL && tl_cancelled(cancel))
+        if (start / TL_CANCEL_INTERVAL != (start + count) / TL_CANCEL_INTERVAL && tl_canceled(cancel))
             return;
     }
 }

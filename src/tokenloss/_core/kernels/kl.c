@@ -102,7 +102,7 @@ void tl_kl_range(const tl_backend *backend, const tl_row *base, const tl_row *ot
     for (int64_t next; start < end && acc->stage == TL_KL_OPEN; start = next) {
         next = end - start < block ? end : start + block;
         add_block(backend, &rows, start, next, acc);
-        if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+        if (next % TL_CANCEL_INTERVAL == 0 && tl_canceled(cancel))
             return;
     }
 }
@@ -201,7 +201,7 @@ static tl_kl kl_of_probs(const tl_backend *backend, const tl_row *base, const tl
         load_probs(backend, base, start, count, apart, p);
         load_probs(backend, other, start, count, apart, q);
         add_probs(backend, p, q, (size_t)((count * apart + TL_GROUP - 1) / TL_GROUP * TL_GROUP), &acc);
-        if (start % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+        if (start % TL_CANCEL_INTERVAL == 0 && tl_canceled(cancel))
             break;
     }
     for (int l = 1; l < TL_GROUP && !is_short; l++)

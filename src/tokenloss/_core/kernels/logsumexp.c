@@ -3,8 +3,7 @@
 #include <assert.h>
 
 /* Bounds of a sum relative to its reference exponent. A sum that contains the term of its reference is above 0.5. A
- * smaller one means a reference above all logits, which a first chunk of -inf may leave. Above 2^36, moments might
- * overflow in float. */
+ * smaller one means a reference above all logits, as a first chunk of -inf leaves. Above 2^36, moments may overflow. */
 #define SUM_UNDERFLOW 0.5
 #define SUM_OVERFLOW 0x1p36
 
@@ -120,7 +119,7 @@ void tl_lse_range(const tl_backend *backend, const tl_row *row, int64_t start, i
     for (int64_t next; valid && start < end; start = next) {
         next = end - start < block ? end : start + block;
         valid = tl_lse_block(backend, row, start, next, excluded, state, &buf);
-        if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+        if (next % TL_CANCEL_INTERVAL == 0 && tl_canceled(cancel))
             return;
     }
 }
@@ -137,7 +136,7 @@ void tl_lse_row(const tl_backend *backend, const tl_row *row, int64_t excluded, 
         in_range = !tl_sum_out_of_range(state);
         if (!in_range)
             *state = before;
-        if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+        if (next % TL_CANCEL_INTERVAL == 0 && tl_canceled(cancel))
             return;
     }
     if (!in_range)

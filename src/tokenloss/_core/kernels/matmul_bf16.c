@@ -187,8 +187,7 @@ TILES static void multiply_four(const char *rows, ptrdiff_t stride, int64_t coun
     _tile_stored(3, sums + LANES * lanes + LANES, lanes * 4);
 }
 
-/* Writes the products of a block of rows with the lanes of a panel. Signal handlers, which may use tiles, run between
- * blocks. */
+/* Writes the products of a block of rows with the lanes of a panel. Signal handlers may use tiles between blocks. */
 TILES static void multiply_tiles(const char *weights, ptrdiff_t stride, int64_t count, int64_t depth, const char *panel,
                                  int64_t lanes, float *sums) {
     _tile_loadconfig(&CONFIG);
@@ -216,7 +215,7 @@ TARGET static void multiply_panel(const char *weights, ptrdiff_t stride, int64_t
 void tl_matmul_bf16(const tl_row *weights, ptrdiff_t stride, int64_t count, const tl_bf16_panels *vectors,
                     const tl_vectors *out, tl_cancel *cancel) {
     const int64_t block = tl_bf16_block(vectors->by);
-    for (int64_t c = 0; c < count && !tl_cancelled(cancel); c += block)
+    for (int64_t c = 0; c < count && !tl_canceled(cancel); c += block)
         for (int64_t start = 0; start < vectors->count; start += TL_BF16_PANEL)
             multiply_panel(weights->data + c * stride, stride, count - c < block ? count - c : block, vectors, start,
                            out->data + start * out->stride + c * 4, out->stride);

@@ -166,7 +166,7 @@ void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *
             if (with_losses)
                 tl_lse_range(backend, row, start, next, block, target, &acc->others, cancel);
         }
-        if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+        if (next % TL_CANCEL_INTERVAL == 0 && tl_canceled(cancel))
             return;
         start = next;
     } while (start < end);

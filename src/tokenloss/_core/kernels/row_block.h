@@ -205,7 +205,7 @@ void tl_losses_of_block(const tl_backend *backend, const tl_row_block *rows, con
                         tl_cancel *cancel);
 
 /* The likeliest of some classes of a row by its raw logits, of a tie the lowest id, any if all are nan; TL_MASKED if
- * cancelled. Returns how many ids come before the first that is out of range. */
+ * canceled. Returns how many ids come before the first that is out of range. */
 int64_t tl_likeliest_class(const tl_row *row, const int64_t *ids, int64_t count, int64_t *likeliest, tl_cancel *cancel);
 
 /* The log-probabilities of some classes of a wanted row, all in range, the likeliest of which is excluded. */

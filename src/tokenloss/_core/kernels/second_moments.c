@@ -16,7 +16,7 @@ tl_second_moments tl_second_moments_of(const tl_backend *backend, const tl_row *
         tl_load_chunk(backend, row, start, next - start, -1, 0, TL_FLOAT64, &buf);
         size_t groups = (size_t)(next - start + TL_GROUP - 1) / TL_GROUP; /* the padding is -inf, up to more of them */
         backend->second_moments(buf.at.f64, groups * TL_GROUP, logsumexp, &lanes);
-        if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+        if (next % TL_CANCEL_INTERVAL == 0 && tl_canceled(cancel))
             break;
     }
     double mean = tl_lanes_sum_fast(lanes.sum[1]);

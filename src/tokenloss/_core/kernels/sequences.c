@@ -78,7 +78,7 @@ tl_sequence tl_sum_sequence(const tl_backend *backend, const tl_tokens *tokens, 
             tl_superacc_add_many(backend, TL_SUM, &nll, terms.nll, terms.count);
             if (tokens->weight)
                 tl_superacc_add_many(backend, TL_SUM, &weight, terms.weight, terms.count);
-            if ((at - start[run] + TL_TOKEN_CHUNK) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+            if ((at - start[run] + TL_TOKEN_CHUNK) % TL_CANCEL_INTERVAL == 0 && tl_canceled(cancel))
                 return sequence;
         }
     sequence.nll = end_sum(&nll, &sums->nll);

@@ -33,7 +33,7 @@ static int64_t next_run(const tl_backend *backend, const tl_soft_target *soft, i
     const int dense = starts_dense(soft, *start, count);
     ptrdiff_t size = tl_itemsize(soft->mass_dtype);
     int64_t run_length = dense ? TL_CHUNK : size > 4 ? LANES : 64 / size;
-    if (*start % TL_CANCEL_INTERVAL == 0 && *start != 0 && tl_cancelled(cancel))
+    if (*start % TL_CANCEL_INTERVAL == 0 && *start != 0 && tl_canceled(cancel))
         return *start = count;
     if (!dense) {
         *start = backend->skip_zeros(soft->mass, (ptrdiff_t)*start * size, (ptrdiff_t)until * size) / size;
@@ -151,7 +151,7 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
         for (int64_t i = 0; offset != 0 && i < count; i++)
             copy[i] = tl_load(run + 8 * i, TL_FLOAT64) - offset;
         backend->sum[dtype](offset != 0 ? (const void *)copy : run, (size_t)count, lanes.sum, lanes.comp);
-        if ((start + count) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+        if ((start + count) % TL_CANCEL_INTERVAL == 0 && tl_canceled(cancel))
             return 0;
     }
     return mass * ((double)row->count * (shift - offset) - tl_lanes_sum_or_infinite(lanes.sum, lanes.comp));

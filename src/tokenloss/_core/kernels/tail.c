@@ -61,7 +61,7 @@ static int add_parts(const tl_backend *backend, const tl_row *row, double refere
             end = chunk_end(start, until);
             add_chunk(backend, TL_REDUCE_SUMEXP, row, tail, start, end, &next, &state, &buf);
             add_chunk(backend, TL_REDUCE_MAX_COUNT, row, tail, start, end, &again, &possible, &buf);
-            if (end % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+            if (end % TL_CANCEL_INTERVAL == 0 && tl_canceled(cancel))
                 return 0;
         }
         tail->mass[part] = tl_lanes_sum_or_infinite(state.sum, state.comp);
@@ -81,7 +81,7 @@ void tl_tail_of(const tl_backend *backend, const tl_row *row, double maximum, tl
     tail->parts = tail->length ? (row->count + tail->length - 1) / tail->length : 0;
     int is_known = maximum < (double)INFINITY;
     int overflows = add_parts(backend, row, is_known ? maximum : 0, tail, &total, &maximum, cancel);
-    if ((overflows || !is_known || !(total.sum[0] >= LEAST_TOTAL)) && !tl_cancelled(cancel))
+    if ((overflows || !is_known || !(total.sum[0] >= LEAST_TOTAL)) && !tl_canceled(cancel))
         overflows = maximum == (double)INFINITY || add_parts(backend, row, maximum, tail, &total, &maximum, cancel);
     if (overflows) { /* +inf is among the logits */
         tail->support = 0;

@@ -78,7 +78,7 @@ void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t 
         }
         if (topk)
             tl_topk_scan(backend, &raw, start, next, raw_acc.maximum, topk);
-        if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+        if (next % TL_CANCEL_INTERVAL == 0 && tl_canceled(cancel))
             return;
     }
     if (best >= 0)
