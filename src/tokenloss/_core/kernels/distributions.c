@@ -51,7 +51,7 @@ static const char *load(const tl_backend *backend, tl_row *row, const char *data
 static const char *load_rows(const tl_backend *backend, tl_row row, ptrdiff_t apart, const int *rows, int count,
                              float *memory, char *copy) {
     char *native = row.dtype == row.compute_dtype ? copy : (char *)memory;
-    const ptrdiff_t size = tl_itemsize(row.dtype), bytes = row.count * size, stride = row.stride;
+    const ptrdiff_t size = tl_itemsize(row.dtype), bytes = (ptrdiff_t)row.count * size, stride = row.stride;
     row.stride = size;
     if (stride == size && (count == 1 || (apart == bytes && rows[count - 1] - rows[0] == count - 1)))
         return load(backend, &row, row.data + rows[0] * apart, count * (int)row.count, copy);
