@@ -180,7 +180,7 @@ TL_TARGET TL_INLINE void NAME(short_reduce_)(const tl_few_rows *rows, size_t cou
     const char *x[TL_GROUPS];
     ptrdiff_t stride = 0;
     for (size_t g = 0; g < count; g++) {
-        x[g] = OP(group_of)(rows, g, classes, memory + g * group_bytes, &stride);
+        x[g] = OP(group_of)(rows, g, classes, memory ? memory + g * group_bytes : NULL, &stride);
         NAME(group_maximum_)(x[g], stride, classes, sums->maximum + TL_GROUP * g, sums->ref_exp + TL_GROUP * g,
                              mode == KL ? (const char *)moments->other + g * group_bytes : NULL,
                              mode == KL ? moments->other_shift + TL_GROUP * g : NULL);
