@@ -277,7 +277,7 @@ void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int c
     if (moments)
         backend->short_moments[groups.dtype](&few, in_groups, &next, &lse->sums, moments);
     else
-        backend->short_sumexp[groups.dtype](&few, in_groups, &next, NULL, &lse->sums);
+        backend->short_sumexp[groups.dtype](&few, in_groups, &next, groups.at, &lse->sums);
     if (rows->has_excluded && rows->keeps_logits)
         replace_excluded(groups, at, count, lse->logit);
     lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows->wanted &
@@ -378,7 +378,7 @@ static uint64_t lane_logsumexps(const tl_backend *backend, const tl_few_rows *ro
     }
     if (again > 0) {
         const size_t in_vectors = (again + 7) / 8 * 8;
-        backend->short_sumexp[dtype](&groups, tl_groups_for((int)again), NULL, NULL, &sums);
+        backend->short_sumexp[dtype](&groups, tl_groups_for((int)again), NULL, memory, &sums);
         backend->lse_logs(sums.sum, sums.ref_exp, in_vectors, dtype, log);
         backend->log_odds(zeros, log, logit, in_vectors, &odds);
     }
