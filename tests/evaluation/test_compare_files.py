@@ -757,7 +757,7 @@ def save_compressed(path, **arrays):
 @pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "n_candidates"), [("npz", 12), ("zarr", 4)])
 def test_memory_of_candidates_is_that_of_a_block(n_candidates, suffix, tmp_path, monkeypatch):
-    """Of compressed files, which are read as a stream, blocks of 2 MB of all candidates at once would be seen."""
+    """Compressed files are read as a stream: a block of 2 MB of every candidate at once would exceed the limit."""
     monkeypatch.setattr(plan, "_BLOCK_BYTES", 2 << 20)
     rng = np.random.default_rng(7)
     logits = np.tile(rng.integers(9, size=2048).astype(np.float32), (1024, 1))  # 8 MB, soon compressed

@@ -47,7 +47,7 @@ static const char *load(const tl_backend *backend, tl_row *row, const char *data
     return copy;
 }
 
-/* Rows, or some classes of one, as such elements; `memory` has room for those of floats or halves. */
+/* The same for rows, or for some classes of a single row; `memory` holds copies before they are converted. */
 static const char *load_rows(const tl_backend *backend, tl_row row, ptrdiff_t apart, const int *rows, int count,
                              float *memory, char *copy) {
     char *native = row.dtype == row.compute_dtype ? copy : (char *)memory;
@@ -99,7 +99,7 @@ static int are_adjacent(const tl_distributions *of, int rows) {
     return rows <= TL_BLOCK_ROWS && of->score_class == rows * of->score_row && of->mass_class == rows * of->mass_row;
 }
 
-/* Adds a lane, or some, to others. */
+/* Adds one or more lanes, of `count` numbers in all, to others. */
 static void add_lanes(double *restrict sum, const double *restrict other, int64_t count) {
     for (int64_t i = 0; i < count; i++)
         sum[i] += other[i];

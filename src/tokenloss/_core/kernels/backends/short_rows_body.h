@@ -32,8 +32,8 @@ TL_TARGET TL_INLINE OP(vec) NAME(largest_and_other_)(const char *x, ptrdiff_t st
     return largest;
 }
 
-/* The maxima of a group, and the reference exponents: those of tl_lse_begin, and 0 for rows that are far out; and the
- * shifts of other rows, if these are not NULL. */
+/* Writes the maxima of a group and its reference exponents, as tl_lse_begin sets them, or 0 for rows that are far out.
+ * Also writes the shifts of other rows, unless `other` is NULL. */
 TL_TARGET TL_INLINE void NAME(group_maximum_)(const char *x, ptrdiff_t stride, size_t classes, double *maximum,
                                               double *exponent, const char *other, double *other_shift) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
