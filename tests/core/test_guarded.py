@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reas
 
 # one case in N is run, and one in M on the portable backend, which takes ten times as long as the others together
 HERE = "1", "4"
-EMULATED = "8", "24"  # by emulators that take a hundred times as long
+EMULATED = "16", "48"  # by emulators that take a hundred times as long
 
 
 @pytest.fixture(scope="module")

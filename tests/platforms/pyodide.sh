@@ -1,26 +1,27 @@
 #!/usr/bin/env bash
 # Builds the package for Pyodide, and runs tests/scores/test_anywhere.py there, in Node.js:
 #
-#     tests/platforms/pyodide.sh FOLDER
+#     tests/platforms/pyodide.sh FOLDER OUT
 #
-# Needs the same as pyodide_wheel.sh, which builds the package, and NumPy into the folder. Tests run on the last Pyodide
-# with Python 3.13. wheels.yml builds for Pyodide 314, with Python 3.14: there the extension is loaded, until it imports
-# NumPy.
+# Needs the same as pyodide_wheel.sh, which builds the package into OUT, and NumPy into the folder. Tests run on the last
+# Pyodide with Python 3.13. wheels.yml builds for Pyodide 314, with Python 3.14: there the extension is loaded, until it
+# imports NumPy.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 root=$PWD
 folder=$(realpath -m "${1:?a folder for NumPy}")
+out=$(realpath -m "${2:?a folder for Pyodide and the wheel}")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 step() { printf '\n== %s (after %s s)\n' "$*" "$SECONDS"; }
 
-tests/platforms/pyodide_wheel.sh "$folder" "$scratch/built"
-export PATH="$scratch/built/venv/bin:$PATH"
+tests/platforms/pyodide_wheel.sh "$folder" "$out"
+export PATH="$out/venv/bin:$PATH"
 site=$scratch/site # what Pyodide imports from
 pip install -q --target "$site" pytest
 ln -s "$folder/numpy" "$site/numpy"
-python -m zipfile -e "$scratch"/built/tokenloss-*-cp311-abi3-*.whl "$site"
+python -m zipfile -e "$out"/tokenloss-*-cp311-abi3-*.whl "$site"
 npm install --silent --no-audit --no-fund --prefix "$scratch/314" pyodide@314.0.7
 
 cat >"$scratch/run.mjs" <<'END'
@@ -46,7 +47,7 @@ except ModuleNotFoundError as error:
 int(found != 'numpy')" "$site/tokenloss"
 
 step "tests/scores/test_anywhere.py, Pyodide 0.29"
-node "$scratch/run.mjs" "$scratch/built/node_modules/pyodide" "
+node "$scratch/run.mjs" "$out/node_modules/pyodide" "
 import sys
 sys.dont_write_bytecode = True
 sys.path.insert(0, '$site')

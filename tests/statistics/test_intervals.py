@@ -162,7 +162,7 @@ def shares_covered(lengths, rng, repetitions):
     return covered / repetitions
 
 
-@pytest.mark.parametrize("repetitions", [pytest.param(10_000, marks=pytest.mark.slow), 400])
+@pytest.mark.parametrize("repetitions", [pytest.param(5000, marks=pytest.mark.slow), 400])
 @pytest.mark.parametrize(
     ("draw", "above", "below"),
     [
@@ -199,9 +199,9 @@ def test_losses_that_are_0_but_for_rounding_have_a_narrow_interval():
 @pytest.mark.parametrize("number", [3, 50])
 @pytest.mark.parametrize("kind", LENGTHS)
 def test_interval_coverage_of_perplexity_bits_per_byte_and_words(kind, number, rng):
-    shares = shares_covered(LENGTHS[kind](number), rng, 3000)
-    assert shares.min() > 0.935
-    assert shares.max() < 0.965
+    shares = shares_covered(LENGTHS[kind](number), rng, 1500)
+    assert shares.min() > 0.93
+    assert shares.max() < 0.97
 
 
 @pytest.mark.slow
@@ -212,7 +212,7 @@ def test_interval_coverage_of_comparisons(kind, rng):
     lengths = LENGTHS[kind](number)
     owner = np.repeat(np.arange(number), lengths)
     targets, base = np.zeros(len(owner), int), np.full((len(owner), 2), np.log([0.51, 0.49]))
-    repetitions, covered = 1000, np.zeros(3, int)
+    repetitions, covered = 500, np.zeros(3, int)
 
     def figures_of(probability):
         logits = np.log(np.stack([probability, 1 - probability], -1))
@@ -235,9 +235,9 @@ def test_interval_coverage_of_comparisons(kind, rng):
         )
         covered[2] += abs(result.same_top - 0.8) <= result.interval_factor * result.same_top.stderr
     shares = covered / repetitions
-    assert shares[:2].min() > 0.935
-    assert shares[:2].max() < 0.97
-    assert shares[2] > 0.93  # a count, which is not normal in short sequences
+    assert shares[:2].min() > 0.93
+    assert shares[:2].max() < 0.98
+    assert shares[2] > 0.92  # a count, which is not normal in short sequences
 
 
 def log_ratios(kind, number, rng):
