@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+# NumPy's OpenBLAS has its threads wait for the next product in a loop, of up to 30 ms; before NumPy is imported
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+
 import browser as browsers
 import clients
 import eval_harness

@@ -242,12 +242,18 @@ def test_keys_of_json_of_texts_are_described_and_it_fits_the_schema(files):
 
 
 @functools.cache
-def validator(name):
-    """What checks values by a part of the JSON Schema, which is checked itself."""
-    jsonschema = pytest.importorskip("jsonschema")
+def checked_schema():
+    """The JSON Schema, which is checked itself."""
     schema = json_schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": schema["$defs"]})
+    pytest.importorskip("jsonschema").Draft202012Validator.check_schema(schema)
+    return schema
+
+
+@functools.cache
+def validator(name):
+    """What checks values by a part of the JSON Schema."""
+    jsonschema = pytest.importorskip("jsonschema")
+    return jsonschema.Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": checked_schema()["$defs"]})
 
 
 def errors_of(value, name):

@@ -4,13 +4,15 @@ import importlib.util
 import pickle
 import re
 
+import numpy as np
 import pytest
+from arrays import fails
 from places import ROOT
 
 import tokenloss
 from tokenloss import show_config
 from tokenloss._core import _core
-from tokenloss._core.config import FEATURES
+from tokenloss._core.config import FEATURES, FEATURES_VARIABLE, choose_backend
 
 TELL_BF16 = "import tokenloss; print(tokenloss.show_config(mode='dicts')['bfloat16_matmul'])"
 TELL = "import tokenloss; print(tokenloss.show_config(mode='dicts')['instruction_set'])"
@@ -48,7 +50,19 @@ def test_show_config_refuses_other_modes(mode):
         show_config(mode)
 
 
-def test_best_instruction_set_is_used_unless_disabled(run_python):
+@pytest.fixture
+def chosen(monkeypatch, use_backend):
+    """The configuration that is chosen where the variable has a value, as on the first use in a process."""
+
+    def chosen(variable):
+        monkeypatch.setenv(FEATURES_VARIABLE, variable)
+        choose_backend()
+        return show_config(mode="dicts")
+
+    return chosen
+
+
+def test_best_instruction_set_is_used_unless_disabled(run_python, chosen):
     available = _core.backends()
     assert run_python(TELL).strip() == available[0]
     disabled = []
@@ -56,43 +70,42 @@ def test_best_instruction_set_is_used_unless_disabled(run_python):
         disabled.append(name.upper())
         expected = available[len(disabled)]
         for variable in {" ".join(disabled), ",".join(disabled), ", ".join(disabled).lower()}:
-            assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES=variable).strip() == expected
+            assert chosen(variable)["instruction_set"] == expected
 
 
-def test_any_known_feature_may_be_disabled_on_any_machine(run_python):
+def test_any_known_feature_may_be_disabled_on_any_machine(run_python, chosen):
     assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES=" ".join(FEATURES)).strip() == "portable"
-    assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES="").strip() == _core.backends()[0]
-    assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES=" , ").strip() == _core.backends()[0]
+    assert chosen("")["instruction_set"] == _core.backends()[0]
+    assert chosen(" , ")["instruction_set"] == _core.backends()[0]
 
 
 @pytest.mark.parametrize("variable", ["AMX_BF16 AVX512_BF16", "AVX512", "avx2 avx512_bf16,amx_bf16"])
-def test_bfloat16_matmul_is_disabled_by_its_name_and_that_of_its_instruction_set(variable, run_python):
-    assert run_python(TELL_BF16, TOKENLOSS_DISABLE_CPU_FEATURES=variable).strip() == "blas"
+def test_bfloat16_matmul_is_disabled_by_its_name_and_that_of_its_instruction_set(variable, chosen):
+    assert chosen(variable)["bfloat16_matmul"] == "blas"
 
 
 @pytest.mark.parametrize("name", _core.BF16_MATMULS[:-1])
-def test_bfloat16_matmul_that_is_disabled_is_not_used(name, run_python):
-    assert run_python(TELL_BF16, TOKENLOSS_DISABLE_CPU_FEATURES=name).strip() in {*_core.BF16_MATMULS} - {name}
+def test_bfloat16_matmul_that_is_disabled_is_not_used(name, chosen):
+    assert chosen(name)["bfloat16_matmul"] in {*_core.BF16_MATMULS} - {name}
 
 
 def test_bfloat16_matmul_of_a_new_process_is_that_of_this_one(run_python):
     assert run_python(TELL_BF16).strip() == show_config(mode="dicts")["bfloat16_matmul"]
 
 
-@pytest.mark.parametrize(
-    ("use", "variable"),
-    [
-        ("logsumexp([0.0])", "SSE9"),
-        ("logsumexp([0.0])", "AVX512 nonsense"),
-        ("logsumexp([0.0])", "AVX512;AVX2"),
-        ("LossMeter().update([0.5])", "portable"),
-    ],
-)
+UNKNOWN = "TOKENLOSS_DISABLE_CPU_FEATURES is {!r}; it must be some of AVX512, AVX2, NEON, AMX_BF16, AVX512_BF16"
+
+
+@pytest.mark.parametrize(("use", "variable"), [("logsumexp([0.0])", "SSE9"), ("LossMeter().update([0.5])", "portable")])
 def test_unknown_feature_is_a_clear_error(use, variable, run_python):
     message = run_python(f"import tokenloss; tokenloss.{use}", TOKENLOSS_DISABLE_CPU_FEATURES=variable, fails=True)
-    unknown = next(name for name in variable.split() if name not in ("AVX512", "AVX2", "NEON"))
-    fits = "AVX512, AVX2, NEON, AMX_BF16, AVX512_BF16"
-    assert f"ValueError: TOKENLOSS_DISABLE_CPU_FEATURES is {unknown!r}; it must be some of {fits}" in message
+    assert f"ValueError: {UNKNOWN.format(variable)}" in message
+
+
+@pytest.mark.parametrize(("variable", "unknown"), [("AVX512 nonsense", "nonsense"), ("AVX512;AVX2", "AVX512;AVX2")])
+def test_unknown_feature_among_known_ones_is_a_clear_error(variable, unknown, chosen):
+    with fails(ValueError, UNKNOWN.format(unknown)):
+        chosen(variable)
 
 
 def test_every_instruction_set_is_found_and_can_be_disabled():
@@ -119,7 +132,10 @@ import numpy as np, tokenloss
 logits = np.random.default_rng(0).standard_normal((20, 5000), np.float32)
 print(tokenloss.cross_entropy(logits, np.arange(20)).hex(), tokenloss.logsumexp(logits).tobytes().hex())
 """
-    assert run_python(program) == run_python(program, TOKENLOSS_DISABLE_CPU_FEATURES=" ".join(FEATURES))
+    logits = np.random.default_rng(0).standard_normal((20, 5000), np.float32)
+    printed = run_python(program, TOKENLOSS_DISABLE_CPU_FEATURES=" ".join(FEATURES)).split()
+    here = tokenloss.cross_entropy(logits, np.arange(20)).hex(), tokenloss.logsumexp(logits).tobytes().hex()
+    assert tuple(printed) == here
 
 
 LOADED = """

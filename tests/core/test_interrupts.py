@@ -7,10 +7,10 @@ from programs import LARGE
 
 INTERRUPTED = """
 import _thread, signal
-from programs import PATIENCE
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
-DELAY = 0.05
+DELAY = 0.03
+PATIENCE = float(os.environ.get("PATIENCE", "1"))
 # 0.2 s are promised: of two threads 0.4 s of processor time, whatever else the machine does; an emulated one is slow
 LIMIT = 0.5 * PATIENCE
 

@@ -358,7 +358,7 @@ SMALLER = "it must contain smaller ones: request fewer prompts, or fewer alterna
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_line_of_more_than_64_megabytes(name, tmp_path):
-    path = save(tmp_path, b'{}\n{"a": "' + b"x" * 80_000_000 + b'"}', name)
+    path = save(tmp_path, b'{}\n{"a": "' + b"x" * 70_000_000 + b'"}', name)
     with held_at_most(100 << 20):
         assert_refused(path, f"line 2: contains a record of more than {64 << 20} bytes; {SMALLER}")
 
@@ -383,16 +383,16 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_memory_of_values_is_bounded(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_MEMORY_LIMIT", 8 << 20)
-    unit, n, n_read = HOSTILE[kind], 1 << 16, 0
+    monkeypatch.setattr(records, "_MEMORY_LIMIT", 4 << 20)
+    unit, n, n_read = HOSTILE[kind], 1 << 15, 0
     is_refused = False
     while not is_refused:
         path = save(tmp_path, b'{"a": [' + unit * (n // len(unit)) + b"0]}", "a.jsonl")
-        with held_at_most(8 << 20):
+        with held_at_most(4 << 20):
             try:
                 n_read += len(read(path))
             except ValueError as error:
-                is_refused = bool(re.search(rf"needs \d+ MB of memory, more than 8; {SMALLER}$", str(error)))
+                is_refused = bool(re.search(rf"needs \d+ MB of memory, more than 4; {SMALLER}$", str(error)))
         n += n // 2
     assert n_read
 

@@ -405,7 +405,7 @@ def _quantiles(meter, fractions):
 
 def undefined(row):
     """Whether a row of logits has no softmax."""
-    return np.isnan(row).any() or np.isposinf(row).any() or np.isneginf(row).all()
+    return row.size == 0 or not np.isfinite(row.max())  # nan if any is, and the infinity of any or of all
 
 
 def scaled(row, logit_scale=1.0, softcap=None):
@@ -416,10 +416,8 @@ def scaled(row, logit_scale=1.0, softcap=None):
 
 def log_normalizer(row, logit_scale=1.0, softcap=None):
     """Return log(sum(exp(row)))."""
-    if np.isneginf(row).all():
-        return -math.inf
     if undefined(row):
-        return math.nan
+        return -math.inf if np.isneginf(row).all() else math.nan
     return scaled(row, logit_scale, softcap).max() + log(_powers(row, logit_scale, softcap).sum())
 
 
