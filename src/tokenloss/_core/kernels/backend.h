@@ -175,6 +175,7 @@ typedef struct {
     const double *mass;
     double total_mass;
     double *target_weight; /* set to the weights of the rows' classes */
+    const double *total;   /* the sums of the rows' masses, if these have their own: dots are of them */
 } tl_lane_losses;
 
 typedef struct tl_loss tl_loss; /* see loss.h */

@@ -94,23 +94,16 @@ void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const t
  * loss is finite. Those of other rows are of no use. */
 static uint64_t losses_of_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                                  const tl_loss *losses, const tl_masses *masses, double *mass, double *values) {
-    const tl_block_nll *of = &lse->relative;
-    uint64_t which = rows->wanted & lse->near & lse->grouped & masses->usable, odd = 0;
-    double dot[TL_BLOCK_ROWS];
-    tl_loss loss = *losses;
-    loss.target = -1; /* so compilers know it */
+    const uint64_t which = rows->wanted & lse->near & lse->grouped & masses->usable;
+    const size_t classes = (size_t)rows->row.count, padded = tl_padded_rows(lse->in_groups);
+    double dot[TL_BLOCK_ROWS], *nll = (double *)(uintptr_t)lse->relative.nll;
+    double *logit = (double *)(uintptr_t)lse->relative.logit;
+    const tl_lane_losses of = {.nll = nll, .logit = logit, .dot = dot, .total = mass};
     if (which == 0)
         return 0;
     backend->short_dots[lse->group_dtype](tl_groups_of(rows), masses->groups.at, masses->groups.dtype == TL_FLOAT64,
-                                          tl_padded_rows(lse->in_groups), (size_t)rows->row.count, of->logit, dot,
-                                          mass);
-    for (int i = 0; i < rows->count; i++) {
-        values[i] = tl_loss_of_parts(&loss, 0, dot[i], mass[i], of->nll[i], of->logit[i] + of->nll[i]);
-        odd |= tl_to_bits(values[i] - values[i]);
-    }
-    for (int i = 0; odd != 0 && i < rows->count; i++)
-        which &= ~((uint64_t)(values[i] - values[i] != 0) << i);
-    return which;
+                                          padded, classes, logit, dot, mass);
+    return which & ~backend->finish_losses(losses, &of, classes, padded, values, NULL);
 }
 
 void tl_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,

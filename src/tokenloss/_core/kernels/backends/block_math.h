@@ -197,7 +197,7 @@ TL_TARGET static void JOIN(gradient_parts_, BACKEND)(const tl_loss *of, const do
 
 TL_TARGET static uint64_t JOIN(finish_losses_, BACKEND)(const tl_loss *loss_of, const tl_lane_losses *of, size_t classes,
                                                         size_t count, double *losses, double *weights) {
-    const int smooths = loss_of->soft.eps_over_v != 0, weighs = of->class_weight || of->row_weight;
+    const int weighs = of->class_weight || of->row_weight;
     const f64_vec zero = f64_set(0), rest = f64_set(loss_of->soft.one_minus_eps), all = f64_set((double)classes);
     const f64_vec each = f64_set(loss_of->soft.eps_over_v), z_loss = f64_set(loss_of->z_loss);
     const f64_vec mass = of->mass ? f64_set(of->total_mass) : f64_mul(each, all);
@@ -206,13 +206,14 @@ TL_TARGET static uint64_t JOIN(finish_losses_, BACKEND)(const tl_loss *loss_of, 
         of->target_weight[i] = of->class_weight[(uint64_t)of->target[i] < classes ? (size_t)of->target[i] : classes];
     for (size_t i = 0; i < count; i += f64_WIDTH) {
         f64_vec weight = of->class_weight ? f64_load(of->target_weight + i) : f64_set(1);
-        f64_vec nll = f64_load(of->nll + i), loss = f64_mul(f64_mul(weight, rest), nll);
-        if (smooths) {
+        f64_vec nll = f64_load(of->nll + i), loss = of->total ? zero : f64_mul(f64_mul(weight, rest), nll);
+        if (of->dot) {
             f64_vec dot = f64_load(of->dot + i);
-            if (!of->mass)
+            if (!of->mass && !of->total)
                 dot = f64_mul(each, f64_sub(f64_mul(all, f64_load(of->logit + i)), dot));
+            loss = f64_add(f64_add(loss, dot), f64_mul(of->total ? f64_load(of->total + i) : mass, nll));
+            dot = of->total ? loss : dot;
             odd |= (uint64_t)(f64_mask_ge(f64_sub(dot, dot), zero) ^ ((1u << f64_WIDTH) - 1)) << i % TL_BLOCK_ROWS;
-            loss = f64_add(f64_add(loss, dot), f64_mul(mass, nll));
         }
         if (loss_of->z_loss != 0) {
             f64_vec logsumexp = f64_add(f64_load(of->logit + i), nll);

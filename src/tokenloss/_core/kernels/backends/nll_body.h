@@ -182,13 +182,13 @@ TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdif
                                        double *total) {
     const int is_double = sizeof(REAL) == sizeof(double), compensates = is_double || kind == LOGITS;
     const size_t sums = kind == LOGITS || kind == DOTS ? 1 : 2; /* the second of masses */
-    OP(lane) lanes[2][16];
+    OP(lane) lanes[2][16], lane[2]; /* the latter in registers */
     f64_vec term[2][PARTS];
     size_t l = 0;
     do { /* at least one, which compilers then know */
         for (size_t j = 0; j < sums; j++) {
-            OP(widen)(OP(set)(0), lanes[j][l].sum);
-            OP(widen)(OP(set)(0), lanes[j][l].lost);
+            OP(widen)(OP(set)(0), lane[j].sum);
+            OP(widen)(OP(set)(0), lane[j].lost);
         }
         for (size_t k = l; k < classes; k += 16) {
             OP(load_widened)((const REAL *)(const void *)(x + (ptrdiff_t)k * stride), term[0]);
@@ -201,11 +201,13 @@ TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdif
                     term[0][i] = f64_mul(kind == DOTS ? f64_set(((const double *)masses)[k]) : term[1][i],
                                          f64_sub(f64_load(shift + i * f64_WIDTH), term[0][i]));
                 for (size_t j = 0; j < sums; j++) {
-                    f64_vec error = f64_add_with_error(&lanes[j][l].sum[i], term[j][i]);
-                    lanes[j][l].lost[i] = is_double ? f64_add(lanes[j][l].lost[i], error) : lanes[j][l].lost[i];
+                    f64_vec error = f64_add_with_error(&lane[j].sum[i], term[j][i]);
+                    lane[j].lost[i] = is_double ? f64_add(lane[j].lost[i], error) : lane[j].lost[i];
                 }
             }
         }
+        for (size_t j = 0; j < sums; j++)
+            lanes[j][l] = lane[j];
     } while (++l < 16 && l < classes);
     for (size_t j = 0; j < sums; j++) {
         OP(add_lanes)(lanes[j], classes, compensates);

@@ -220,25 +220,21 @@ TL_TARGET static void NAME(short_moments_)(const tl_few_rows *groups, size_t cou
                    : NAME(reduce_short_)(groups, count, MOMENT, next, (char *)(uintptr_t)groups->data, sums, moments);
 }
 
-/* The lowest class of the maximum is the number of classes before which none has it. */
 TL_TARGET static void NAME(short_ranks_)(const void *groups, size_t count, size_t classes, const double *threshold,
                                          tl_short_ranks *ranks) {
     for (size_t row = 0; row < TL_GROUP * count; row += OP(WIDTH)) {
         const REAL *x = (const REAL *)groups + TL_GROUP * classes * (row / TL_GROUP) + row % TL_GROUP;
-        OP(vec) so_far = OP(set)(-(REAL)INFINITY);
-        const OP(vec) largest = NAME(largest_of_)((const char *)x, (ptrdiff_t)(TL_GROUP * sizeof(REAL)), classes);
         const OP(vec) least = OP(load_narrowed)(threshold + row);
-        OP(bits) count_ge = OP(set_bits)(0), since_largest = OP(set_bits)(0);
+        OP(vec) most = OP(set)(-(REAL)INFINITY), argmax = OP(set)(0); /* the latter has the bits of a class */
+        OP(bits) count_ge = OP(set_bits)(0);
         for (size_t k = 0; k < classes; k++) {
-            OP(vec) value = OP(load)(x + TL_GROUP * k);
-            so_far = OP(max_skip_nan)(value, so_far);
+            const OP(vec) value = OP(load)(x + TL_GROUP * k);
             count_ge = OP(count_ge)(count_ge, value, least);
-            since_largest = OP(count_ge)(since_largest, so_far, largest);
+            argmax = OP(if_less)(most, value, OP(with_bits)(OP(set)(0), (UINT)k), argmax);
+            most = OP(max_skip_nan)(value, most);
         }
         OP(store_counts)(count_ge, ranks->count_ge + row);
-        OP(store_counts)(since_largest, ranks->argmax + row);
-        for (size_t r = row; r < row + OP(WIDTH); r++)
-            ranks->argmax[r] = (int64_t)classes - ranks->argmax[r];
+        OP(store_counts)(OP(or_bits)(OP(set_bits)(0), argmax, argmax), ranks->argmax + row);
     }
 }
 
