@@ -221,9 +221,8 @@ def test_no_function_has_over_60_lines():
 def test_names_are_not_found_nor_of_something():
     """They say what is in a variable or what a function returns; `Evaluation.of_parts` is public."""
     for path in FILES.values():
-        for node in nodes_of(path):
-            names = [str(getattr(node, field, "")) for field in ("id", "arg", "name")]
-            assert [name for name in names if re.fullmatch("_?found|of_(?!parts$).*", name)] == [], path
+        names = {getattr(node, field, None) for node in nodes_of(path) for field in ("id", "arg", "name")}
+        assert [name for name in names if name and re.fullmatch("_?found|of_(?!parts$).*", name)] == [], path
 
 
 def texts_of_messages(nodes):

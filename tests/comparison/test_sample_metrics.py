@@ -54,7 +54,7 @@ def test_numbers_and_booleans_as_text(values, compared):
 
 
 def test_long_text_that_is_nearly_a_number_takes_no_time(compared):
-    files = of_values(["1" * 10**6 + "x", "1"])
+    files = of_values(["1" * 200_000 + "x", "1"])
     assert "acc" in compared(files[:1], files[:1]).left_out
     with pytest.raises(ValueError, match="line 1: acc is not a number"):
         compared(files, files)

@@ -3,12 +3,15 @@
 import inspect
 import itertools
 import logging
+import multiprocessing
 import os
 import re
+import sys
 import threading
 import time
 from pathlib import Path
 
+import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
@@ -335,11 +338,19 @@ def test_dask_that_is_not_installed(run_python):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=":0",
-        silence_logs=logging.CRITICAL,
-    ) as cluster:  # fmt: skip
+    """A cluster of two processes, which start from one that has imported Dask, and import no file of tests."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    methods = multiprocessing.get_all_start_methods()
+    method = "forkserver" if "forkserver" in methods else "spawn"
+    with (
+        dask.config.set({"distributed.worker.multiprocessing-method": method}),
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=":0",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+    ):  # fmt: skip
         yield cluster
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture
