@@ -172,6 +172,16 @@ def _sample(case: Case, contender: Contender, calls: int) -> float:
     return wall
 
 
+def keep_freed_memory() -> None:
+    """Let malloc keep arrays of up to 32 MB that are freed, as it learns to in a long run, with single cases, too.
+
+    Otherwise the system clears the temporary arrays of other libraries at every call, which took torch twice as long.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # where the C library is not glibc
+        for parameter, size in (-3, 1 << 25), (-1, 1 << 30):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, size)
+
+
 def _extra_memory(contender: Contender) -> int | None:
     """Bytes by which one call raises the peak of this process's resident memory; None where only Linux could tell.
 

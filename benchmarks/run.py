@@ -67,6 +67,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     import cases_of_short_rows
     import harness
 
+    harness.keep_freed_memory()
     start = time.perf_counter()
     rounds = options.rounds or (1 if options.quick else 7)
     machine = harness.machine()
