@@ -173,9 +173,9 @@ def _sample(case: Case, contender: Contender, calls: int) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep arrays of up to 32 MB that are freed, as it learns to in a long run, with single cases, too.
+    """Let malloc keep freed arrays of up to 32 MB from the start, as it does after a while in a long run.
 
-    Otherwise the system clears the temporary arrays of other libraries at every call, which took torch twice as long.
+    Otherwise, the system clears the temporary arrays of other libraries at every call, and torch takes twice as long.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # where the C library is not glibc
         for parameter, size in (-3, 1 << 25), (-1, 1 << 30):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD

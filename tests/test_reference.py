@@ -243,7 +243,7 @@ def test_keys_of_json_of_texts_are_described_and_it_fits_the_schema(files):
 
 @functools.cache
 def checked_schema():
-    """The JSON Schema, which is checked itself."""
+    """The JSON Schema, after a check that it is valid."""
     schema = json_schema()
     pytest.importorskip("jsonschema").Draft202012Validator.check_schema(schema)
     return schema
@@ -251,7 +251,7 @@ def checked_schema():
 
 @functools.cache
 def validator(name):
-    """What checks values by a part of the JSON Schema."""
+    """A validator for one part of the JSON Schema."""
     jsonschema = pytest.importorskip("jsonschema")
     return jsonschema.Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": checked_schema()["$defs"]})
 

@@ -27,8 +27,8 @@ FLAGS = [*WARNINGS, "-O2", "-ffp-contract=off"]
 LINES = ["-g1"]  # for valgrind; all of -g doubles the time of gcc
 
 # by compiler, where Debian and macOS have it, and flags; clang needs none to leave expressions as they are. The
-# package, whose bits are recorded, is compiled by -O3. Each hashes half, on every backend but the portable
-# one, which takes 90 % of the time
+# package, whose bits are recorded, is compiled by -O3. Each hashes half, on every backend but the portable one,
+# which takes 90 % of the time
 NATIVE = [
     ("gcc", ""),  # the objects that other tests need, too
     ("clang", "-ffp-contract=on"),

@@ -86,7 +86,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         address = path if isinstance(path, str) else path.as_uri()
         address += f"?q={quote(query)}" * bool(query) + f"#{fragment}" * bool(fragment)
-        for url in ("about:blank", address) if fragment else (address,):  # a fragment alone loads nothing
+        for url in ("about:blank", address) if fragment else (address,):  # a change of the fragment alone loads nothing
             self.events = []
             self.call("Page.navigate", url=url)
             while not self.seen("Page.loadEventFired"):

@@ -230,7 +230,7 @@ class Interrupts:
 
 
 def run(seconds):
-    """Run threads, forks and interrupts for some seconds, and until an interrupt came; print how many."""
+    """Run threads, forks and interrupts for some seconds, or longer if no interrupt came yet; print how many."""
     expected = {name: bits(call(1)) for name, call in CALLS.items()}
     choose = np.random.default_rng(5)
     forks, forks_every, names = 0, seconds / 6, list(CALLS)

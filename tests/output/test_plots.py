@@ -26,7 +26,7 @@ def words(axes):
 
 
 def drawn(figure):
-    """Draw a figure, so that errors of drawing show, but not as often as its layout takes."""
+    """Draw a figure so that drawing errors show; without a layout, which would draw it several times."""
     figure.set_layout_engine("none")
     figure.draw_without_rendering()
     return figure
