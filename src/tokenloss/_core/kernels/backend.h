@@ -332,10 +332,6 @@ typedef struct {
      * score with mass is odd: negative, above what is allowed, or nan. Losses of nan may be any numbers then. */
     int (*add_losses[TL_FLOAT_DTYPES])(const void *scores, const void *masses, int are_wide, size_t count,
                                        size_t classes, const double *weight, const tl_clip *clip, double *sum);
-    /* A step of it, of floats: terms of `count` classes, a multiple of 32, from what lies below the lines of -log, which
-     * losses.h explains; or the sums of two or three that belong `together`, then of a multiple of 96. */
-    void (*line_terms)(const float *score, const float *mass, const float *below, size_t count, size_t together,
-                       double *to);
     /* Of groups of rows of up to TL_FEW_CLASSES, as long as each row has a single class with mass: writes that mass and
      * its score. Returns how many groups these were. */
     size_t (*pick_masses[TL_FLOAT_DTYPES])(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,

@@ -154,13 +154,7 @@ TL_TARGET TL_OUTLINE void sum_rows(const double *term, size_t count, size_t clas
 
 /* -- INSIDE terms of floats ---------------------------------------------------------------------------------------- */
 
-/* In two loops: what needs floats only, and what needs doubles, which are widened as they are loaded. The second one
- * takes less time with vectors of 256 bits than of 512: on Zen 4 by a tenth. */
-#if f32_WIDTH == 16
-#define LINE_TERMS tl_avx2.line_terms
-#else
-#define LINE_TERMS JOIN(line_terms_, BACKEND)
-#endif
+/* In two loops: what needs floats only, and what needs doubles, which are widened as they are loaded. */
 #ifndef f32_load_widened_bits
 #define f32_load_widened_bits(p, wide) f32_widen_bits(f32_load(p), wide)
 #endif
@@ -185,8 +179,8 @@ TL_TARGET TL_INLINE void line_terms_of(const float *score, const float *mass, co
     }
 }
 
-TL_TARGET static void JOIN(line_terms_, BACKEND)(const float *score, const float *mass, const float *below,
-                                                 size_t count, size_t together, double *to) {
+TL_TARGET static void line_terms(const float *score, const float *mass, const float *below, size_t count,
+                                 size_t together, double *to) {
     together == 3   ? line_terms_of(score, mass, below, count, 3, to)
     : together == 2 ? line_terms_of(score, mass, below, count, 2, to)
                     : line_terms_of(score, mass, below, count, 1, to);
@@ -216,6 +210,6 @@ TL_TARGET static size_t add_lines(const void *scores, const void *masses, size_t
     }
     if (f32_any_negative(odd))
         return 0;
-    LINE_TERMS(score, mass, below, count, together, to);
+    line_terms(score, mass, below, count, together, to);
     return count;
 }

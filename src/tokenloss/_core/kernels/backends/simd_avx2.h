@@ -106,12 +106,6 @@ OPERATION void f32_join_triples(const float *from, float *p) {
     _mm256_storeu_ps(p + 8, _mm256_blend_ps(_mm256_blend_ps(a, b, 0x24), c, 0x49));
     _mm256_storeu_ps(p + 16, _mm256_blend_ps(_mm256_blend_ps(a, b, 0x49), c, 0x92));
 }
-#define f32_load_widened_bits(p, wide) f32_widen_bits_at((const __m128i *)(const void *)(p), wide)
-OPERATION void f32_widen_bits_at(const __m128i *p, __m256d *wide) {
-    wide[0] = _mm256_cvtepi32_pd(_mm_loadu_si128(p));
-    wide[1] = _mm256_cvtepi32_pd(_mm_loadu_si128(p + 1));
-}
-
 typedef struct {
     __m256i low, high; /* halves of the entries */
 } f64_table;

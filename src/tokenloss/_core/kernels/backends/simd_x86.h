@@ -72,6 +72,11 @@ OPERATION void f32_widen_bits(f32_vec a, f64_vec *wide) {
     wide[0] = INTRINSIC(cvtepi32_pd)(HALF_WHOLE(castps)(LOW_HALF(a)));
     wide[1] = INTRINSIC(cvtepi32_pd)(HALF_WHOLE(castps)(HIGH_HALF(a)));
 }
+#define f32_load_widened_bits f32_load_widened_bits
+OPERATION void f32_load_widened_bits(const float *p, f64_vec *wide) {
+    wide[0] = INTRINSIC(cvtepi32_pd)(HALF_WHOLE(loadu)((const HALF_VEC *)(const void *)p));
+    wide[1] = INTRINSIC(cvtepi32_pd)(HALF_WHOLE(loadu)((const HALF_VEC *)(const void *)(p + f64_WIDTH)));
+}
 OPERATION f32_vec f32_narrow(const f64_vec *wide) {
     return BOTH_HALVES(INTRINSIC(cvtpd_ps)(wide[0]), INTRINSIC(cvtpd_ps)(wide[1]));
 }

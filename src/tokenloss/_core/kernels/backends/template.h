@@ -317,7 +317,6 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .mask_targets = JOIN(mask_targets_, BACKEND),
     .nonzeros = JOIN(nonzeros_, BACKEND),
     .class_losses = {[TL_FLOAT32] = f32_class_losses, [TL_FLOAT64] = f64_class_losses},
-    .line_terms = JOIN(line_terms_, BACKEND),
     .add_losses = {[TL_FLOAT32] = f32_add_losses, [TL_FLOAT64] = f64_add_losses},
     .pick_masses = {[TL_FLOAT32] = f32_pick_masses, [TL_FLOAT64] = f64_pick_masses},
     .skip_zeros = JOIN(skip_zeros_, BACKEND),
