@@ -1,6 +1,5 @@
 /* Cancellation of a long call, by a signal handler or by another of its threads. */
-#ifndef TOKENLOSS_CANCEL_H
-#define TOKENLOSS_CANCEL_H
+#pragma once
 
 #define TL_CANCEL_INTERVAL 65536 /* classes between two checks */
 
@@ -14,5 +13,3 @@ typedef struct {
 
 /* Whether the call was canceled: results are not to be used then. */
 int tl_canceled(tl_cancel *cancel);
-
-#endif

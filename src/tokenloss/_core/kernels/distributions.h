@@ -3,8 +3,7 @@
  *
  * Of rows of few classes, and where masses are dense, all scores are read, and rows are added up side by side. Where
  * they are sparse, classes with mass are listed whatever their row, and only their scores are read. */
-#ifndef TOKENLOSS_DISTRIBUTIONS_H
-#define TOKENLOSS_DISTRIBUTIONS_H
+#pragma once
 
 #include "backend.h"
 
@@ -25,5 +24,3 @@ typedef struct {
 /* Writes the losses of these rows, `count` rising numbers; there is room for whole groups. Returns 0 if a score is
  * refused, if integers are not one-hot, or if a loss with class weights is nan: rows are to be read singly then. */
 int tl_nll_of_distributions(const tl_backend *backend, tl_distributions *of, const int *rows, int count, double *nll);
-
-#endif

@@ -1,6 +1,5 @@
 /* Divergences other than KL, in a second pass over two rows that are in a cache: kl.h has found their logsumexps. */
-#ifndef TOKENLOSS_DIVERGENCES_H
-#define TOKENLOSS_DIVERGENCES_H
+#pragma once
 
 #include "kl.h"
 
@@ -32,5 +31,3 @@ void tl_divergences_range(const tl_backend *backend, const tl_row *base, const t
                           int64_t end, tl_divergence_state *state, tl_cancel *cancel);
 /* Returns 0 if all ranges must be read again, begun with double as the dtype. */
 int tl_divergences_end(const tl_divergence_state *state, tl_divergences *found);
-
-#endif

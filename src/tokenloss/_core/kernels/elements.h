@@ -1,6 +1,5 @@
 /* One element of any dtype and byte order, to float, double or int64, exactly. */
-#ifndef TOKENLOSS_ELEMENTS_H
-#define TOKENLOSS_ELEMENTS_H
+#pragma once
 
 #include "platform.h"
 
@@ -154,5 +153,3 @@ TL_INLINE void tl_load_integers(const char *address, ptrdiff_t stride, int dtype
         for (int i = 0; i < count; i++)
             loaded[i] = tl_load_integer(address + i * stride, dtype);
 }
-
-#endif

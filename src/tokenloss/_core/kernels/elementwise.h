@@ -1,6 +1,5 @@
 /* What is written for each class of a row: softmax, log_softmax and the gradient of the loss. */
-#ifndef TOKENLOSS_ELEMENTWISE_H
-#define TOKENLOSS_ELEMENTWISE_H
+#pragma once
 
 #include "logsumexp.h"
 #include "soft_targets.h"
@@ -33,5 +32,3 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, doubl
 /* Writes one value to all elements of a row, or to one of them. */
 void tl_fill(const tl_row *out, double value);
 void tl_store_at(const tl_row *out, int64_t index, double value);
-
-#endif

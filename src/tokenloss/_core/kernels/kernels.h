@@ -1,6 +1,5 @@
 /* All kernels over rows, for their callers. */
-#ifndef TOKENLOSS_KERNELS_H
-#define TOKENLOSS_KERNELS_H
+#pragma once
 
 #include "distributions.h"
 #include "elementwise.h"
@@ -12,5 +11,3 @@
 #include "tail.h"
 #include "token_block.h"
 #include "token_stats.h"
-
-#endif

@@ -1,6 +1,5 @@
 /* Kullback-Leibler divergence of two rows of logits, in one pass over both. */
-#ifndef TOKENLOSS_KL_H
-#define TOKENLOSS_KL_H
+#pragma once
 
 #include "row_block.h"
 
@@ -39,5 +38,3 @@ typedef struct {
 void tl_kl_range(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start, int64_t end,
                  int64_t block, tl_kl_acc *acc, tl_cancel *cancel);
 tl_kl tl_kl_finish(tl_kl_acc *acc);
-
-#endif

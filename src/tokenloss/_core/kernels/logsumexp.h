@@ -1,6 +1,5 @@
 /* Logsumexp of a row in one pass (online softmax), whole or range by range, with or without one excluded class. */
-#ifndef TOKENLOSS_LOGSUMEXP_H
-#define TOKENLOSS_LOGSUMEXP_H
+#pragma once
 
 #include <math.h>
 
@@ -82,5 +81,3 @@ TL_INLINE double tl_moment_mean(const tl_lse_acc *state) {
     return tl_lanes_sum_compensated(state->moment->sum, state->moment->comp) /
            tl_lanes_sum_compensated(state->sum, state->comp);
 }
-
-#endif

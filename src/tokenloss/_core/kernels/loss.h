@@ -8,8 +8,7 @@
  * times the derivative of x[k] by the raw logit: of logit_scale and softcap. A class id is the distribution that is 1
  * there and 0 elsewhere. Its term is log1p(odds against it), or softplus(log-odds against it) where the odds
  * are out of range (nll.h), since logsumexp - x[k] has no digits left where the target is nearly certain. */
-#ifndef TOKENLOSS_LOSS_H
-#define TOKENLOSS_LOSS_H
+#pragma once
 
 #include "logsumexp.h"
 #include "soft_targets.h"
@@ -147,5 +146,3 @@ typedef struct {
 /* sum of q[k] nll[k] over the classes with mass: only their scores are read. */
 double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, const tl_soft_target *soft,
                               const tl_clip *clip, tl_refused *refused, tl_cancel *cancel);
-
-#endif

@@ -1,6 +1,5 @@
 /* A matrix of bfloat16 times many vectors of bfloat16, by the instructions of AMX or AVX512_BF16 for them. */
-#ifndef TOKENLOSS_MATMUL_BF16_H
-#define TOKENLOSS_MATMUL_BF16_H
+#pragma once
 
 #include "cancel.h"
 #include "matvec.h"
@@ -35,5 +34,3 @@ void tl_bf16_set_vector(const tl_bf16_panels *panels, int64_t number, const floa
  * operands and in sums: the instructions' way. */
 void tl_matmul_bf16(const tl_row *weights, ptrdiff_t stride, int64_t count, const tl_bf16_panels *vectors,
                     const tl_vectors *out, tl_cancel *cancel);
-
-#endif

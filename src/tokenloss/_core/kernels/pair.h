@@ -1,6 +1,5 @@
 /* A row of logits compared with a base model's row, in one pass over both: the basis of comparisons of models. */
-#ifndef TOKENLOSS_PAIR_H
-#define TOKENLOSS_PAIR_H
+#pragma once
 
 #include "divergences.h"
 
@@ -57,5 +56,3 @@ void tl_pair_of_block(const tl_backend *backend, const tl_row_block *base, const
 /* The logsumexp of a base of log-probabilities: only of the counted ones if the others cannot make it exceed `most`. */
 double tl_pair_base_logsumexp(const tl_backend *backend, const tl_row *base, double counted, double most,
                               tl_cancel *cancel);
-
-#endif

@@ -1,6 +1,5 @@
 /* What differs between compilers and machines: attributes, FMA, atomics, the clock, the floating-point environment. */
-#ifndef TOKENLOSS_PLATFORM_H
-#define TOKENLOSS_PLATFORM_H
+#pragma once
 
 #include <stddef.h>
 #include <stdint.h>
@@ -149,5 +148,3 @@ typedef struct {
 
 void tl_fp_enter(tl_fp_state *state);
 void tl_fp_leave(const tl_fp_state *state);
-
-#endif

@@ -1,6 +1,5 @@
 /* Reductions over a range of a row, and sums of lanes: what the kernels share. */
-#ifndef TOKENLOSS_REDUCE_H
-#define TOKENLOSS_REDUCE_H
+#pragma once
 
 #include "row.h"
 
@@ -30,5 +29,3 @@ double tl_lanes_sum_compensated(const double *lanes, const double *errors);
 
 /* The last one, or without the roundings if these are nan, as for an infinite sum. */
 double tl_lanes_sum_or_infinite(const double *lanes, const double *errors);
-
-#endif

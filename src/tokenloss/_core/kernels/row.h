@@ -1,6 +1,5 @@
 /* A row of logits in memory, and chunks of it in the form that the functions of a backend read. */
-#ifndef TOKENLOSS_ROW_H
-#define TOKENLOSS_ROW_H
+#pragma once
 
 #include "backend.h"
 
@@ -111,5 +110,3 @@ void tl_begin_two(const tl_row *row, const tl_row *other, int dtype, tl_two_rows
 /* Sets `at` to the elements from `start` on and returns how many there are before `end`: whole chunks if both rows can
  * be read in place, otherwise one chunk at most, which is loaded. */
 int64_t tl_read_two(const tl_backend *backend, tl_two_rows *rows, int64_t start, int64_t end);
-
-#endif

@@ -1,6 +1,5 @@
 /* exp, log and log1p of one double, and what is made of them: the functions of backends/vector_math.h. */
-#ifndef TOKENLOSS_SCALAR_MATH_H
-#define TOKENLOSS_SCALAR_MATH_H
+#pragma once
 
 #include <math.h>
 
@@ -53,5 +52,3 @@ double tl_entropy(double log_odds, double nll, double others_nll, double of_othe
 
 /* log(1 + exp(d)): the loss of a target whose logit is d below the logsumexp of the others. */
 TL_INLINE double tl_softplus(double d) { return d > 0 ? d + tl_log1p(tl_exp(-d)) : tl_log1p(tl_exp(d)); }
-
-#endif

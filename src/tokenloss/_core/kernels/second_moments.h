@@ -1,6 +1,5 @@
 /* What calibration needs from a row besides its loss and entropy: a second pass, while the row is in a cache. */
-#ifndef TOKENLOSS_SECOND_MOMENTS_H
-#define TOKENLOSS_SECOND_MOMENTS_H
+#pragma once
 
 #include "cancel.h"
 #include "row.h"
@@ -16,5 +15,3 @@ tl_second_moments tl_second_moments_of(const tl_backend *backend, const tl_row *
 
 /* The probability of a class, at most 1, given the logsumexp. */
 double tl_probability_of(const tl_backend *backend, const tl_row *row, int64_t index, double logsumexp);
-
-#endif

@@ -1,6 +1,5 @@
 /* Exact sums over the tokens of a sequence. */
-#ifndef TOKENLOSS_SEQUENCES_H
-#define TOKENLOSS_SEQUENCES_H
+#pragma once
 
 #include "cancel.h"
 #include "superacc.h"
@@ -42,5 +41,3 @@ void tl_token_sums_merge(tl_token_sums *sums, const tl_token_sums *other);
 /* Sums over a sequence, whose tokens are `runs` ranges [start[i], stop[i]). Adds its tokens to `sums`. */
 tl_sequence tl_sum_sequence(const tl_backend *backend, const tl_tokens *tokens, const int64_t *start,
                             const int64_t *stop, int64_t runs, tl_token_sums *sums, tl_cancel *cancel);
-
-#endif

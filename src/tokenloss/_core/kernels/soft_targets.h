@@ -1,6 +1,5 @@
 /* Cross-entropy of a target distribution: label smoothing, class weights, sparse or dense probabilities. */
-#ifndef TOKENLOSS_SOFT_TARGETS_H
-#define TOKENLOSS_SOFT_TARGETS_H
+#pragma once
 
 #include <math.h>
 
@@ -59,5 +58,3 @@ double tl_target_dot(const tl_backend *backend, const tl_row *row, const tl_soft
 void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t start,
                          int64_t end, double shift, tl_dot_acc *dot, tl_cancel *cancel);
 double tl_target_dot_end(const tl_dot_acc *dot, double *total);
-
-#endif

@@ -6,8 +6,7 @@
  * Many numbers at once are added to bins first, vectors of them at a time: integers of 64 bits, each of one unit, which
  * so few numbers do not overflow (backend.h says how few). Now and then the bins are poured into the limbs, which is
  * exact too. Numbers of uncommon size go to the limbs one by one. */
-#ifndef TOKENLOSS_SUPERACC_H
-#define TOKENLOSS_SUPERACC_H
+#pragma once
 
 #include "backend.h"
 
@@ -78,5 +77,3 @@ double tl_superacc_round(tl_superacc *sum, int exponent);
 
 /* Writes the limbs as little-endian two's complement, four bytes each, and returns how many these are. */
 int tl_superacc_limbs(tl_sum_kind kind, tl_superacc *sum, unsigned char *bytes);
-
-#endif

@@ -1,6 +1,5 @@
 /* The tail of a row: its classes without some given ones, such as the likeliest. Its mass, and classes drawn from it. */
-#ifndef TOKENLOSS_TAIL_H
-#define TOKENLOSS_TAIL_H
+#pragma once
 
 #include "cancel.h"
 #include "row.h"
@@ -27,5 +26,3 @@ void tl_tail_of(const tl_backend *backend, const tl_row *row, double maximum, tl
  * share of the tail. Draw i inverts the cumulative sum, over ascending classes, at (i + uniform[i]) / count of it. */
 void tl_tail_draw(const tl_backend *backend, const tl_row *row, const tl_tail *tail, double epsilon,
                   const double *uniform, int64_t count, int64_t *drawn);
-
-#endif

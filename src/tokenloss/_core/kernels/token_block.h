@@ -1,6 +1,5 @@
 /* Statistics of the tokens of short rows, a block of them at a time. */
-#ifndef TOKENLOSS_TOKEN_BLOCK_H
-#define TOKENLOSS_TOKEN_BLOCK_H
+#pragma once
 
 #include "row_block.h"
 #include "topk.h"
@@ -19,5 +18,3 @@ typedef struct {
  * such as rows with nan or far out, are left to tl_token_stats_row. */
 uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *rows, tl_topk *top,
                                  tl_token_block *tokens, tl_cancel *cancel);
-
-#endif

@@ -1,6 +1,5 @@
 /* All statistics of a token in one pass over its row. */
-#ifndef TOKENLOSS_TOKEN_STATS_H
-#define TOKENLOSS_TOKEN_STATS_H
+#pragma once
 
 #include "logsumexp.h"
 #include "topk.h"
@@ -32,5 +31,3 @@ void tl_token_stats_end_row(const tl_backend *backend, const tl_row *row, int64_
  * the logits of the target and of the likeliest class. */
 double tl_token_logsumexp(const tl_backend *backend, const tl_row *row, double logsumexp, double logit, double largest,
                           tl_cancel *cancel);
-
-#endif

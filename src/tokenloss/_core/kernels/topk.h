@@ -1,6 +1,5 @@
 /* The k largest logits of a row. */
-#ifndef TOKENLOSS_TOPK_H
-#define TOKENLOSS_TOPK_H
+#pragma once
 
 #include "row.h"
 
@@ -18,5 +17,3 @@ void tl_topk_scan(const tl_backend *backend, const tl_row *raw, int64_t start, i
 
 /* Sorts the entries of the row, largest first; places beyond `count` get nan and -1. */
 void tl_topk_sort(tl_topk *topk);
-
-#endif
