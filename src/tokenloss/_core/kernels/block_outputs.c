@@ -1,7 +1,4 @@
 /* What a block of rows writes for each class: see row_block.h. */
-#include <assert.h>
-#include <math.h>
-
 #include "elementwise.h"
 #include "row_block.h"
 

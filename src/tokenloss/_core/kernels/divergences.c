@@ -1,7 +1,5 @@
 #include "divergences.h"
 
-#include <assert.h>
-
 /* Short rows are computed in double: where all of few terms are rounded alike, floats would be wrong by 3e-7. */
 void tl_divergences_begin(tl_lse base, tl_lse other, int64_t count, int dtype, int wanted,
                           tl_divergence_state *state) {

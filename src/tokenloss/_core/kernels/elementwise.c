@@ -1,8 +1,6 @@
 /* Softmax, log_softmax and the gradient of the loss. The rows were reduced before and are mostly still in a cache. */
 #include "elementwise.h"
 
-#include <assert.h>
-
 void tl_store_at(const tl_row *out, int64_t index, double value) {
     assert(index >= 0 && index < out->count);
     tl_store((char *)(uintptr_t)out->data + index * out->stride, out->dtype, value);

@@ -3,7 +3,6 @@
  * nearly certain, differences are close to 0 where its mass is, and cancellation is harmless. */
 #include "kl.h"
 
-#include <assert.h>
 #include <float.h>
 
 int tl_has_infinite_kl(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start, int64_t end) {

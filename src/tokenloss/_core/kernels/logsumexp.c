@@ -1,7 +1,5 @@
 #include "logsumexp.h"
 
-#include <assert.h>
-
 /* Bounds of a sum relative to its reference exponent. A sum that contains the term of its reference is above 0.5. A
  * smaller one means a reference above all logits, as a first chunk of -inf leaves. Above 2^36, moments may overflow. */
 #define SUM_UNDERFLOW 0.5

@@ -1,8 +1,6 @@
 /* Logsumexp of a row in one pass (online softmax), whole or range by range, with or without one excluded class. */
 #pragma once
 
-#include <math.h>
-
 #include "cancel.h"
 #include "reduce.h"
 #include "scalar_math.h"

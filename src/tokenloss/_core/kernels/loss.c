@@ -1,9 +1,6 @@
 /* See loss.h. */
 #include "loss.h"
 
-#include <math.h>
-#include <string.h>
-
 #include "elementwise.h"
 
 void tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_class_odds *odds,

@@ -1,8 +1,6 @@
 /* A matrix times few vectors is bound by memory: each row of the matrix is read once for all vectors. */
 #include "matvec.h"
 
-#include <assert.h>
-
 #define L2_BLOCK_BYTES (1 << 17) /* of rows, which stay in the second cache */
 
 void tl_matvec(const tl_backend *backend, const tl_row *weights, ptrdiff_t stride, int64_t count,

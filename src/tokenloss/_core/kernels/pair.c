@@ -1,9 +1,5 @@
 #include "pair.h"
 
-#include <assert.h>
-#include <math.h>
-#include <string.h>
-
 #include "nll.h"
 
 #define MIN_LOG_PROB (-16.0)           /* llama.cpp's divergence counts the log-probabilities above it */

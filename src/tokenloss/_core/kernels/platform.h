@@ -1,6 +1,9 @@
-/* What differs between compilers and machines: attributes, FMA, atomics, the clock, the floating-point environment. */
+/* What differs between compilers and machines: attributes, FMA, atomics, the clock, the floating-point environment. Also
+ * the standard headers of all kernels. */
 #pragma once
 
+#include <assert.h>
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>

@@ -1,8 +1,5 @@
 #include "reduce.h"
 
-#include <assert.h>
-#include <math.h>
-
 #include "scalar_math.h"
 
 void tl_reduce_range(const tl_backend *backend, tl_reduce_kind kind, const tl_row *row, int64_t start, int64_t end,

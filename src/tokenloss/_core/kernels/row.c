@@ -1,8 +1,5 @@
 #include "row.h"
 
-#include <assert.h>
-#include <math.h>
-
 /* Makes the elements [from, to) of a chunk -inf, the neutral element. */
 static void fill_neg_inf(tl_chunk_buf *buf, int64_t from, int64_t to) {
     const uint16_t half = buf->dtype == TL_FLOAT16 ? 0xfc00 : 0xff80;

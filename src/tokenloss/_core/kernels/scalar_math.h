@@ -1,8 +1,6 @@
 /* exp, log and log1p of one double, and what is made of them: the functions of backends/vector_math.h. */
 #pragma once
 
-#include <math.h>
-
 #include "platform.h"
 
 #define TL_LN2 0x1.62e42fefa39efp-1

@@ -1,7 +1,5 @@
 #include "second_moments.h"
 
-#include <math.h>
-
 #include "reduce.h"
 #include "scalar_math.h"
 

@@ -1,8 +1,6 @@
 /* Sums over a row's classes weighted by a target distribution. Runs of zeros are skipped, their logits not read. */
 #include "soft_targets.h"
 
-#include <assert.h>
-
 #include "logsumexp.h"
 
 #define LANES 16 /* of tl_dot_acc */

@@ -1,8 +1,6 @@
 /* Cross-entropy of a target distribution: label smoothing, class weights, sparse or dense probabilities. */
 #pragma once
 
-#include <math.h>
-
 #include "cancel.h"
 #include "row.h"
 

@@ -1,7 +1,5 @@
 #include "superacc.h"
 
-#include <assert.h>
-
 #include "scalar_math.h"
 
 #define FEW_TERMS 8 /* fewer are added one by one: a group of zeros for the rest would take longer */

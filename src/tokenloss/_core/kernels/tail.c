@@ -1,8 +1,5 @@
 #include "tail.h"
 
-#include <assert.h>
-#include <math.h>
-
 #include "logsumexp.h"
 
 #define LEAST_TOTAL 0x1p-40 /* of the terms relative to the maximum: below, the guess of the maximum was too high */

@@ -1,8 +1,6 @@
 #include "token_block.h"
 
-#include <assert.h>
 #include <float.h>
-#include <math.h>
 
 #include "nll.h"
 #include "token_stats.h"

@@ -1,7 +1,5 @@
 #include "token_stats.h"
 
-#include <assert.h>
-
 #include "nll.h"
 
 /* Accumulates one block, unless the sum is nan already. Also max and #{logit >= target} over the raw logits (before

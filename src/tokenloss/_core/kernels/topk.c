@@ -1,8 +1,5 @@
 #include "topk.h"
 
-#include <assert.h>
-#include <math.h>
-
 #include "reduce.h"
 #include "scalar_math.h"
 

@@ -5,6 +5,4 @@
 
 #define BACKEND avx512
 #include "template.h"
-#else
-typedef int tl_nothing_for_this_architecture;
 #endif

@@ -5,6 +5,4 @@
 
 #define BACKEND neon
 #include "template.h"
-#else
-typedef int tl_nothing_for_this_architecture;
 #endif

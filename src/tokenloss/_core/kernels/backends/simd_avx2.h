@@ -1,6 +1,5 @@
 /* AVX2 with FMA and F16C. */
 #include <immintrin.h>
-#include <math.h>
 
 #define TL_TARGET TL_FOR("avx2,fma,f16c")
 #define OPERATION TL_TARGET TL_INLINE

@@ -1,6 +1,5 @@
 /* AVX-512 F, DQ, BW and VL. */
 #include <immintrin.h>
-#include <math.h>
 
 #define TL_TARGET TL_FOR("avx512f,avx512dq,avx512bw,avx512vl")
 #define OPERATION TL_TARGET TL_INLINE

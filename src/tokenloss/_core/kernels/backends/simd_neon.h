@@ -1,6 +1,5 @@
 /* NEON of 64-bit ARM, where it is part of every machine. */
 #include <arm_neon.h>
-#include <math.h>
 
 #define TL_TARGET
 #define f32_WIDTH 4

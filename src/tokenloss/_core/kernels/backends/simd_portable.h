@@ -1,5 +1,4 @@
 /* Vectors of one element, in plain C. Where the baseline has no fused multiply-add, an exact one of + - *. */
-#include <math.h>
 
 #include "../elements.h"
 #include "../scalar_math.h"
