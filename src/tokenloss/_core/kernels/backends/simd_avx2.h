@@ -31,13 +31,11 @@ typedef __m256i f64_bits;
 #define PERMUTED(table, at) _mm256_permutevar8x32_epi32(table, at)
 #include "simd_x86.h"
 
-/* class ids, the low halves of theirs */
 OPERATION __m256i f32_load_ids(const int64_t *p) {
     __m256 low = _mm256_loadu_ps((const float *)(const void *)p);
     __m256 high = _mm256_loadu_ps((const float *)(const void *)(p + 4));
     return _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88)), 0xd8);
 }
-/* the first n elements; `other` after them */
 #define HAS_LOAD_FIRST
 OPERATION __m256 f32_load_first(const float *p, size_t n, float other) {
     __m256i is_first = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -76,7 +74,6 @@ OPERATION void f32_store_pieces(char *const *rows, size_t offset, __m256 all) {
     _mm_storeu_ps((float *)(void *)(rows[0] + offset), _mm256_castps256_ps128(all));
     _mm_storeu_ps((float *)(void *)(rows[4] + offset), _mm256_extractf128_ps(all, 1));
 }
-/* element k of each row of n, 2 or 3; rows follow each other */
 OPERATION __m256 f32_column(const float *p, int n, int k) {
     const __m256i at = _mm256_setr_epi32(k, 3 + k, 6 + k, 9 + k, 12 + k, 15 + k, 18 + k, 21 + k); /* modulo 8 */
     __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
@@ -90,7 +87,6 @@ OPERATION __m256 f32_column(const float *p, int n, int k) {
                  : _mm256_blend_ps(_mm256_blend_ps(a, b, 0x49), c, 0x92);
     return _mm256_permutevar8x32_ps(a, at);
 }
-/* rows from columns, which are TL_GROUP apart */
 OPERATION void f32_join_pairs(const float *from, float *p) {
     __m256 a = _mm256_loadu_ps(from), b = _mm256_loadu_ps(from + 16);
     __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
@@ -152,7 +148,6 @@ OPERATION void f64_join_pairs(const double *from, double *p) {
     _mm256_storeu_pd(p, _mm256_permute2f128_pd(low, high, 0x20));
     _mm256_storeu_pd(p + 4, _mm256_permute2f128_pd(low, high, 0x31));
 }
-/* sums of each of f64_WIDTH vectors, by halves */
 OPERATION __m256d f64_sum_each(const __m256d *v) {
     __m256d two[2];
     for (int i = 0; i < 2; i++)

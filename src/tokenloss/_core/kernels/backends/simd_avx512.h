@@ -31,12 +31,10 @@ typedef __m512i f64_bits;
 #define PERMUTED(table, at) _mm512_permutexvar_epi32(at, table)
 #include "simd_x86.h"
 
-/* class ids, the low halves of theirs */
 OPERATION __m512i f32_load_ids(const int64_t *p) {
     __m256i low = _mm512_cvtepi64_epi32(_mm512_loadu_si512(p)), high = _mm512_cvtepi64_epi32(_mm512_loadu_si512(p + 8));
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
-/* the first n elements; `other` after them */
 #define HAS_LOAD_FIRST
 OPERATION __m512 f32_load_first(const float *p, size_t n, float other) {
     return _mm512_mask_loadu_ps(_mm512_set1_ps(other), (__mmask16)((1u << n) - 1), p);
@@ -79,7 +77,6 @@ OPERATION void f32_store_pieces(char *const *rows, size_t offset, __m512 all) {
     _mm_storeu_ps((float *)(void *)(rows[8] + offset), _mm512_extractf32x4_ps(all, 2));
     _mm_storeu_ps((float *)(void *)(rows[12] + offset), _mm512_extractf32x4_ps(all, 3));
 }
-/* element k of each row of n, 2 or 3; rows follow each other */
 OPERATION __m512 f32_column(const float *p, int n, int k) {
     const __m512i row = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i at = _mm512_add_epi32(_mm512_mullo_epi32(row, _mm512_set1_epi32(n)), _mm512_set1_epi32(k));
@@ -88,7 +85,6 @@ OPERATION __m512 f32_column(const float *p, int n, int k) {
         return of_two;
     return _mm512_mask_permutexvar_ps(of_two, (__mmask16)(0xffff << (34 - k) / 3), at, _mm512_loadu_ps(p + 32));
 }
-/* rows from columns, which are TL_GROUP apart */
 OPERATION void f32_join_pairs(const float *from, float *p) {
     const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     __m512 a = _mm512_loadu_ps(from), b = _mm512_loadu_ps(from + 16);
@@ -151,7 +147,6 @@ OPERATION void f64_join_pairs(const double *from, double *p) {
     _mm512_storeu_pd(p, _mm512_permutex2var_pd(a, low, b));
     _mm512_storeu_pd(p + 8, _mm512_permutex2var_pd(a, _mm512_add_epi64(low, _mm512_set1_epi64(4)), b));
 }
-/* sums of each of f64_WIDTH vectors, by halves */
 OPERATION __m512d f64_sum_each(const __m512d *v) {
     __m512d four[4], two[2];
     for (int i = 0; i < 4; i++) { /* 0 and 2, 1 and 3, 4 and 6, 5 and 7 */

@@ -1,4 +1,4 @@
-/* NEON of 64-bit ARM, where it is part of every machine. */
+/* NEON of 64-bit ARM, where it is part of every machine; simd_portable.h says what operations do. */
 #include <arm_neon.h>
 
 #define TL_TARGET
@@ -30,7 +30,6 @@ typedef uint64x2_t f64_bits;
 #define MANTISSA 52
 #include "simd_neon_body.h"
 
-/* class ids, the low halves of theirs */
 TL_INLINE uint32x4_t f32_load_ids(const int64_t *p) {
     return vreinterpretq_u32_s32(vcombine_s32(vmovn_s64(vld1q_s64(p)), vmovn_s64(vld1q_s64(p + 2))));
 }
@@ -40,12 +39,11 @@ TL_INLINE float32x4_t f32_load_bfloat16(const uint16_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
 }
 TL_INLINE void f32_store_float16(uint16_t *p, float32x4_t a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
-/* rounded to nearest even; no nan comes here. For a sum of 0x7fff and a bit, gcc 14 emits raddhn: halves go up */
+/* for a sum of 0x7fff and a bit, gcc 14 emits raddhn: halves go up */
 TL_INLINE void f32_store_bfloat16(uint16_t *p, float32x4_t a) {
     uint32x4_t bits = vreinterpretq_u32_f32(a), is_odd = vtstq_u32(bits, vdupq_n_u32(0x10000));
     vst1_u16(p, vaddhn_u32(bits, vsubq_u32(vdupq_n_u32(0x7fff), is_odd)));
 }
-/* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
 typedef uint8x16x2_t f32_table;
 TL_INLINE uint8x16x2_t f32_load_powers(const uint32_t *powers, int guard) {
     const uint32x4_t drop = vdupq_n_u32((uint32_t)guard << 20);
@@ -83,7 +81,6 @@ TL_INLINE void f32_widen(float32x4_t a, float64x2_t *wide) {
     wide[1] = vcvt_high_f64_f32(a);
 }
 TL_INLINE void f32_load_widened(const float *p, float64x2_t *wide) { f32_widen(vld1q_f32(p), wide); }
-/* the bits of each element as a signed integer */
 TL_INLINE void f32_widen_bits(float32x4_t a, float64x2_t *wide) {
     int32x4_t bits = vreinterpretq_s32_f32(a);
     wide[0] = vcvtq_f64_s64(vmovl_s32(vget_low_s32(bits)));
@@ -110,7 +107,6 @@ TL_INLINE float64x2_t f64_zero_if_negative(float64x2_t a) {
     int64x2_t bits = vreinterpretq_s64_f64(a);
     return vreinterpretq_f64_s64(vbicq_s64(bits, vshrq_n_s64(bits, 63)));
 }
-/* integers plus the bits of numbers */
 TL_INLINE uint64x2_t f64_add_bits(uint64x2_t a, float64x2_t b) { return vaddq_u64(a, vreinterpretq_u64_f64(b)); }
 
 #define f64_PIECE 2
@@ -119,5 +115,4 @@ TL_INLINE void f64_transpose_pieces(float64x2_t *v) {
     v[1] = vzip2q_f64(v[0], v[1]);
     v[0] = low;
 }
-/* sums of each of f64_WIDTH vectors */
 TL_INLINE float64x2_t f64_sum_each(const float64x2_t *v) { return vpaddq_f64(v[0], v[1]); }

@@ -2,7 +2,6 @@
  * the functions f for such numbers and for integers as long. */
 TL_INLINE OP(bits) OP(set_bits)(UINT bits) { return INTS(vdupq_n)(bits); }
 TL_INLINE OP(bits) OP(load_bits)(const UINT *p) { return INTS(vld1q)(p); }
-/* a and b are the same integer ? c : d */
 TL_INLINE OP(vec) OP(if_same)(OP(bits) a, OP(bits) b, OP(vec) c, OP(vec) d) {
     return FLOATS(vbslq)(INTS(vceqq)(a, b), c, d);
 }
@@ -19,7 +18,6 @@ TL_INLINE OP(vec) OP(fma)(OP(vec) a, OP(vec) b, OP(vec) c) { return FLOATS(vfmaq
 TL_INLINE OP(vec) OP(min)(OP(vec) a, OP(vec) b) { return FLOATS(vminq)(a, b); }
 TL_INLINE OP(vec) OP(max_keep_nan)(OP(vec) a, OP(vec) b) { return FLOATS(vmaxq)(a, b); }
 TL_INLINE OP(vec) OP(max_skip_nan)(OP(vec) a, OP(vec) b) { return FLOATS(vbslq)(FLOATS(vcgtq)(a, b), a, b); }
-/* a < b ? c : d, and a == b ? c : d; a nan compares as false */
 TL_INLINE OP(vec) OP(if_less)(OP(vec) a, OP(vec) b, OP(vec) c, OP(vec) d) {
     return FLOATS(vbslq)(FLOATS(vcltq)(a, b), c, d);
 }
@@ -35,8 +33,6 @@ TL_INLINE uint32_t OP(mask_ge)(OP(vec) a, OP(vec) b) { return OP(mask)(FLOATS(vc
 TL_INLINE uint32_t OP(mask_nonzero)(OP(vec) a) { return OP(mask)(FLOATS(vceqzq)(a)) ^ ((1u << OP(WIDTH)) - 1); }
 TL_INLINE OP(bits) OP(count_ge)(OP(bits) n, OP(vec) a, OP(vec) b) { return INTS(vsubq)(n, FLOATS(vcgeq)(a, b)); }
 
-/* the bits of a as an integer: plus, and, or a constant; the exponent field of a positive number as an integer; 2^n of
- * an integer n, plus the exponent field of 1, in the low bits of a number of ulp 1 */
 TL_INLINE OP(vec) OP(plus_bits)(OP(vec) a, UINT bits) {
     return FROM_BITS(INTS(vaddq)(TO_BITS(a), INTS(vdupq_n)(bits)));
 }
@@ -52,14 +48,11 @@ TL_INLINE OP(vec) OP(without)(OP(vec) a, OP(bits) none) { return FROM_BITS(INTS(
 TL_INLINE OP(bits) OP(or_bits)(OP(bits) a, OP(vec) b, OP(vec) c) {
     return INTS(vorrq)(a, INTS(vorrq)(TO_BITS(b), TO_BITS(c)));
 }
-/* whether any element has a bit of a mask */
 TL_INLINE int OP(any_of_bits)(OP(bits) a, UINT mask) { return OP(mask)(INTS(vtstq)(a, INTS(vdupq_n)(mask))) != 0; }
 
-/* element k of each row of n, 2 or 3; rows follow each other */
 TL_INLINE OP(vec) OP(column)(const REAL *p, int n, int k) {
     return n == 2 ? FLOATS(vld2q)(p).val[k] : FLOATS(vld3q)(p).val[k];
 }
-/* rows from columns, which are TL_GROUP apart */
 TL_INLINE void OP(join_pairs)(const REAL *from, REAL *p) {
     OP(pair) of = {{OP(load)(from), OP(load)(from + 16)}};
     FLOATS(vst2q)(p, of);

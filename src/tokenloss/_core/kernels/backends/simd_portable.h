@@ -1,5 +1,5 @@
-/* Vectors of one element, in plain C. Where the baseline has no fused multiply-add, an exact one of + - *. */
-
+/* The operations of all instruction sets, here of vectors of one element in plain C. Where the baseline has no fused
+ * multiply-add, an exact one of + - *. */
 #include "../elements.h"
 #include "../scalar_math.h"
 
@@ -28,6 +28,7 @@ TL_INLINE float f32_load_float16(const uint16_t *p) { return tl_from_float16(tl_
 TL_INLINE float f32_load_bfloat16(const uint16_t *p) {
     return tl_from_bfloat16(tl_load16((const char *)p, TL_BFLOAT16));
 }
+/* rounded to nearest even; no nan comes here */
 TL_INLINE void f32_store_float16(uint16_t *p, float value) { tl_store((char *)p, TL_FLOAT16, (double)value); }
 TL_INLINE void f32_store_bfloat16(uint16_t *p, float value) { tl_store((char *)p, TL_BFLOAT16, (double)value); }
 
@@ -60,11 +61,12 @@ TL_INLINE float f32_fma(float a, float b, float c) {
 #endif
 
 #define f32_PIECE 1
+/* rows from columns, which are TL_GROUP apart */
 #define f32_join_pairs(from, p) (f32_store(p, (from)[0]), f32_store((p) + 1, (from)[TL_GROUP]))
 #define f32_join_triples(from, p) (f32_join_pairs(from, p), f32_store((p) + 2, (from)[2 * TL_GROUP]))
 TL_INLINE void f32_widen(float a, double *wide) { *wide = (double)a; }
 TL_INLINE void f32_load_widened(const float *p, double *wide) { *wide = (double)*p; }
-/* the bits as a signed integer */
+/* the bits of each element as a signed integer */
 TL_INLINE void f32_widen_bits(float a, double *wide) {
     uint32_t bits = f32_to_bits(a);
     *wide = (double)bits - (bits >> 31 != 0 ? 0x1p32 : 0);
@@ -117,5 +119,5 @@ TL_INLINE uint64_t f64_add_bits(uint64_t a, double b) { return a + tl_to_bits(b)
 
 #define f64_PIECE 1
 #define f64_join_pairs(from, p) (f64_store(p, (from)[0]), f64_store((p) + 1, (from)[TL_GROUP]))
-/* sums of each of f64_WIDTH vectors */
+/* sums of each of f64_WIDTH vectors, by halves */
 TL_INLINE double f64_sum_each(const double *v) { return *v; }

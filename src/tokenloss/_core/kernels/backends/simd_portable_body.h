@@ -42,6 +42,7 @@ TL_INLINE REAL OP(and_bits)(REAL a, UINT bits) { return OP(from_bits)(OP(to_bits
 TL_INLINE REAL OP(with_bits)(REAL a, UINT bits) { return OP(from_bits)(OP(to_bits)(a) | bits); }
 TL_INLINE REAL OP(exponent_field)(REAL a) { return OP(from_bits)(OP(to_bits)(a) >> MANTISSA); }
 TL_INLINE REAL OP(pow2)(REAL shifted) { return OP(from_bits)(OP(to_bits)(shifted) << MANTISSA); }
+/* a, but 0 where `none` has all bits; the bits that any of the three has */
 TL_INLINE REAL OP(without)(REAL a, UINT none) { return OP(from_bits)(OP(to_bits)(a) & ~none); }
 TL_INLINE UINT OP(or_bits)(UINT a, REAL b, REAL c) { return a | OP(to_bits)(b) | OP(to_bits)(c); }
 /* whether any element has a bit of a mask */
@@ -60,7 +61,7 @@ TL_INLINE REAL OP(power)(REAL k, OP(table) table) {
     UINT bits = OP(to_bits)(k);
     return OP(from_bits)((bits << (MANTISSA - 3)) + (table.powers[bits & 7] - table.drop));
 }
-/* element k of a row of n */
+/* element k of each row of n, 2 or 3; rows follow each other */
 TL_INLINE REAL OP(column)(const REAL *p, int n, int k) {
     (void)n;
     return OP(load)(p + k);

@@ -1,4 +1,4 @@
-/* What AVX2 and AVX-512 have under names that differ only in a prefix: included by both, with
+/* What AVX2 and AVX-512 have under names that differ only in a prefix; simd_portable.h says what it does. Both define
  *
  *     INTRINSIC(f), WHOLE(f)           the intrinsics f for elements, and for vectors of bits
  *     FROM_BITS(a)                     bits as numbers
@@ -53,7 +53,6 @@ OPERATION f32_vec f32_load_float16(const uint16_t *p) {
 OPERATION void f32_store_float16(uint16_t *p, f32_vec a) {
     HALF_WHOLE(storeu)((HALF_VEC *)(void *)p, INTRINSIC(cvtps_ph)(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-/* rounded to nearest even; no nan comes here */
 OPERATION void f32_store_bfloat16(uint16_t *p, f32_vec a) {
     f32_bits bits = WHOLE(castps)(a), odd = WHOLE(and)(INTRINSIC(srli_epi32)(bits, 16), INTRINSIC(set1_epi32)(1));
     bits = INTRINSIC(add_epi32)(bits, INTRINSIC(add_epi32)(odd, INTRINSIC(set1_epi32)(0x7fff)));
@@ -67,7 +66,6 @@ OPERATION void f32_load_widened(const float *p, f64_vec *wide) {
     wide[0] = INTRINSIC(cvtps_pd)(HALF_WIDE(loadu_ps)(p));
     wide[1] = INTRINSIC(cvtps_pd)(HALF_WIDE(loadu_ps)(p + f64_WIDTH));
 }
-/* the bits of each element as a signed integer */
 OPERATION void f32_widen_bits(f32_vec a, f64_vec *wide) {
     wide[0] = INTRINSIC(cvtepi32_pd)(HALF_WHOLE(castps)(LOW_HALF(a)));
     wide[1] = INTRINSIC(cvtepi32_pd)(HALF_WHOLE(castps)(HIGH_HALF(a)));
@@ -80,7 +78,6 @@ OPERATION void f32_load_widened_bits(const float *p, f64_vec *wide) {
 OPERATION f32_vec f32_narrow(const f64_vec *wide) {
     return BOTH_HALVES(INTRINSIC(cvtpd_ps)(wide[0]), INTRINSIC(cvtpd_ps)(wide[1]));
 }
-/* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
 typedef f32_bits f32_table;
 OPERATION f32_vec f32_power(f32_vec k, f32_table table) {
     f32_bits bits = WHOLE(castps)(k);
@@ -89,6 +86,5 @@ OPERATION f32_vec f32_power(f32_vec k, f32_table table) {
 OPERATION f32_vec f32_zero_if_negative(f32_vec a) {
     return FROM_BITS(INTRINSIC(max_epi32)(WHOLE(castps)(a), WHOLE(setzero)()));
 }
-/* integers plus the bits of numbers */
 OPERATION f64_bits f64_add_bits(f64_bits a, f64_vec b) { return INTRINSIC(add_epi64)(a, WHOLE(castpd)(b)); }
 #undef FLOATS

@@ -1,7 +1,6 @@
 /* Included by simd_x86.h for floats and for doubles. */
 OPERATION OP(bits) OP(set_bits)(UINT bits) { return SET_INTS(bits); }
 OPERATION OP(bits) OP(load_bits)(const UINT *p) { return WHOLE(loadu)((const OP(bits) *)(const void *)p); }
-/* a and b are the same integer ? c : d */
 OPERATION OP(vec) OP(if_same)(OP(bits) a, OP(bits) b, OP(vec) c, OP(vec) d) { return CHOOSE(SAME(a, b), c, d); }
 
 OPERATION OP(vec) OP(set)(REAL value) { return FLOATS(set1)(value); }
@@ -16,7 +15,6 @@ OPERATION OP(vec) OP(fma)(OP(vec) a, OP(vec) b, OP(vec) c) { return FLOATS(fmadd
 OPERATION OP(vec) OP(min)(OP(vec) a, OP(vec) b) { return FLOATS(min)(a, b); }
 OPERATION OP(vec) OP(max_keep_nan)(OP(vec) a, OP(vec) b) { return FLOATS(max)(a, b); }
 OPERATION OP(vec) OP(max_skip_nan)(OP(vec) a, OP(vec) b) { return FLOATS(max)(a, b); }
-/* a < b ? c : d, and a == b ? c : d; a nan compares as false */
 OPERATION OP(vec) OP(if_less)(OP(vec) a, OP(vec) b, OP(vec) c, OP(vec) d) {
     return CHOOSE(COMPARE(a, b, _CMP_LT_OQ), c, d);
 }
@@ -27,17 +25,13 @@ OPERATION uint32_t OP(mask_ge)(OP(vec) a, OP(vec) b) { return MASK_BITS(COMPARE(
 OPERATION uint32_t OP(mask_nonzero)(OP(vec) a) { return MASK_BITS(COMPARE(a, FLOATS(setzero)(), _CMP_NEQ_UQ)); }
 OPERATION OP(bits) OP(count_ge)(OP(bits) n, OP(vec) a, OP(vec) b) { return COUNT(n, COMPARE(a, b, _CMP_GE_OQ)); }
 
-/* the bits of a as an integer: plus, and, or a constant; the exponent field of a positive number as an integer; 2^n of
- * an integer n, plus the exponent field of 1, in the low bits of a number of ulp 1 */
 OPERATION OP(vec) OP(plus_bits)(OP(vec) a, UINT bits) { return FROM_BITS(INTS(add)(TO_BITS(a), SET_INTS(bits))); }
 OPERATION OP(vec) OP(and_bits)(OP(vec) a, UINT bits) { return FROM_BITS(WHOLE(and)(TO_BITS(a), SET_INTS(bits))); }
 OPERATION OP(vec) OP(with_bits)(OP(vec) a, UINT bits) { return FROM_BITS(WHOLE(or)(TO_BITS(a), SET_INTS(bits))); }
 OPERATION OP(vec) OP(exponent_field)(OP(vec) a) { return FROM_BITS(INTS(srli)(TO_BITS(a), MANTISSA)); }
 OPERATION OP(vec) OP(pow2)(OP(vec) shifted) { return FROM_BITS(INTS(slli)(TO_BITS(shifted), MANTISSA)); }
-/* a, but 0 where `none` has all bits; the bits that any of the three has */
 OPERATION OP(vec) OP(without)(OP(vec) a, OP(bits) none) { return FROM_BITS(WHOLE(andnot)(none, TO_BITS(a))); }
 OPERATION OP(bits) OP(or_bits)(OP(bits) a, OP(vec) b, OP(vec) c) { return ANY_OF_THREE(a, TO_BITS(b), TO_BITS(c)); }
-/* whether any element has a bit of a mask */
 OPERATION int OP(any_of_bits)(OP(bits) a, UINT mask) { return ANY(a, SET_INTS(mask)); }
 
 #undef REAL
