@@ -12,8 +12,6 @@
 #define f64_LN2_LOW TL_LN2_LOW
 #define f32_SIZE_BITS 0x7fffffff
 #define f64_SIZE_BITS 0x7fffffffffffffff
-#define f32_LEAST_NORMAL 0x1p-126f
-#define f64_LEAST_NORMAL 0x1p-1022
 static const float f32_ROOT[] = {0x1.556b4ep-9f, 0x1.55764ap-6f, 0x1p-3f, 0x1.fffffep-2f};
 static const double f64_ROOT[] = {0x1.a02bdc3d376bfp-24, 0x1.a03052fb79dcbp-20, 0x1.6c16c115e9127p-16,
                                   0x1.111110a557652p-12, 0x1.55555555565f9p-9,  0x1.5555555557eeep-6,

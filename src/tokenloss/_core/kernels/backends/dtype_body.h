@@ -33,11 +33,7 @@ TL_TARGET TL_INLINE OP(vec) NAME(load_first_)(const ELEMENT *x, size_t n, REAL o
 
 /* Writes a vector past the caches; halves go to the caches, since they take longer to compute than to write. */
 TL_TARGET TL_INLINE void NAME(stream_)(ELEMENT *p, OP(vec) a) {
-#ifdef HALF
-    STORE(p, a);
-#else
-    OP(stream)(p, a);
-#endif
+    sizeof *p == sizeof(REAL) ? OP(stream)((REAL *)(void *)p, a) : STORE(p, a);
 }
 
 #define EACH for (size_t i = 0; i < columns; i++)

@@ -39,16 +39,12 @@ TL_TARGET TL_INLINE void NAME(add_elements_)(const ELEMENT *x, const ELEMENT *ot
 /* Asks for the cache lines of later chunks in the order of addresses, which memory serves best, although a chunk is
  * read in columns: each pair asks for its share of a chunk's lines. Half precision computes longer than it reads, and
  * loses time by asking twice for a line. */
-#ifdef HALF
-#define ASK_AHEAD(line) tl_prefetch((line) + 8192)
-#else
-#define ASK_AHEAD(line) tl_prefetch_stream(line)
-#endif
 TL_TARGET TL_INLINE void NAME(prefetch_share_)(const ELEMENT *x, size_t j, size_t i) {
     const size_t share = 2 * OP(WIDTH) * sizeof *x, start = (4 * j + i) * share;
+    const char *data = (const char *)(const void *)x;
     for (size_t line = start; line < start + share; line += 64)
         if (line % 64 == 0)
-            ASK_AHEAD((const char *)(const void *)x + line);
+            sizeof *x == 2 ? tl_prefetch(data + line + 8192) : tl_prefetch_stream(data + line);
 }
 
 /* Adds elements 2 i and 2 i + 1 of each lane of column j; those from `count` on are -inf. */
@@ -184,18 +180,6 @@ TL_TARGET TL_INLINE void NAME(reduce_)(const ELEMENT *x, size_t count, tl_lse_ac
     NAME(try_reduce_)(x, count, state, mode, 1);
 }
 
-TL_TARGET static void NAME(sumexp_)(const void *x, size_t count, tl_lse_acc *state) {
-    NAME(reduce_)((const ELEMENT *)x, count, state, SUMEXP);
-}
-
-TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_lse_acc *state) {
-    NAME(reduce_)((const ELEMENT *)x, count, state, MOMENT);
-}
-
-TL_TARGET static void NAME(kl_)(const void *x, size_t count, tl_lse_acc *state) {
-    NAME(reduce_)((const ELEMENT *)x, count, state, KL);
-}
-
 /* The maximum and, if wanted, the number of elements >= threshold. */
 TL_TARGET TL_INLINE void NAME(max_count_of_)(const ELEMENT *x, size_t count, tl_lse_acc *state, int counting) {
     OP(vec) maximum[8], threshold = OP(set)((REAL)state->threshold);
@@ -216,12 +200,13 @@ TL_TARGET TL_INLINE void NAME(max_count_of_)(const ELEMENT *x, size_t count, tl_
         state->count_ge += OP(sum_counts)(count_ge[0]) + OP(sum_counts)(count_ge[1]);
 }
 
-TL_TARGET static void NAME(max_)(const void *x, size_t count, tl_lse_acc *state) {
-    NAME(max_count_of_)((const ELEMENT *)x, count, state, 0);
-}
-
-#undef ASK_AHEAD
-
-TL_TARGET static void NAME(max_count_)(const void *x, size_t count, tl_lse_acc *state) {
-    NAME(max_count_of_)((const ELEMENT *)x, count, state, 1);
-}
+#define REDUCTION(name, function, mode) \
+    TL_TARGET static void NAME(name)(const void *x, size_t count, tl_lse_acc *state) { \
+        NAME(function)((const ELEMENT *)x, count, state, mode); \
+    }
+REDUCTION(sumexp_, reduce_, SUMEXP)
+REDUCTION(moment_, reduce_, MOMENT)
+REDUCTION(kl_, reduce_, KL)
+REDUCTION(max_, max_count_of_, 0)
+REDUCTION(max_count_, max_count_of_, 1)
+#undef REDUCTION

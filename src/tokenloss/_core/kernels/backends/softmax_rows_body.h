@@ -59,22 +59,17 @@ TL_TARGET TL_INLINE int NAME(exp_near_rows_)(const char *row, ptrdiff_t apart, s
 
 #define EXP_NEAR(vectors) \
     NAME(exp_near_rows_)(row, apart, count, classes, vectors, kept, kept_apart, eight, out, out_apart)
+#define CASE(vectors) \
+    case vectors: return EXP_NEAR(vectors);
 TL_TARGET TL_OUTLINE int NAME(exp_near_)(const char *row, ptrdiff_t apart, size_t count, size_t classes, REAL *kept,
                                          size_t kept_apart, double (*eight)[8], const char *out, ptrdiff_t out_apart) {
     const size_t vectors = (classes % 64 + OP(WIDTH) - 1) / OP(WIDTH);
     switch (OP(WIDTH) < 8 && vectors > 0 ? 9 : vectors) {
-    case 0: return EXP_NEAR(0);
-    case 1: return EXP_NEAR(1);
-    case 2: return EXP_NEAR(2);
-    case 3: return EXP_NEAR(3);
-    case 4: return EXP_NEAR(4);
-    case 5: return EXP_NEAR(5);
-    case 6: return EXP_NEAR(6);
-    case 7: return EXP_NEAR(7);
-    case 8: return EXP_NEAR(8);
+        CASE(0) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
     default: return EXP_NEAR(vectors);
     }
 }
+#undef CASE
 #undef EXP_NEAR
 
 /* The same of a row relative to its maximum; returns the reference exponent. All sums are 0 if the maximum is beyond

@@ -3,17 +3,10 @@
  * double of them.
  *
  * The polynomials are minimax fits of our own: relative error of EXP 2.5e-17 on |r| <= ln(2)/2, of LOG 1.3e-18. */
-static const double TL_EXP_COEFFICIENTS[] = {0x1.1fa9e9dc55a4ap-29,
-                                             0x1.af777540057ccp-26,
-                                             0x1.27e46aa98caf5p-22,
-                                             0x1.71ddeb4f79916p-19,
-                                             0x1.a01a01deacc54p-16,
-                                             0x1.a01a01b5c286bp-13,
-                                             0x1.6c16c16c0b66bp-10,
-                                             0x1.111111110e58fp-7,
-                                             0x1.555555555556bp-5,
-                                             0x1.555555555555dp-3,
-                                             0.5};
+static const double TL_EXP_COEFFICIENTS[] = {
+    0x1.1fa9e9dc55a4ap-29, 0x1.af777540057ccp-26, 0x1.27e46aa98caf5p-22, 0x1.71ddeb4f79916p-19,
+    0x1.a01a01deacc54p-16, 0x1.a01a01b5c286bp-13, 0x1.6c16c16c0b66bp-10, 0x1.111111110e58fp-7,
+    0x1.555555555556bp-5, 0x1.555555555555dp-3, 0.5};
 static const double TL_LOG_COEFFICIENTS[] = {0x1.2f15bcaaef60ap-3, 0x1.39a02ecd2cd3dp-3, 0x1.74664d777eb3ap-3,
                                              0x1.c71c51c66807ep-3, 0x1.249249423e5acp-2, 0x1.999999997f8a6p-2,
                                              0x1.5555555555593p-1};
