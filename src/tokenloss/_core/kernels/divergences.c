@@ -1,17 +1,13 @@
 #include "divergences.h"
 
 /* Short rows are computed in double: where all of few terms are rounded alike, floats would be wrong by 3e-7. */
-void tl_divergences_begin(tl_lse base, tl_lse other, int64_t count, int dtype, int wanted,
-                          tl_divergence_state *state) {
+void tl_divergences_begin(tl_lse base, tl_lse other, int64_t count, int dtype, int wanted, tl_divergence_state *state) {
     const int is_wide = dtype == TL_FLOAT64 || count <= TL_SHORT_ROW || base.offset != 0 || other.offset != 0;
-    memset(state, 0, sizeof *state);
-    state->base_offset = base.offset;
-    state->offset = other.offset;
-    state->dtype = is_wide ? TL_FLOAT64 : TL_FLOAT32;
-    state->has_softmaxes = base.log - base.log == 0 && other.log - other.log == 0;
-    state->sums.wanted = wanted;
-    state->sums.base = base.log;
-    state->sums.other = other.log;
+    *state = (tl_divergence_state){.sums = {.wanted = wanted, .base = base.log, .other = other.log},
+                                   .base_offset = base.offset,
+                                   .offset = other.offset,
+                                   .dtype = is_wide ? TL_FLOAT64 : TL_FLOAT32,
+                                   .has_softmaxes = base.log - base.log == 0 && other.log - other.log == 0};
 }
 
 void tl_divergences_range(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start,

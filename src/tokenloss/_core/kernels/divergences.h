@@ -25,8 +25,7 @@ typedef struct {
     double base_offset, offset;
     int dtype, is_infinite, has_softmaxes;
 } tl_divergence_state;
-void tl_divergences_begin(tl_lse base, tl_lse other, int64_t count, int dtype, int wanted,
-                          tl_divergence_state *state);
+void tl_divergences_begin(tl_lse base, tl_lse other, int64_t count, int dtype, int wanted, tl_divergence_state *state);
 void tl_divergences_range(const tl_backend *backend, const tl_row *base, const tl_row *other, int64_t start,
                           int64_t end, tl_divergence_state *state, tl_cancel *cancel);
 /* Returns 0 if all ranges must be read again, begun with double as the dtype. */

@@ -1,4 +1,4 @@
-/* What differs between compilers and machines: attributes, FMA, atomics, the clock, the floating-point environment. Also
+/* What differs between compilers and machines: attributes, FMA, atomics, the clock, the floating-point environment; and
  * the standard headers of all kernels. */
 #pragma once
 
@@ -110,34 +110,24 @@ TL_INLINE void tl_stream_end(void) {
 #endif
 }
 
-/* Returns the next of `step` numbers of a counter that several threads use. */
-TL_INLINE int64_t tl_fetch_add(volatile int64_t *counter, int64_t step) {
+/* The next of `step` numbers of a counter that several threads use; and a flag that any of them sets and all poll,
+ * which orders no other writes. */
 #if defined(_MSC_VER) && !defined(__clang__)
+TL_INLINE int64_t tl_fetch_add(volatile int64_t *counter, int64_t step) {
     int64_t before = *counter, found; /* all that its 32-bit x86 has for 64 bits is this exchange */
     while ((found = _InterlockedCompareExchange64(counter, before + step, before)) != before)
         before = found;
     return before;
+}
+TL_INLINE int tl_flag_get(const volatile int *flag) { return *flag; }
+TL_INLINE void tl_flag_set(volatile int *flag) { *flag = 1; }
 #else
+TL_INLINE int64_t tl_fetch_add(volatile int64_t *counter, int64_t step) {
     return __atomic_fetch_add(counter, step, __ATOMIC_RELAXED);
-#endif
 }
-
-/* A flag that any of several threads sets and all poll. It orders no other writes. */
-TL_INLINE int tl_flag_get(const volatile int *flag) {
-#if defined(_MSC_VER) && !defined(__clang__)
-    return *flag;
-#else
-    return __atomic_load_n(flag, __ATOMIC_RELAXED);
+TL_INLINE int tl_flag_get(const volatile int *flag) { return __atomic_load_n(flag, __ATOMIC_RELAXED); }
+TL_INLINE void tl_flag_set(volatile int *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
 #endif
-}
-
-TL_INLINE void tl_flag_set(volatile int *flag) {
-#if defined(_MSC_VER) && !defined(__clang__)
-    *flag = 1;
-#else
-    __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
-#endif
-}
 
 double tl_seconds(void);
 

@@ -92,8 +92,7 @@ int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, i
     return length;
 }
 
-int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count,
-                              tl_cancel *cancel) {
+int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count, tl_cancel *cancel) {
     const int dtype = are_plain(soft) ? tl_single_or_double(soft->mass_dtype) : TL_FLOAT64;
     double mass[TL_CHUNK], most, largest = 0;
     int64_t argmax = -1;

@@ -120,11 +120,11 @@ static void size_chunk(const tl_backend *backend, const tl_row *row, const tl_ta
     for (int64_t i = 0; i < count; i++)
         sizes->of[i] += logit[i] > -(double)INFINITY ? least : 0;
     for (int64_t k = 0; k < TL_CHUNK / GROUP; k++) {
-        double lanes[8] = {0};
+        double lanes[16] = {0}; /* the last 8 stay 0 */
         for (int64_t i = k * GROUP; i < (k + 1) * GROUP; i += 8)
             for (int64_t l = 0; l < 8; l++)
                 lanes[l] += sizes->of[i + l];
-        sizes->group[k] = ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+        sizes->group[k] = tl_lanes_sum_fast(lanes);
         sizes->all += sizes->group[k];
     }
 }
@@ -178,15 +178,9 @@ void tl_tail_draw(const tl_backend *backend, const tl_row *row, const tl_tail *t
             below += size;
         }
         int64_t until = (part + 1) * tail->length < row->count ? (part + 1) * tail->length : row->count;
-        if (start < 0) {
-            start = part * tail->length;
-            below_chunk = below;
-            end = chunk_end(start, until);
-            size_chunk(backend, row, tail, start, end, least, &sizes);
-        }
-        while (end < until && at >= below_chunk + sizes.all) {
-            below_chunk += sizes.all;
-            start = end;
+        while (start < 0 || (end < until && at >= below_chunk + sizes.all)) {
+            below_chunk = start < 0 ? below : below_chunk + sizes.all;
+            start = start < 0 ? part * tail->length : end;
             end = chunk_end(start, until);
             size_chunk(backend, row, tail, start, end, least, &sizes);
         }

@@ -107,17 +107,12 @@ double tl_token_logsumexp(const tl_backend *backend, const tl_row *row, double l
     return logsumexp;
 }
 
-void tl_token_stats_end_row(const tl_backend *backend, const tl_row *row, int64_t target, double target_raw,
-                            tl_token_stats *token, tl_topk *topk, tl_cancel *cancel) {
-    double logit = tl_transformed(backend, row, target_raw), largest = tl_transformed(backend, row, token->maximum);
-    tl_token_stats_end(backend, row, target_raw, token, topk);
-    tl_nll_of_row(backend, row, target, &token->nll); /* the same bits as cross_entropy */
-    token->logsumexp = tl_token_logsumexp(backend, row, token->logsumexp, logit, largest, cancel);
-}
-
 void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token_stats *token,
                         tl_topk *topk, tl_cancel *cancel) {
     double target_raw = tl_load(row->data + target * row->stride, row->dtype);
     tl_token_stats_range(backend, row, 0, row->count, TL_BLOCK, target, target_raw, token, topk, cancel);
-    tl_token_stats_end_row(backend, row, target, target_raw, token, topk, cancel);
+    double logit = tl_transformed(backend, row, target_raw), largest = tl_transformed(backend, row, token->maximum);
+    tl_token_stats_end(backend, row, target_raw, token, topk);
+    tl_nll_of_row(backend, row, target, &token->nll); /* the same bits as cross_entropy */
+    token->logsumexp = tl_token_logsumexp(backend, row, token->logsumexp, logit, largest, cancel);
 }

@@ -13,7 +13,7 @@ typedef struct {
     tl_moment moment;
 } tl_token_stats;
 
-/* The statistics of a whole row. `topk` may be NULL. */
+/* The statistics of a whole row, whose loss has the bits of cross_entropy. `topk` may be NULL. */
 void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token_stats *token,
                         tl_topk *topk, tl_cancel *cancel);
 
@@ -22,10 +22,6 @@ void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t 
                           int64_t target, double target_raw, tl_token_stats *token, tl_topk *topk, tl_cancel *cancel);
 void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double target_raw, tl_token_stats *token,
                         tl_topk *topk);
-
-/* The same end of a row that is in memory: its loss has the bits of cross_entropy. */
-void tl_token_stats_end_row(const tl_backend *backend, const tl_row *row, int64_t target, double target_raw,
-                            tl_token_stats *token, tl_topk *topk, tl_cancel *cancel);
 
 /* That logsumexp with relative accuracy near 0, too, if a class other than the target outweighs all others there; given
  * the logits of the target and of the likeliest class. */
