@@ -1,6 +1,8 @@
 /* NEON of 64-bit ARM, where it is part of every machine; simd_portable.h says what operations do. */
 #include <arm_neon.h>
 
+#include "real.h"
+
 #define TL_TARGET
 #define f32_WIDTH 4
 #define f64_WIDTH 2
@@ -11,23 +13,14 @@ typedef float64x2x2_t f64_pair;
 typedef uint32x4_t f32_bits;
 typedef uint64x2_t f64_bits;
 
-#define REAL float
-#define UINT uint32_t
-#define OP(f) f32_##f
-#define FLOATS(f) f##_f32
-#define INTS(f) f##_u32
-#define TO_BITS(a) vreinterpretq_u32_f32(a)
-#define FROM_BITS(a) vreinterpretq_f32_u32(a)
-#define MANTISSA 23
+#define FLOATS(f) PICK(f##_f32, f##_f64)
+#define INTS(f) PICK(f##_u32, f##_u64)
+#define TO_BITS(a) PICK(vreinterpretq_u32_f32, vreinterpretq_u64_f64)(a)
+#define FROM_BITS(a) PICK(vreinterpretq_f32_u32, vreinterpretq_f64_u64)(a)
+#define PICK(of_float, of_double) of_double
 #include "simd_neon_body.h"
-#define REAL double
-#define UINT uint64_t
-#define OP(f) f64_##f
-#define FLOATS(f) f##_f64
-#define INTS(f) f##_u64
-#define TO_BITS(a) vreinterpretq_u64_f64(a)
-#define FROM_BITS(a) vreinterpretq_f64_u64(a)
-#define MANTISSA 52
+#undef PICK
+#define PICK(of_float, of_double) of_float
 #include "simd_neon_body.h"
 
 TL_INLINE uint32x4_t f32_load_ids(const int64_t *p) {

@@ -57,12 +57,3 @@ TL_INLINE void OP(join_pairs)(const REAL *from, REAL *p) {
     OP(pair) of = {{OP(load)(from), OP(load)(from + 16)}};
     FLOATS(vst2q)(p, of);
 }
-
-#undef REAL
-#undef UINT
-#undef OP
-#undef FLOATS
-#undef INTS
-#undef TO_BITS
-#undef FROM_BITS
-#undef MANTISSA

@@ -3,6 +3,8 @@
 #include "../elements.h"
 #include "../scalar_math.h"
 
+#include "real.h"
+
 #define TL_TARGET
 #define f32_WIDTH 1
 #define f64_WIDTH 1
@@ -11,15 +13,10 @@ typedef double f64_vec;
 typedef uint32_t f32_bits;
 typedef uint64_t f64_bits;
 
-#define REAL float
-#define UINT uint32_t
-#define OP(f) f32_##f
-#define MANTISSA 23
+#define PICK(of_float, of_double) of_double
 #include "simd_portable_body.h"
-#define REAL double
-#define UINT uint64_t
-#define OP(f) f64_##f
-#define MANTISSA 52
+#undef PICK
+#define PICK(of_float, of_double) of_float
 #include "simd_portable_body.h"
 
 TL_INLINE uint32_t f32_load_ids(const int64_t *p) { return (uint32_t)*p; } /* class ids, the low halves of theirs */

@@ -68,8 +68,3 @@ TL_INLINE REAL OP(column)(const REAL *p, int n, int k) {
 }
 
 TL_INLINE void OP(transpose_pieces)(REAL *v) { (void)v; }
-
-#undef REAL
-#undef UINT
-#undef OP
-#undef MANTISSA

@@ -11,29 +11,19 @@
  *     HALF_WIDE(f), HALF_WHOLE(f)      the intrinsics f of vectors half as wide, which LOW_HALF and HIGH_HALF are
  *     LOW_WORDS(a)                     the low 16 bits of each integer
  *     PERMUTED(table, at)              the entry of a table for each integer */
-#define REAL float
-#define UINT uint32_t
-#define OP(f) f32_##f
-#define FLOATS(f) INTRINSIC(f##_ps)
-#define FLOAT_MASKS(f) INTRINSIC(f##_ps_mask)
-#define INTS(f) INTRINSIC(f##_epi32)
-#define INT_MASKS(f) INTRINSIC(f##_epi32_mask)
-#define SET_INTS(bits) INTRINSIC(set1_epi32)((int)(bits))
-#define TO_BITS(a) WHOLE(castps)(a)
-#define MANTISSA 23 /* bits before the exponent */
+#include "real.h"
+
+#define FLOATS(f) PICK(INTRINSIC(f##_ps), INTRINSIC(f##_pd))
+#define FLOAT_MASKS(f) PICK(INTRINSIC(f##_ps_mask), INTRINSIC(f##_pd_mask))
+#define INTS(f) PICK(INTRINSIC(f##_epi32), INTRINSIC(f##_epi64))
+#define INT_MASKS(f) PICK(INTRINSIC(f##_epi32_mask), INTRINSIC(f##_epi64_mask))
+#define SET_INTS(bits) PICK(INTRINSIC(set1_epi32)((int)(bits)), SET_LONG((long long)(bits)))
+#define TO_BITS(a) PICK(WHOLE(castps)(a), WHOLE(castpd)(a))
+#define PICK(of_float, of_double) of_double
 #include "simd_x86_body.h"
-#define REAL double
-#define UINT uint64_t
-#define OP(f) f64_##f
-#define FLOATS(f) INTRINSIC(f##_pd)
-#define FLOAT_MASKS(f) INTRINSIC(f##_pd_mask)
-#define INTS(f) INTRINSIC(f##_epi64)
-#define INT_MASKS(f) INTRINSIC(f##_epi64_mask)
-#define SET_INTS(bits) SET_LONG((long long)(bits))
-#define TO_BITS(a) WHOLE(castpd)(a)
-#define MANTISSA 52 /* bits before the exponent */
+#undef PICK
+#define PICK(of_float, of_double) of_float
 #include "simd_x86_body.h"
-#define FLOATS(f) INTRINSIC(f##_ps)
 
 #define f32_PIECE 4 /* elements of a piece of a row, of 128 bits */
 OPERATION void f32_transpose_pieces(f32_vec *v) {
@@ -87,4 +77,3 @@ OPERATION f32_vec f32_zero_if_negative(f32_vec a) {
     return FROM_BITS(INTRINSIC(max_epi32)(WHOLE(castps)(a), WHOLE(setzero)()));
 }
 OPERATION f64_bits f64_add_bits(f64_bits a, f64_vec b) { return INTRINSIC(add_epi64)(a, WHOLE(castpd)(b)); }
-#undef FLOATS

@@ -33,14 +33,3 @@ OPERATION OP(vec) OP(pow2)(OP(vec) shifted) { return FROM_BITS(INTS(slli)(TO_BIT
 OPERATION OP(vec) OP(without)(OP(vec) a, OP(bits) none) { return FROM_BITS(WHOLE(andnot)(none, TO_BITS(a))); }
 OPERATION OP(bits) OP(or_bits)(OP(bits) a, OP(vec) b, OP(vec) c) { return ANY_OF_THREE(a, TO_BITS(b), TO_BITS(c)); }
 OPERATION int OP(any_of_bits)(OP(bits) a, UINT mask) { return ANY(a, SET_INTS(mask)); }
-
-#undef REAL
-#undef UINT
-#undef OP
-#undef FLOATS
-#undef FLOAT_MASKS
-#undef INTS
-#undef INT_MASKS
-#undef SET_INTS
-#undef TO_BITS
-#undef MANTISSA

@@ -1,6 +1,4 @@
 /* All kernels of an instruction set; contracts are in ../backend.h. Included after simd_*.h, with BACKEND defined. */
-#include <math.h>
-
 #include "../backend.h"
 #include "../loss.h"
 #include "../scalar_math.h"
@@ -186,21 +184,16 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 
 #include "losses.h"
 
-#define REAL double
-#define UINT uint64_t
-#define OP(f) f64_##f
+#undef PICK
+#define PICK(of_float, of_double) of_double
 #include "interleave_body.h"
 #include "lanes_body.h"
 #include "exp_body.h"
 #include "losses_body.h"
 #include "nll_body.h"
 #include "divergence_body.h"
-#undef REAL
-#undef UINT
-#undef OP
-#define REAL float
-#define UINT uint32_t
-#define OP(f) f32_##f
+#undef PICK
+#define PICK(of_float, of_double) of_float
 #include "interleave_body.h"
 #include "lanes_body.h"
 #include "exp_body.h"
@@ -260,12 +253,8 @@ enum { OF_float16 = TL_FLOAT16, OF_bfloat16 = TL_BFLOAT16, OF_float32 = TL_FLOAT
 #define DTYPE float32
 #include "short_rows_body.h"
 
-#undef REAL
-#undef UINT
-#undef OP
-#define REAL double
-#define UINT uint64_t
-#define OP(f) f64_##f
+#undef PICK
+#define PICK(of_float, of_double) of_double
 
 #define DTYPE float64
 #define ELEMENT double

@@ -1,0 +1,7 @@
+/* Code for floats and for doubles: PICK says which, and is defined before a file is included for either. */
+#pragma once
+
+#define REAL PICK(float, double)
+#define UINT PICK(uint32_t, uint64_t)
+#define OP(f) PICK(f32_##f, f64_##f)
+#define MANTISSA PICK(23, 52) /* bits before the exponent */
