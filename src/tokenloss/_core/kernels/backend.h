@@ -2,8 +2,7 @@
  * sizes that they may rely on. The implementations are in backends/; backend.c finds those that this machine can run.
  *
  * All of them give the same bits. What fixes the bits is the order of additions below, not the width of a vector. */
-#ifndef TOKENLOSS_BACKEND_H
-#define TOKENLOSS_BACKEND_H
+#pragma once
 
 #include "elements.h"
 
@@ -426,5 +425,3 @@ int tl_has_avx512_bf16(void);
 
 /* Whether this machine has AMX for bfloat16 and the system grants it to this process, which this function requests. */
 int tl_has_amx_bf16(void);
-
-#endif

@@ -1,6 +1,4 @@
 /* The losses of a block of rows and their gradients: see row_block.h. */
-#include <math.h>
-
 #include "elementwise.h"
 #include "row_block.h"
 

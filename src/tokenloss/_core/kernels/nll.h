@@ -1,7 +1,6 @@
 /* Losses for class ids, relative to the target's logit: backends/nll_body.h has the formula. Rows that are far out, of
  * 1 class, or of more than tl_nll_classes, have no such loss; theirs comes from their logsumexp (tl_odds_of_block). */
-#ifndef TOKENLOSS_NLL_H
-#define TOKENLOSS_NLL_H
+#pragma once
 
 #include "row_block.h"
 #include "superacc.h"
@@ -45,5 +44,3 @@ typedef struct {
  * each of these: far out or without a class, or, with gradients, all. Gradients of masked rows may be anything. */
 size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t count, tl_superacc *sum,
                            tl_superacc *weights, int64_t *unmasked, uint64_t *left);
-
-#endif

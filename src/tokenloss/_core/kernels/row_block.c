@@ -1,8 +1,5 @@
 #include "row_block.h"
 
-#include <assert.h>
-#include <math.h>
-
 #include "nll.h"
 
 static const double zeros[TL_BLOCK_ROWS];

@@ -1,7 +1,6 @@
 /* Blocks of rows. Short rows are reduced side by side, a row in each lane of a vector, and what is left to do for each
  * row is done for all of them at once, with the bits of the functions for single rows. */
-#ifndef TOKENLOSS_ROW_BLOCK_H
-#define TOKENLOSS_ROW_BLOCK_H
+#pragma once
 
 #include "loss.h"
 
@@ -256,5 +255,3 @@ TL_INLINE tl_groups tl_load_scaled_groups(const tl_backend *backend, const tl_ro
 /* Reduces them, with moments unless that is NULL: sums, and logits of excluded classes, or else 0. */
 void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
                       tl_short_moments *moments, tl_block_lse *lse);
-
-#endif
