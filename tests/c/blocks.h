@@ -240,7 +240,7 @@ static void check_softmaxes(tested_block *block, int is_log) {
 
 static void find_losses(tested_block *block, int has_grad, int keeps_logits) {
     const tl_out_block *grads = has_grad ? &block->out : NULL;
-    const tl_masses none = {{NULL, 0}, 0};
+    const tl_masses none = {NULL, 0};
     block->rows.keeps_logits = keeps_logits;
     prepare_block(block, 1);
     tl_odds_of_block(block->backend, &block->rows, &block->lse, block->cancel);

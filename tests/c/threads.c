@@ -54,7 +54,7 @@ static void take_block(const tl_backend *backend, const float *data, float *grad
     tl_loss loss = {{.one_minus_eps = 0.9, .eps_over_v = 0.1 / SHORT_CLASSES}, -1, 1, 0, NULL, 1, 0};
     double values[TL_BLOCK_ROWS];
     tl_loss losses[TL_BLOCK_ROWS];
-    tl_masses none = {{NULL, 0}, 0};
+    tl_masses none = {NULL, 0};
     tl_block_lse lse;
     rows.wanted = (1u << SHORT_ROWS) - 1;
     rows.row.count = out.row.count = SHORT_CLASSES;

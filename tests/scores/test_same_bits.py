@@ -434,6 +434,24 @@ def test_label_smoothing_and_distributions_of_every_size_do_not_depend_on_the_la
             assert_same_bits(cross_entropy(strided(logits), others, reduction="none", **options), expected)
 
 
+@each_dtype
+@pytest.mark.parametrize("pixels", [9, 33, 70, 144])
+@pytest.mark.parametrize("classes", [2, 5, 64, 128])
+def test_distributions_in_planes_have_the_bits_of_rows_alone(classes, pixels, dtype, rng, backend):
+    """Near and far rows, rows without mass, and rows with a class that has neither mass nor probability."""
+    shape = (2, classes, pixels)
+    logits = (rng.choice([1, 30, 2000], (2, 1, pixels)) * rng.standard_normal(shape)).astype(dtype)
+    shares = (rng.random(shape) ** 4).astype(dtype)
+    logits[1, 1, ::5], shares[1, 1, ::5], shares[:, :, 3] = -np.inf, 0, 0
+    rows, masses = (np.moveaxis(array, 1, -1).reshape(-1, classes) for array in (logits, shares))
+    for options in ({}, {"z_loss": 0.1}, {"softcap": 20.0}):
+        expected = [cross_entropy(rows[i : i + 1], masses[i : i + 1], **options) for i in range(len(rows))]
+        losses = cross_entropy(logits, shares, axis=1, reduction="none", **options)
+        assert_same_bits(losses, np.reshape(expected, losses.shape))
+        total = cross_entropy(logits, shares, axis=1, reduction="sum", **options)
+        assert_same_bits(total, cross_entropy(rows, masses, reduction="sum", **options))
+
+
 def test_distributions_whose_masses_cancel_have_the_same_bits_whatever_was_skipped(rng, backend):
     """What is left of masses up to 2**100 and of their opposites depends on the order of each addition."""
     logits, shares = rng.standard_normal((60, 600)), np.zeros((60, 600))

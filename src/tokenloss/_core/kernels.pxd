@@ -17,6 +17,7 @@ cdef extern from "kernels/elements.h" nogil:
     int TL_INT8, TL_INT16, TL_INT32, TL_INT64, TL_UINT8, TL_UINT16, TL_UINT32, TL_UINT64, TL_DTYPES
     int TL_SWAPPED
     int tl_itemsize(int)
+    int tl_single_or_double(int)
     double tl_load(const char *, int)
     int64_t tl_load_integer(const char *, int)
     void tl_load_integers(const char *, ptrdiff_t, int, int, int64_t *)
@@ -140,8 +141,8 @@ cdef extern from "kernels/kernels.h" nogil:
         tl_lane_losses given
         bint sums_only
         double *values
-        tl_row grad
-        ptrdiff_t grad_apart
+        tl_row grad, mass
+        ptrdiff_t grad_apart, mass_apart
         const double *grad_scale
     int64_t tl_nll_classes(int)
     size_t tl_add_plain_losses(const tl_backend *, tl_plain_rows *, size_t, tl_superacc *, tl_superacc *, int64_t *,
@@ -201,8 +202,7 @@ cdef extern from "kernels/kernels.h" nogil:
     size_t tl_softmax_rows(const tl_backend *, const tl_row *, ptrdiff_t, size_t, int, const tl_row *, ptrdiff_t)
     ctypedef struct tl_masses:
         uint64_t usable
-    size_t tl_masses_bytes(int64_t, bint)
-    void tl_exclude_by_masses(const tl_backend *, tl_row_block *, const tl_loss *, char *, tl_masses *, tl_cancel *)
+    void tl_exclude_by_masses(const tl_backend *, tl_row_block *, const tl_loss *, tl_masses *, tl_cancel *)
     void tl_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
                             const tl_masses *, const tl_out_block *, double *, tl_cancel *)
     int64_t tl_likeliest_class(const tl_row *, const int64_t *, int64_t, int64_t *, tl_cancel *)

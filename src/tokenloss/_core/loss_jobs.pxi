@@ -33,7 +33,7 @@ cdef class CrossEntropy(LogSumExpJob):
             self.nontemporal_stores = self.grad.buffer.len >= NONTEMPORAL_BYTES
             if is_mean:
                 self.grad_divisor = positions.mean_divisor()
-        self.is_plain = positions.by_class and self.has_plain_losses()
+        self.is_plain = (positions.by_class or self.excludes_together) and self.has_plain_losses()
         self.sums_only = (grad is None and not (self.weighs_class_ids or self.weighs_rows)
                           and self.label_smoothing == self.z_loss == 0)
         self.refuses_bad_targets = self.is_plain and grad is None
@@ -64,14 +64,21 @@ cdef class CrossEntropy(LogSumExpJob):
         return 0
 
     cdef bint has_plain_losses(self) noexcept:
-        """Whether options of losses for class ids, and how rows lie, are what `add_plain_rows` takes."""
+        """Whether options of losses, and how rows lie, are what `add_plain_rows` takes."""
         cdef Scores scores = self.scores
         cdef tl_row row = self.row_of_scores()
+        cdef const View *masses = &self.positions.targets_view
         cdef int size = tl_itemsize(scores.dtype)
         cdef int64_t stride, most = tl_nll_classes(row.compute_dtype)
         if (not 2 <= scores.classes <= most or not is_given(&scores.view)
                 or scores.view.run < (16 if is_given(&self.grad) else 8) and not scores.view.is_uniform):
             return False
+        if not self.positions.by_class:
+            most = FEW_CLASSES if row.compute_dtype == TL_FLOAT64 else MASSES_CLASSES
+            return not (is_given(&self.grad) or is_given(&self.positions.weight_view) or self.label_smoothing != 0
+                        or is_given(&self.positions.mask_view) or masses.run < 8 and not masses.is_uniform
+                        or scores.classes > most
+                        or tl_single_or_double(masses.dtype) != tl_single_or_double(row.compute_dtype))
         if scores.classes <= FEW_CLASSES and not is_given(&self.grad):
             return True
         stride = scores.view.buffer.strides[scores.axis]
@@ -102,10 +109,9 @@ cdef class CrossEntropy(LogSumExpJob):
         """The target and the options of a row's loss."""
         cdef tl_loss loss
         loss.soft = self.positions.soft_target(row, self.label_smoothing)
-        loss.target, loss.z_loss, loss.target_weight, loss.grad = target, self.z_loss, 1, NULL
-        loss.grad_scale, loss.nontemporal_stores = 1, self.nontemporal_stores
-        if target >= 0:
-            loss.target_weight = self.positions.class_weight(target)
+        loss.target, loss.z_loss, loss.grad, loss.grad_scale = target, self.z_loss, NULL, 1
+        loss.nontemporal_stores = self.nontemporal_stores
+        loss.target_weight = self.positions.class_weight(target) if target >= 0 else 1
         return loss
 
     cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
@@ -118,10 +124,6 @@ cdef class CrossEntropy(LogSumExpJob):
                 return target if target >= 0 else MASKED
         loss = self.loss_at(row, -1)
         return tl_soft_target_argmax(backend, &loss.soft, self.scores.classes, cancel)
-
-    cdef size_t scratch_bytes(self) noexcept nogil:
-        cdef size_t count = LogSumExpJob.scratch_bytes(self)
-        return count + tl_masses_bytes(self.scores.classes, self.is_class_major) if self.excludes_together else count
 
     cdef void find_losses(self, Block *block) noexcept nogil:
         """Write the options of a block's losses, and where masses are."""
@@ -143,31 +145,31 @@ cdef class CrossEntropy(LogSumExpJob):
                 block.losses[i].soft.mass_stride = masses.row.stride
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef char *memory = block.rows.scratch
         self.find_losses(block)
         block.masses.usable = 0
         if self.excludes_together and not block.is_row_alone:
-            if memory != NULL:
-                memory += LogSumExpJob.scratch_bytes(self)
-            tl_exclude_by_masses(backend, &block.rows, block.losses, memory, &block.masses, cancel)
+            tl_exclude_by_masses(backend, &block.rows, block.losses, &block.masses, cancel)
         LogSumExpJob.reduce_block(self, block, totals, cancel)
 
     cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, uint64_t *wanted, Totals *totals,
                                 tl_cancel *cancel) noexcept nogil:
         cdef int64_t targets[MAX_PROBABILITY_ROWS]
-        cdef double weights[MAX_PROBABILITY_ROWS]
-        cdef double scales[MAX_PROBABILITY_ROWS]
-        cdef tl_loss loss
+        cdef double weights[MAX_PROBABILITY_ROWS], scales[MAX_PROBABILITY_ROWS]
+        cdef const View *masses = &self.positions.targets_view
+        cdef tl_loss loss = self.loss_at(start, -1)
         cdef tl_plain_rows rows
         cdef int64_t first = start, count, i, done = -1
         cdef uint64_t left = 0
         cdef bint in_place, sums_only, has_grad = is_given(&self.grad)
         if not self.is_plain:
             return 0
-        loss = self.loss_at(start, -1)
         self.set_plain_rows(&rows, &loss)
+        rows.given.target = targets  # those of distributions are found
         while start < stop and left == 0 and done != 0:
             count = min(stop - start, left_of_run(&self.scores.view, start))
+            if not self.positions.by_class:
+                count = min(count, left_of_run(masses, start))
+                rows.mass, rows.mass_apart = row_at(masses, start), masses.row_stride
             in_place = count >= 16 and not totals.copies_ids and self.positions.ids_in_place(start) != NULL
             rows.sums_only = in_place and self.sums_only and self.numbers == NULL
             if in_place:  # kernels leave rows whose id is no class
@@ -180,7 +182,7 @@ cdef class CrossEntropy(LogSumExpJob):
                 rows.grad, rows.grad_apart = row_at(&self.grad, start), self.grad.row_stride
                 self.find_grad_scales(start, NULL, <int> count, scales)
                 rows.grad_scale = scales
-            if not in_place or count % 16:
+            if self.positions.by_class and (not in_place or count % 16):
                 rows.given.some_masked = self.load_targets(start, <int> count, targets, totals) & TL_SOME_MASKED
                 memset(&targets[count], 0, (-count & 15) * sizeof(int64_t))
                 rows.given.target = targets

@@ -152,7 +152,7 @@ cdef class LogSumExpJob(RowJob):
 
     cdef size_t scratch_bytes(self) noexcept nogil:
         """The size of the scratch memory of a block."""
-        return tl_row_block_bytes(self.scores.classes, self.is_class_major)
+        return tl_row_block_bytes(self.scores.classes, self.is_class_major) * (2 if self.excludes_together else 1)
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef Block block

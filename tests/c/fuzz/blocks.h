@@ -124,7 +124,7 @@ static void prepare_asked_block(asked_block *block, int without_class, int keeps
 }
 
 static void find_losses(asked_block *block, const tl_out_block *grads) {
-    const tl_masses none = {{NULL, 0}, 0};
+    const tl_masses none = {NULL, 0};
     tl_losses_of_block(backend, &block->rows, &block->lse, block->losses, &none, grads, block->values, &cancel);
 }
 

@@ -309,10 +309,10 @@ typedef struct {
     void (*target_dot[TL_FLOAT_DTYPES])(const void *mass, const void *x, size_t count, double shift, tl_dot_acc *dot);
     /* The first of the largest of at most TL_CHUNK masses; any if none is above 0. */
     int64_t (*largest_mass[TL_FLOAT_DTYPES])(const void *mass, size_t count, double *largest);
-    /* Of groups of logits of this dtype, and of masses that have it, or are wide: doubles. What target_dot adds up for
+    /* Of neighbours of this dtype, and of masses that have it, or are wide: doubles. What target_dot adds up for
      * each row, of float64 compensated; but nan where an infinite mass has the shift as its logit. */
-    void (*short_dots[TL_FLOAT_DTYPES])(const void *groups, const void *masses, int are_wide, size_t rows,
-                                        size_t classes, const double *shift, double *dot, double *total);
+    void (*short_dots[TL_FLOAT_DTYPES])(const tl_few_rows *rows, const tl_few_rows *masses, int are_wide, size_t count,
+                                        const double *shift, double *dot, double *total);
 
     /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the bins of an exact sum, as far as all numbers of a
      * group fit. Returns how many groups were added. */
@@ -362,7 +362,7 @@ typedef struct {
                                           tl_short_sums *sums);
     void (*short_moments[TL_FLOAT_DTYPES])(const tl_few_rows *groups, size_t count, const tl_next_rows *next,
                                            tl_short_sums *sums, tl_short_moments *moments);
-    void (*short_ranks[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const double *threshold,
+    void (*short_ranks[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t groups, const double *threshold,
                                          tl_short_ranks *ranks);
     /* Softmax or log_softmax of groups of rows, perhaps in place; `memory` has room for 64 bytes and a group, two if rows
      * are apart. Returns the number of groups before the first for which softmax_rows would write nothing. */

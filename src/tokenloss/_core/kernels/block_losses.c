@@ -35,48 +35,39 @@ static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *r
     return written;
 }
 
-/* Room for doubles, and for the floats that they may be made of: as many as of logits. */
-size_t tl_masses_bytes(int64_t classes, int class_major) {
-    size_t capacity = (size_t)classes * (size_t)tl_row_block_rows(classes, class_major);
-    int are_grouped = classes > 0 && classes <= (class_major ? TL_SHORT_ROW : TL_MASSES_CLASSES);
-    return are_grouped ? TL_GROUP_ALIGNMENT + capacity * (sizeof(double) + sizeof(float)) : 0;
-}
-
-/* Loads the effective masses into groups, and counts those above 0; finds each row's class of the largest. They stay
- * float32 if nothing changes them and logits are computed in it, too. */
-static void group_masses(const tl_backend *backend, const tl_row_block *rows, const tl_loss *losses, tl_groups *masses,
+/* Loads the effective masses into groups, and counts those above 0; finds each row's class of the largest. */
+static void group_masses(const tl_backend *backend, const tl_row_block *rows, const tl_loss *losses, double *mass,
                          tl_short_ranks *ranks) {
-    double least[TL_BLOCK_ROWS], *mass = (double *)masses->at;
+    double least[TL_BLOCK_ROWS];
     const tl_soft_target *soft = &losses->soft;
-    const int is_plain = !soft->weight && soft->eps_over_v == 0 && soft->one_minus_eps == 1;
     const int dtype = tl_single_or_double(soft->mass_dtype);
     const size_t groups = tl_groups_for(rows->count), elements = groups * tl_group_elements(rows);
+    void *raw = dtype == TL_FLOAT64 ? mass : mass + elements;
     tl_row_block of = {.row = {.count = rows->row.count, .stride = soft->mass_stride, .dtype = soft->mass_dtype}};
     for (int i = 0; i < rows->count; i++)
         of.data[i] = losses[i].soft.mass;
-    masses->dtype = is_plain && tl_single_or_double(rows->row.compute_dtype) == dtype ? dtype : TL_FLOAT64;
     for (int i = 0; i < TL_BLOCK_ROWS; i++)
-        least[i] = masses->dtype == TL_FLOAT64 ? 0x1p-1074 : 0x1p-149;
-    void *raw = dtype == masses->dtype ? mass : mass + elements;
+        least[i] = 0x1p-1074;
     tl_load_groups(backend, &of, rows->count, dtype, (char *)raw);
-    if (raw != mass || !is_plain)
-        backend->to_f64[dtype](raw, elements, soft->one_minus_eps, mass);
-    for (size_t i = 0; !is_plain && i < elements; i += TL_GROUP) {
+    backend->to_f64[dtype](raw, elements, soft->one_minus_eps, mass);
+    for (size_t i = 0; (soft->weight || soft->eps_over_v != 0) && i < elements; i += TL_GROUP) {
         const int64_t k = (int64_t)(i / TL_GROUP) % rows->row.count;
         const double weight = soft->weight ? tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype) : 1;
         for (size_t r = i; r < i + TL_GROUP; r++)
             mass[r] = (soft->eps_over_v + mass[r]) * weight;
     }
-    backend->short_ranks[masses->dtype](mass, groups, (size_t)rows->row.count, least, ranks);
+    const tl_few_rows few = tl_few_of_groups(mass, (size_t)rows->row.count, TL_FLOAT64);
+    backend->short_ranks[TL_FLOAT64](&few, groups, least, ranks);
 }
 
-void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const tl_loss *losses, char *memory,
-                          tl_masses *masses, tl_cancel *cancel) {
+void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const tl_loss *losses, tl_masses *masses,
+                          tl_cancel *cancel) {
+    const int64_t classes = rows->row.count;
     tl_short_ranks ranks;
     masses->usable = 0;
-    if (memory && tl_masses_bytes(rows->row.count, rows->class_major) > 0) {
-        masses->groups.at = memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1));
-        group_masses(backend, rows, losses, &masses->groups, &ranks);
+    if (rows->scratch && 0 < classes && classes <= (rows->class_major ? TL_SHORT_ROW : TL_MASSES_CLASSES)) {
+        masses->at = (double *)(void *)tl_aligned(rows->scratch + tl_row_block_bytes(classes, rows->class_major));
+        group_masses(backend, rows, losses, masses->at, &ranks);
         for (int i = 0; i < rows->count; i++)
             masses->usable |= (uint64_t)(ranks.count_ge[i] > 0) << i;
         masses->usable &= rows->wanted;
@@ -99,8 +90,9 @@ static uint64_t losses_of_groups(const tl_backend *backend, const tl_row_block *
     const tl_lane_losses of = {.nll = nll, .logit = logit, .dot = dot, .total = mass};
     if (which == 0)
         return 0;
-    backend->short_dots[lse->group_dtype](tl_groups_of(rows), masses->groups.at, masses->groups.dtype == TL_FLOAT64,
-                                          padded, classes, logit, dot, mass);
+    const tl_few_rows logits = tl_few_of_groups(tl_groups_of(rows), classes, lse->group_dtype);
+    const tl_few_rows of_masses = tl_few_of_groups(masses->at, classes, TL_FLOAT64);
+    backend->short_dots[lse->group_dtype](&logits, &of_masses, 1, padded, logit, dot, mass);
     return which & ~backend->finish_losses(losses, &of, classes, padded, values, NULL);
 }
 

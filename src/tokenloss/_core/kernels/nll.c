@@ -56,7 +56,7 @@ static uint64_t nll_of_pieces(const tl_backend *backend, const tl_row_block *row
 TL_OUTLINE uint64_t nll_of_few(const tl_backend *backend, const tl_row *row, int64_t target, tl_block_nll *of) {
     char scratch[TL_GROUPS_BYTES(TL_FEW_CLASSES)];
     int64_t targets[TL_GROUP];
-    const tl_few_rows copies = tl_rows_or_groups(backend, row, 0, 0, 1, scratch);
+    const tl_few_rows copies = tl_rows_or_groups(backend, row, 0, 0, 1, 1, scratch);
     for (int i = 0; i < TL_GROUP; i++)
         targets[i] = target;
     return 1 & lane_losses(backend, &copies, tl_single_or_double(row->compute_dtype), TL_GROUP, targets, of);
@@ -141,6 +141,24 @@ static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, c
     return 1;
 }
 
+/* Finds the losses of rows relative to the classes of their largest masses, dots with these, and the sums of masses.
+ * Returns the bits of rows that have such a loss. */
+static uint64_t losses_by_masses(const tl_backend *backend, const tl_plain_rows *of, size_t start, size_t n,
+                                 char *scratch, const tl_lane_losses *lanes, double *total) {
+    static const double any[TL_BLOCK_ROWS];
+    const int dtype = tl_single_or_double(of->row.compute_dtype);
+    const size_t padded = tl_padded_rows((int)n);
+    char *memory = scratch + TL_GROUPS_BYTES(TL_FEW_CLASSES); /* more classes are floats, in a third of theirs */
+    const tl_few_rows rows = tl_rows_or_groups(backend, &of->row, start, of->apart, n, 0, scratch);
+    const tl_few_rows masses = tl_rows_or_groups(backend, &of->mass, start, of->mass_apart, n, 0, memory);
+    tl_short_ranks ranks;
+    backend->short_ranks[dtype](&masses, padded / TL_GROUP, any, &ranks);
+    const tl_lane_losses of_largest = {.target = ranks.argmax, .nll = lanes->nll, .logit = lanes->logit};
+    const uint64_t near = backend->lane_losses[dtype](&rows, padded, &of_largest);
+    backend->short_dots[dtype](&rows, &masses, 0, padded, lanes->logit, lanes->dot, total);
+    return near;
+}
+
 /* Finds the losses of `n` rows from row `start` on, and their weights; both are 0 where masked. Returns a bit, modulo
  * TL_BLOCK_ROWS, for each unmasked row without such a loss, or for all rows if their gradients cannot be written. In a
  * single block, losses and weights of rows with a bit are 0. */
@@ -148,24 +166,28 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
                                double *losses, double *weights, size_t *masked) {
     const tl_loss *loss = of->loss;
     const tl_row *row = &of->row;
-    int dtype = tl_single_or_double(row->compute_dtype), smooths = loss->soft.eps_over_v != 0;
+    int dtype = tl_single_or_double(row->compute_dtype), has_dots = of->mass.count > 0 || loss->soft.eps_over_v != 0;
     size_t padded = (n + TL_GROUP - 1) / TL_GROUP * TL_GROUP, classes = (size_t)row->count;
     double nll[TL_PLAIN_ROWS], logit[TL_PLAIN_ROWS], odds[TL_PLAIN_ROWS], dot[TL_PLAIN_ROWS], of_class[TL_PLAIN_ROWS];
+    double total[TL_PLAIN_ROWS];
     tl_lane_losses lanes = of->given;
     tl_few_rows rows = {.classes = classes};
     uint64_t left;
     lanes.target += start;
     lanes.row_weight = lanes.row_weight ? lanes.row_weight + start : NULL;
     lanes.nll = nll;
-    lanes.logit = smooths || loss->z_loss != 0 || of->grad_scale ? logit : NULL;
+    lanes.logit = has_dots || loss->z_loss != 0 || of->grad_scale ? logit : NULL;
     lanes.odds = of->grad_scale ? odds : NULL;
-    lanes.dot = smooths ? dot : NULL;
+    lanes.dot = has_dots ? dot : NULL;
     lanes.target_weight = of_class;
     *masked = 0;
     for (size_t i = 0; lanes.some_masked && i < n; i++)
         *masked += (size_t)((uint64_t)lanes.target[i] >> 63);
-    if (classes <= (smooths ? TL_MASSES_CLASSES : TL_FEW_CLASSES) || row->stride != tl_itemsize(row->dtype)) {
-        rows = tl_rows_or_groups(backend, row, start, of->apart, n, scratch);
+    if (of->mass.count > 0) {
+        lanes.total = total;
+        left = ~losses_by_masses(backend, of, start, n, scratch, &lanes, total);
+    } else if (classes <= (has_dots ? TL_MASSES_CLASSES : TL_FEW_CLASSES) || row->stride != tl_itemsize(row->dtype)) {
+        rows = tl_rows_or_groups(backend, row, start, of->apart, n, 1, scratch);
         left = ~backend->lane_losses[dtype](&rows, padded, &lanes);
     } else {
         const char *data[TL_BLOCK_ROWS];
@@ -204,10 +226,11 @@ size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t 
                            tl_superacc *weights, int64_t *unmasked, uint64_t *left) {
     char scratch[TL_GROUPS_BYTES(TL_MASSES_CLASSES)];
     double losses[TL_PLAIN_ROWS], weight[TL_PLAIN_ROWS];
-    int is_long = tl_are_in_place(&of->row, of->apart) && !of->grad_scale;
+    int is_long = tl_are_in_place(&of->row, of->apart) && !of->grad_scale && of->mass.count == 0;
     size_t n = of->sums_only && is_long ? add_by_bins(backend, of, count, sum) : 0;
     size_t most = count < TL_PLAIN_ROWS ? count : TL_PLAIN_ROWS;
-    if (of->grad_scale || (is_long && of->row.count > TL_MASSES_CLASSES)) /* whole groups */
+    if (of->grad_scale || (is_long && of->row.count > TL_MASSES_CLASSES) ||
+        (of->mass.count > 0 && most > 3 * TL_GROUP)) /* of fewer, copies take less time */
         most -= most % TL_GROUP;
     *left = 0;
     *unmasked += (int64_t)n;

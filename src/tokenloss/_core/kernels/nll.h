@@ -22,7 +22,8 @@ int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, 
 
 /* Rows of 2 to tl_nll_classes logits, `apart` bytes from each other. Those of more than TL_FEW_CLASSES are native, neither
  * scaled nor capped, without gradients, and contiguous, or neighbours in float32 or float64. With smoothing, they have
- * TL_MASSES_CLASSES classes at most, or as neighbours TL_CHUNK. Gradients are native, as large as their logits, which are
+ * TL_MASSES_CLASSES classes at most, or as neighbours TL_CHUNK; with masses of their own, which have their compute dtype,
+ * TL_MASSES_CLASSES, or of float64 TL_FEW_CLASSES, and no gradients. Gradients are native, as large as their logits, which are
  * float32 or float64, neither scaled nor capped, neighbours or contiguous, and without masses. There is room for whole
  * groups. */
 typedef struct {
@@ -35,6 +36,8 @@ typedef struct {
     tl_row grad;    /* the first gradient; the next ones are `grad_apart` bytes from it */
     ptrdiff_t grad_apart;
     const double *grad_scale; /* of each row, NULL without gradients */
+    tl_row mass; /* the first row of masses, whose count is 0 without; the next ones are `mass_apart` bytes from it */
+    ptrdiff_t mass_apart;
 } tl_plain_rows;
 
 #define TL_PLAIN_ROWS 256 /* at a time, unless only the sum is wanted */

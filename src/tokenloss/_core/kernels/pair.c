@@ -274,12 +274,14 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     uint64_t found = tl_kl_of_groups(backend, &p, &q, count, of_base, of_rows, found_of);
     if (definitions == TL_LLAMA_CPP)
         of_base = tl_load_scaled_groups(backend, &p, count);
-    backend->short_ranks[of_base.dtype](of_base.at, groups, classes, any_rank, &base_tops);
+    const tl_few_rows few_of_base = tl_few_of_groups(of_base.at, classes, of_base.dtype);
+    const tl_few_rows few_of_rows = tl_few_of_groups(of_rows.at, classes, of_rows.dtype);
+    backend->short_ranks[of_base.dtype](&few_of_base, groups, any_rank, &base_tops);
     for (int i = 0; i < count; i++)
         if (found >> i & 1)
             tl_store_to_groups(of_base, tl_place_in_groups(&p, i, base_tops.argmax[i]), -(double)INFINITY);
-    backend->short_ranks[of_base.dtype](of_base.at, groups, classes, any_rank, &base_seconds);
-    backend->short_ranks[of_rows.dtype](of_rows.at, groups, classes, any_rank, &tops);
+    backend->short_ranks[of_base.dtype](&few_of_base, groups, any_rank, &base_seconds);
+    backend->short_ranks[of_rows.dtype](&few_of_rows, groups, any_rank, &tops);
     p = *base;
     q = *rows;
     p.wanted = q.wanted = found;

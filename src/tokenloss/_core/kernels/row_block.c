@@ -212,10 +212,11 @@ tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, i
 }
 
 tl_few_rows tl_rows_or_groups(const tl_backend *backend, const tl_row *row, size_t start, ptrdiff_t apart, size_t n,
-                              char *scratch) {
+                              int may_be_apart, char *scratch) {
     tl_row_block block;
-    if (n % TL_GROUP == 0 && tl_are_in_place(row, apart))
-        return tl_few_rows_at(row, start, apart);
+    const tl_few_rows in_place = tl_few_rows_at(row, start, apart);
+    if (n % TL_GROUP == 0 && tl_are_in_place(row, apart) && (may_be_apart || !in_place.are_apart))
+        return in_place;
     block.row = *row;
     block.class_major = 0;
     block.scratch = scratch;
@@ -386,7 +387,7 @@ static uint64_t lane_logsumexps(const tl_backend *backend, const tl_few_rows *ro
 
 uint64_t tl_lse_of_few(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t n, double *logsumexp) {
     char scratch[TL_GROUPS_BYTES(TL_FEW_CLASSES)];
-    const tl_few_rows rows = tl_rows_or_groups(backend, row, 0, apart, n, scratch);
+    const tl_few_rows rows = tl_rows_or_groups(backend, row, 0, apart, n, 1, scratch);
     const int dtype = tl_single_or_double(row->compute_dtype);
     return lane_logsumexps(backend, &rows, dtype, n, NULL, tl_aligned(scratch), logsumexp);
 }

@@ -184,17 +184,14 @@ typedef struct {
 
 /* Effective masses of rows in groups. `usable` has a bit for each wanted row with a mass above 0. */
 typedef struct {
-    tl_groups groups;
+    double *at;
     uint64_t usable;
 } tl_masses;
 
-/* The size of their memory: 0 where masses are not loaded into groups, since logits are not. */
-size_t tl_masses_bytes(int64_t classes, int class_major);
-
-/* Excludes the class of the largest mass of each wanted row, -1 if there is none; loads masses into groups, unless the
- * memory is NULL. The losses differ only in their masses. */
-void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const tl_loss *losses, char *memory,
-                          tl_masses *masses, tl_cancel *cancel);
+/* Excludes the class of the largest mass of each wanted row, -1 if there is none; loads masses into groups where logits
+ * are, in as much scratch memory after that of the rows. The losses differ only in their masses. */
+void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const tl_loss *losses, tl_masses *masses,
+                          tl_cancel *cancel);
 
 /* The loss of each wanted row, whose excluded class is its class id or the argmax of its distribution. Gradients, if
  * wanted, go to `grads`; tl_map_rows says what happens to rows that are not wanted. The losses of a block may differ only
@@ -226,15 +223,15 @@ TL_INLINE tl_few_rows tl_few_of_groups(const void *groups, size_t classes, int d
     return (tl_few_rows){groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
 }
 
-/* Whether groups of rows can be read where they lie; rows where they lie, or else a block of them at most, of few classes,
- * copied to groups, to fill these, or scaled and capped. */
+/* Whether groups of rows can be read where they lie; rows where they lie, or else a block of them at most, of few
+ * classes, copied to groups: to be side by side, to fill these, or scaled and capped. */
 #define TL_GROUPS_BYTES(classes) (TL_GROUP_ALIGNMENT + TL_BLOCK_ROWS * (classes) * (sizeof(double) + sizeof(float)))
 TL_INLINE int tl_are_in_place(const tl_row *row, ptrdiff_t apart) {
     return row->dtype == tl_single_or_double(row->compute_dtype) && !tl_is_transformed(row) &&
            (row->stride == tl_itemsize(row->dtype) ? row->count <= TL_FEW_CLASSES : apart == tl_itemsize(row->dtype));
 }
 tl_few_rows tl_rows_or_groups(const tl_backend *backend, const tl_row *row, size_t start, ptrdiff_t apart, size_t n,
-                              char *scratch);
+                              int may_be_apart, char *scratch);
 
 /* How many rows of a block are worth reducing in groups, from the first on; 0 of long rows. */
 int tl_grouped_rows(const tl_row_block *rows);

@@ -9,11 +9,12 @@
 static void find_ranks(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw,
                        tl_token_block *tokens) {
     double target_raw[TL_BLOCK_ROWS] = {0};
+    const tl_few_rows few = tl_few_of_groups(raw.at, (size_t)rows->row.count, raw.dtype);
     tl_short_ranks ranks;
     for (int i = 0; i < count; i++)
         if (rows->excluded[i] >= 0)
             target_raw[i] = tl_load_from_groups(raw, tl_place_in_groups(rows, i, rows->excluded[i]));
-    backend->short_ranks[raw.dtype](raw.at, tl_groups_for(count), (size_t)rows->row.count, target_raw, &ranks);
+    backend->short_ranks[raw.dtype](&few, tl_groups_for(count), target_raw, &ranks);
     memcpy(tokens->rank, ranks.count_ge, sizeof tokens->rank); /* the target is one of them */
     memcpy(tokens->argmax, ranks.argmax, sizeof tokens->argmax);
 }
@@ -23,11 +24,12 @@ static void find_ranks(const tl_backend *backend, const tl_row_block *rows, int 
 static uint64_t find_top(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw, tl_topk *top) {
     double least[TL_BLOCK_ROWS];
     uint64_t found = rows->wanted;
+    const tl_few_rows few = tl_few_of_groups(raw.at, (size_t)rows->row.count, raw.dtype);
     tl_short_ranks ranks;
     for (int i = 0; i < TL_BLOCK_ROWS; i++)
         least[i] = raw.dtype == TL_FLOAT64 ? -DBL_MAX : (double)-FLT_MAX;
     for (int64_t k = 0; k < top->most; k++) {
-        backend->short_ranks[raw.dtype](raw.at, tl_groups_for(count), (size_t)rows->row.count, least, &ranks);
+        backend->short_ranks[raw.dtype](&few, tl_groups_for(count), least, &ranks);
         for (int i = 0; i < count; i++) {
             if (!tl_is_wanted(rows, i))
                 continue;

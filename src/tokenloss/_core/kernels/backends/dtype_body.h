@@ -432,12 +432,13 @@ TL_TARGET static void NAME(interleave_planes_)(const char *first, ptrdiff_t clas
             const ELEMENT *x = (const ELEMENT *)(const void *)(first + (ptrdiff_t)k * class_stride) + r;
             REAL *to = (REAL *)groups + classes * r + TL_GROUP * k;
             const size_t left = count - r < TL_GROUP ? count - r : TL_GROUP;
-            const int is_copy = sizeof(ELEMENT) < sizeof(REAL) && left < TL_GROUP;
+            const int is_last = (ptrdiff_t)(classes - 1 - k) * class_stride < (ptrdiff_t)sizeof(ELEMENT) * TL_GROUP;
+            const int is_copy = sizeof(ELEMENT) < sizeof(REAL) && left < TL_GROUP && is_last;
             ELEMENT last[TL_GROUP] = {0};
             if (is_copy)
                 x = (const ELEMENT *)memcpy(last, (const void *)x, left * sizeof *x);
             for (size_t i = 0; i < TL_GROUP; i += OP(WIDTH)) {
-                const int is_whole = is_copy || i + OP(WIDTH) <= left;
+                const int is_whole = !is_last || is_copy || i + OP(WIDTH) <= left;
                 OP(store)(to + i, is_whole ? LOAD(x + i) : NAME(load_first_)(x + i, i < left ? left - i : 0, 0));
             }
         }

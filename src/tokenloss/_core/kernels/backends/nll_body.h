@@ -178,8 +178,8 @@ TL_TARGET TL_INLINE int OP(add_logits)(const char *x, ptrdiff_t stride, size_t c
 /* Sums over the classes of a vector of rows, with the bits of tl_target_dot: class k in lane k mod 16, and lanes by
  * halves. `total` is the sum of the rows' own masses, which are doubles if they `are_wide`. */
 TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdiff_t stride, size_t classes,
-                                       const void *masses, int are_wide, const double *shift, double *dot,
-                                       double *total) {
+                                       const char *masses, ptrdiff_t mass_stride, int are_wide, const double *shift,
+                                       double *dot, double *total) {
     const int is_double = sizeof(REAL) == sizeof(double), compensates = is_double || kind == LOGITS;
     const size_t sums = kind == LOGITS || kind == DOTS ? 1 : 2; /* the second of masses */
     OP(lane) lanes[2][16], lane[2]; /* the latter in registers */
@@ -193,12 +193,12 @@ TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdif
         for (size_t k = l; k < classes; k += 16) {
             OP(load_widened)((const REAL *)(const void *)(x + (ptrdiff_t)k * stride), term[0]);
             if (sums == 2)
-                OP(load_masses)(masses, TL_GROUP * k, are_wide, term[1]);
+                OP(load_masses)(masses + (ptrdiff_t)k * mass_stride, 0, are_wide, term[1]);
             for (size_t i = 0; i < PARTS; i++) {
                 if (kind == DOTS_OF_ROWS)
                     term[0][i] = f64_mass_term(term[1][i], term[0][i], f64_load(shift + i * f64_WIDTH));
                 else if (kind != LOGITS)
-                    term[0][i] = f64_mul(kind == DOTS ? f64_set(((const double *)masses)[k]) : term[1][i],
+                    term[0][i] = f64_mul(kind == DOTS ? f64_set(tl_load(masses + 8 * k, TL_FLOAT64)) : term[1][i],
                                          f64_sub(f64_load(shift + i * f64_WIDTH), term[0][i]));
                 for (size_t j = 0; j < sums; j++) {
                     f64_vec error = f64_add_with_error(&lane[j].sum[i], term[j][i]);
@@ -220,28 +220,28 @@ TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdif
 TL_TARGET TL_OUTLINE void OP(dots_of_few)(const char *x, ptrdiff_t stride, size_t classes, const double *mass,
                                           const double *shift, double *dot) {
     if (mass)
-        OP(add_terms)(DOTS, x, stride, classes, mass, 1, shift, dot, NULL);
+        OP(add_terms)(DOTS, x, stride, classes, (const char *)mass, 0, 1, shift, dot, NULL);
     else if (sizeof(REAL) == sizeof(double) || !OP(add_logits)(x, stride, classes, dot))
-        OP(add_terms)(LOGITS, x, stride, classes, NULL, 0, NULL, dot, NULL);
+        OP(add_terms)(LOGITS, x, stride, classes, NULL, 0, 0, NULL, dot, NULL);
 }
 
-TL_TARGET static void OP(short_dots)(const void *groups, const void *masses, int are_wide, size_t rows, size_t classes,
+TL_TARGET static void OP(short_dots)(const tl_few_rows *rows, const tl_few_rows *masses, int are_wide, size_t count,
                                      const double *shift, double *dot, double *total) {
-    const ptrdiff_t stride = TL_GROUP * sizeof(REAL);
+    const ptrdiff_t stride = rows->class_stride, mass_stride = masses->class_stride;
     const int widens = are_wide && sizeof(REAL) == sizeof(float);
-    for (size_t r = 0; r < rows; r += OP(WIDTH), shift += OP(WIDTH), dot += OP(WIDTH), total += OP(WIDTH)) {
-        const size_t at = r / TL_GROUP * TL_GROUP * classes + r % TL_GROUP;
-        const char *x = (const char *)groups + at * sizeof(REAL);
-        const char *mass = (const char *)masses + at * (are_wide ? sizeof(double) : sizeof(REAL));
+    const size_t classes = rows->classes, mass_size = are_wide ? sizeof(double) : sizeof(REAL);
+    for (size_t r = 0; r < count; r += OP(WIDTH), shift += OP(WIDTH), dot += OP(WIDTH), total += OP(WIDTH)) {
+        const char *x = rows->data + r / TL_GROUP * rows->group_bytes + r % TL_GROUP * sizeof(REAL);
+        const char *mass = masses->data + r / TL_GROUP * masses->group_bytes + r % TL_GROUP * mass_size;
         uint32_t odd = 0;
         if (widens)
-            OP(add_terms)(TAME_DOTS_OF_ROWS, x, stride, classes, mass, 1, shift, dot, total);
+            OP(add_terms)(TAME_DOTS_OF_ROWS, x, stride, classes, mass, mass_stride, 1, shift, dot, total);
         else
-            OP(add_terms)(TAME_DOTS_OF_ROWS, x, stride, classes, mass, 0, shift, dot, total);
+            OP(add_terms)(TAME_DOTS_OF_ROWS, x, stride, classes, mass, mass_stride, 0, shift, dot, total);
         for (size_t i = 0; i < OP(WIDTH); i += f64_WIDTH)
             odd |= f64_mask_nonzero(f64_sub(f64_load(dot + i), f64_load(dot + i)));
         if (odd)
-            OP(add_terms)(DOTS_OF_ROWS, x, stride, classes, mass, widens, shift, dot, total);
+            OP(add_terms)(DOTS_OF_ROWS, x, stride, classes, mass, mass_stride, widens, shift, dot, total);
     }
 }
 

@@ -220,15 +220,15 @@ TL_TARGET static void NAME(short_moments_)(const tl_few_rows *groups, size_t cou
                    : NAME(reduce_short_)(groups, count, MOMENT, next, (char *)(uintptr_t)groups->data, sums, moments);
 }
 
-TL_TARGET static void NAME(short_ranks_)(const void *groups, size_t count, size_t classes, const double *threshold,
+TL_TARGET static void NAME(short_ranks_)(const tl_few_rows *rows, size_t groups, const double *threshold,
                                          tl_short_ranks *ranks) {
-    for (size_t row = 0; row < TL_GROUP * count; row += OP(WIDTH)) {
-        const REAL *x = (const REAL *)groups + TL_GROUP * classes * (row / TL_GROUP) + row % TL_GROUP;
+    for (size_t row = 0; row < TL_GROUP * groups; row += OP(WIDTH)) {
+        const char *x = rows->data + row / TL_GROUP * rows->group_bytes + row % TL_GROUP * sizeof(REAL);
         const OP(vec) least = OP(load_narrowed)(threshold + row);
         OP(vec) most = OP(set)(-(REAL)INFINITY), argmax = OP(set)(0); /* the latter has the bits of a class */
         OP(bits) count_ge = OP(set_bits)(0);
-        for (size_t k = 0; k < classes; k++) {
-            const OP(vec) value = OP(load)(x + TL_GROUP * k);
+        for (size_t k = 0; k < rows->classes; k++, x += rows->class_stride) {
+            const OP(vec) value = OP(load)((const REAL *)(const void *)x);
             count_ge = OP(count_ge)(count_ge, value, least);
             argmax = OP(if_less)(most, value, OP(with_bits)(OP(set)(0), (UINT)k), argmax);
             most = OP(max_skip_nan)(value, most);
