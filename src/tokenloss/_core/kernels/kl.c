@@ -151,11 +151,8 @@ static void add_probs(const tl_backend *backend, const double *p, const double *
             found.dot[l] = prob_dot(p + l, q + l, count - l, &acc->is_infinite[l]);
     const double *of[] = {found.p, found.q, found.dot};
     for (int k = 0; k < 3; k++)
-        for (int l = 0; l < TL_GROUP; l++) { /* two-sums */
-            double before = acc->sum[k][l], x = of[k][l], total = before + x, other = total - before;
-            acc->error[k][l] += (before - (total - other)) + (x - other);
-            acc->sum[k][l] = total;
-        }
+        for (int l = 0; l < TL_GROUP; l++)
+            tl_add_part(of[k][l], &acc->sum[k][l], &acc->error[k][l]);
 }
 
 /* The sums of p, q and p log(p / q) in each lane become the divergence and the logsumexps. */
