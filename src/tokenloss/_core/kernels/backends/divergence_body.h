@@ -1,5 +1,4 @@
-/* Sums over the classes for divergences of two distributions p and q, whose logsumexps are known: included for float
- * and double after exp_body.h, with REAL and OP defined as there.
+/* Sums over the classes for divergences of two distributions p and q, whose logsumexps are known.
  *
  * For each logit, the probability's root is computed, a = sqrt(p) = exp((x - logsumexp) / 2), as a power and a rest
  * as in exp_body.h. Then d = a - b keeps its relative digits: equal powers vanish, and so do neighbouring ones, without

@@ -1,17 +1,5 @@
-/* The kernels of one dtype on one instruction set. Included once for each pair, with these defined:
- *
- *   DTYPE       ends the functions' names      ELEMENT   type in memory
- *   REAL, OP(f) float and f32_f, or double and f64_f: the operations of simd_*.h
- *
- * max_keep_nan(a, b) of a nan b is nan; max_skip_nan(a, b) is a > b ? a : b, so it passes over a nan a.
- *
- * HALF is defined for dtypes that float32 computes for: where arguments are clamped, parts of a row are converted to
- * it.
- */
-
-#define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
-#define LOAD(p) JOIN(OP(load_), DTYPE)(p) /* a vector of elements, converted to REAL; and back, rounded */
-#define STORE(p, a) JOIN(OP(store_), DTYPE)(p, a)
+/* The kernels of one dtype on one instruction set: of DTYPE, whose type in memory is ELEMENT, computed in REAL. HALF is
+ * defined for float16 and bfloat16. */
 
 #include "reduce_body.h"
 
@@ -461,9 +449,6 @@ TL_TARGET static void NAME(deinterleave_planes_)(const void *groups, ptrdiff_t c
 #include "softmax_rows_body.h"
 
 #undef STRIP
-#undef NAME
 #undef HALF
 #undef DTYPE
 #undef ELEMENT
-#undef LOAD
-#undef STORE

@@ -1,5 +1,4 @@
-/* The exponential in float or double, and what a reduction accumulates: included twice, with REAL, UINT (of its size)
- * and OP defined as in dtype_body.h. Its constants are in template.h.
+/* The exponential in float or double, and what a reduction accumulates. Its constants are in template.h.
  *
  * exp(x) 2^-ref_exp = power + LEADING q r_power. Powers are summed apart from the small rests q r_power. The
  * exponential does not depend on the reference exponent, which scales all terms by one power of two and so changes no

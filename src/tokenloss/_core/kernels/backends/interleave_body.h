@@ -1,5 +1,4 @@
-/* TL_GROUP rows of REAL side by side, and back: element k of row r is at [TL_GROUP k + r] of a group. Included once for
- * float and once for double, with OP defined as in dtype_body.h. */
+/* TL_GROUP rows of REAL side by side, and back: element k of row r is at [TL_GROUP k + r] of a group. */
 
 #if OP(PIECE) == OP(WIDTH)
 TL_TARGET TL_INLINE OP(vec) OP(load_pieces)(const char *const *rows, size_t offset) {

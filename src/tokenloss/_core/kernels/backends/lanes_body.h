@@ -1,6 +1,5 @@
-/* What a reduction adds up: sums in 16 lanes of double, and counts. Included twice, with REAL, UINT (of its size) and OP
- * defined as in dtype_body.h. Lanes of doubles keep what their roundings lost. Those of floats do not, and are SCALE
- * times as large as they are stored. */
+/* What a reduction adds up: sums in 16 lanes of double, and counts. Lanes of doubles keep what their roundings lost.
+ * Those of floats do not, and are SCALE times as large as they are stored. */
 
 #define KEEPS_LOST (sizeof(REAL) == sizeof(double))
 

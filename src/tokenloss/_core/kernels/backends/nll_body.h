@@ -1,5 +1,4 @@
-/* Losses of rows for class ids, relative to the target's logit: included for float and double after exp_body.h, with
- * REAL, UINT and OP defined as there. With the target t,
+/* Losses of rows for class ids, relative to the target's logit. With the target t,
  *
  *     nll = log1p(u),  u = sum over k != t of exp(x_k - x_t) = exp(-r_t) sum of 2^((j_k - j_t) / 8) exp(r_k),
  *

@@ -1,4 +1,5 @@
-/* Code for floats and for doubles: PICK says which, and is defined before a file is included for either. */
+/* Code for floats and for doubles: PICK says which, and is defined before a file is included for either. OP(f) is f32_f
+ * or f64_f: simd_portable.h says what operations there are. */
 #pragma once
 
 #define REAL PICK(float, double)

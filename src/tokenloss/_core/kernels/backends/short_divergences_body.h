@@ -1,8 +1,6 @@
-/* Divergences of short rows (TL_SHORT_ROW classes at most), a row in each lane, in double: included after
- * short_rows_body.h, with REAL and OP for double. Each row's terms and additions are those of divergence_body.h, in
- * their order, so the bits are the same. Classes that a row does not have would add 0 there, and are left out here. */
-
-#define NAME(what) JOIN(JOIN(what, float64), JOIN(_, BACKEND))
+/* Divergences of short rows (TL_SHORT_ROW classes at most), a row in each lane, in double. Each row's terms and
+ * additions are those of divergence_body.h, in their order, so the bits are the same. Classes that a row does not have
+ * would add 0 there, and are left out here. */
 
 /* Adds classes first, first + 16, first + 32 and first + 48, as far as they exist; or only `first` if `most` is 1.
  * `most` is a literal, so that the loops unroll. */
@@ -61,5 +59,3 @@ TL_TARGET static void NAME(short_divergences_)(const double *base, const double 
             NAME(divergences_of_rows_)(base + at, other + at, classes, row, BUT_JS, of);
     }
 }
-
-#undef NAME

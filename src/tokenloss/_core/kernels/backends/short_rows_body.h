@@ -1,11 +1,9 @@
-/* Short rows (TL_SHORT_ROW classes at most), a row in each lane: included for float32 and float64 after
- * dtype_body.h, with DTYPE, REAL and OP defined as there. Rows have at least one class.
+/* Short rows (TL_SHORT_ROW classes at most), a row in each lane: of float32 and float64. Rows have at
+ * least one class.
  *
  * A group is TL_GROUP rows side by side: element k of row r is at [TL_GROUP k + r]. Each row's additions are those of
  * reduce_body.h, in their order, which for a single chunk depends only on the class number; so the bits are the same.
  * Classes that a row does not have would add 0 there, and are left out here. */
-
-#define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
 
 /* The largest of each of a vector of rows, -inf of none: nan is skipped. */
 TL_TARGET TL_INLINE OP(vec) NAME(largest_of_)(const char *x, ptrdiff_t stride, size_t classes) {
@@ -350,6 +348,3 @@ TL_TARGET static size_t NAME(lane_softmax_)(const tl_few_rows *rows, size_t grou
 }
 
 #include "masses_body.h"
-
-#undef NAME
-#undef DTYPE

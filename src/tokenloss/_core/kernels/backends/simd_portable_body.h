@@ -26,6 +26,7 @@ TL_INLINE REAL OP(sub)(REAL a, REAL b) { return a - b; }
 TL_INLINE REAL OP(mul)(REAL a, REAL b) { return a * b; }
 TL_INLINE REAL OP(div)(REAL a, REAL b) { return a / b; }
 TL_INLINE REAL OP(min)(REAL a, REAL b) { return a < b ? a : b; }
+/* the first of a nan b is nan; the second is a > b ? a : b, so it passes over a nan a */
 TL_INLINE REAL OP(max_keep_nan)(REAL a, REAL b) { return a > b ? a : b; }
 TL_INLINE REAL OP(max_skip_nan)(REAL a, REAL b) { return a > b ? a : b; }
 /* a < b ? c : d, and a == b ? c : d; a nan compares as false */

@@ -229,6 +229,11 @@ TL_TARGET TL_INLINE void add_lanes_of_rows(double (*eight)[8], size_t count, dou
     }
 }
 
+/* Names of what there is for each dtype; a vector of elements, converted to REAL, and back, rounded. */
+#define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
+#define LOAD(p) JOIN(OP(load_), DTYPE)(p)
+#define STORE(p, a) JOIN(OP(store_), DTYPE)(p, a)
+
 enum { OF_float16 = TL_FLOAT16, OF_bfloat16 = TL_BFLOAT16, OF_float32 = TL_FLOAT32, OF_float64 = TL_FLOAT64 };
 
 #define f32_load_float32 f32_load
@@ -252,6 +257,7 @@ enum { OF_float16 = TL_FLOAT16, OF_bfloat16 = TL_BFLOAT16, OF_float32 = TL_FLOAT
 
 #define DTYPE float32
 #include "short_rows_body.h"
+#undef DTYPE
 
 #undef PICK
 #define PICK(of_float, of_double) of_double
