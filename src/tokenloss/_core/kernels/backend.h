@@ -247,6 +247,16 @@ typedef struct {
  * factors, which overflows from 2^996 on. */
 #define TL_MIN_FMA_SAFE 0x1p990
 
+/* The sums of rows, `count` at most. Rows of one class may be planes: more of them begin with the first sum again. As
+ * many sums as are `added`, each `count` after the other, are added to what is written, the last one first. What lies
+ * `ahead` of terms, and TL_AHEAD bytes more, is prefetched. */
+typedef struct {
+    double *sum;
+    size_t count;
+    int added;
+    ptrdiff_t ahead;
+} tl_sums_at;
+
 /* The table of an instruction set, one function for each dtype of logits where that matters. Arrays of elements need no
  * alignment, except where a function says so. Functions of one or two rows, from `reduce` to `to_compute`, read whole
  * multiples of TL_READ_MULTIPLE elements, and write as many if they write one for each; the others keep to `count`. */
@@ -327,10 +337,10 @@ typedef struct {
      * the scores, or are wide: doubles. All lie next to each other. A score's loss is -log of the clipped probability,
      * or minus the log-probability. For each row, of which the last may have fewer classes, the sum over its classes of
      * mass times loss, times a weight if weights are given: TL_TERMS and 2 TL_GROUP of them. Sums of whole groups are
-     * written; if `classes` is 0, each term is added to its own sum. Where the mass is 0, 0 is added. Returns whether a
-     * score with mass is odd: negative, above what is allowed, or nan. Losses of nan may be any numbers then. */
+     * written. Where the mass is 0, 0 is added. Returns whether a score with mass is odd: negative, above what is
+     * allowed, or nan. Losses of nan may be any numbers then. */
     int (*add_losses[TL_FLOAT_DTYPES])(const void *scores, const void *masses, int are_wide, size_t count,
-                                       size_t classes, const double *weight, const tl_clip *clip, double *sum);
+                                       size_t classes, const double *weight, const tl_clip *clip, const tl_sums_at *to);
     /* Of groups of rows of up to TL_FEW_CLASSES, as long as each row has a single class with mass: writes that mass and
      * its score. Returns how many groups these were. */
     size_t (*pick_masses[TL_FLOAT_DTYPES])(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,

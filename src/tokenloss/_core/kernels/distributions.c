@@ -17,47 +17,48 @@ static int dtype_of_masses(const tl_distributions *of) {
     return of->score_dtype == TL_FLOAT64 ? TL_FLOAT64 : tl_single_or_double(of->mass_dtype);
 }
 
+#define COPIED (2 * TL_TERMS) /* elements of rows that are copied together */
+
+/* Elements next to each other, in another dtype: where they are if they have it, or copied. */
+static const char *load(const tl_backend *backend, const char *data, int dtype, int compute_dtype, int count,
+                        void *copy) {
+    const tl_row row = {data, count, tl_itemsize(dtype), dtype, compute_dtype, 1, 0, 0, 0};
+    if (dtype != compute_dtype)
+        tl_cast_row(backend, &row, compute_dtype, copy);
+    return dtype == compute_dtype ? data : copy;
+}
+
 /* Adds terms, as a backend's add_losses; sums with a nan become nan. Returns whether a score with mass is refused. */
 static int add_losses(const tl_backend *backend, const tl_distributions *of, const char *scores, const char *masses,
-                      int count, int classes, const double *weight, double *sum) {
+                      int count, int classes, const double *weight, const tl_sums_at *to) {
+    double mass[COPIED];
+    float score[COPIED]; /* of halves */
     int refused = 0, mass_dtype = dtype_of_masses(of), score_dtype = tl_single_or_double(of->score_dtype);
+    scores = load(backend, scores, of->score_dtype, score_dtype, count, score);
+    masses = load(backend, masses, of->mass_dtype, mass_dtype, count, mass);
     if (!backend->add_losses[score_dtype](scores, masses, mass_dtype == TL_FLOAT64, (size_t)count, (size_t)classes,
-                                          of->weight ? weight : NULL, of->clip, sum))
+                                          of->weight ? weight : NULL, of->clip, to))
         return 0;
     for (int i = 0; i < count; i++) {
-        double score = tl_load(scores + i * tl_itemsize(score_dtype), score_dtype);
+        double one = tl_load(scores + i * tl_itemsize(score_dtype), score_dtype);
         if (tl_load(masses + i * tl_itemsize(mass_dtype), mass_dtype) == 0)
             continue;
-        refused |= tl_is_refused(of->clip, score);
-        if (score != score)
-            sum[classes > 0 ? i / classes : i] = score;
+        refused |= tl_is_refused(of->clip, one);
+        if (one != one)
+            to->sum[(size_t)(i / classes) % to->count] = one;
     }
     return refused;
 }
 
-#define COPIED (2 * TL_TERMS) /* elements of rows that are copied together */
-
-/* Elements next to each other in their compute dtype: where they are, or copied. */
-static const char *load(const tl_backend *backend, tl_row *row, const char *data, int count, void *copy) {
-    if (row->dtype == row->compute_dtype)
-        return data;
-    row->data = data;
-    row->count = count;
-    tl_cast_row(backend, row, row->compute_dtype, copy);
-    return copy;
-}
-
-/* The same for rows, or for some classes of a single row; `memory` holds copies before they are converted. */
-static const char *load_rows(const tl_backend *backend, tl_row row, ptrdiff_t apart, const int *rows, int count,
-                             float *memory, char *copy) {
-    char *native = row.dtype == row.compute_dtype ? copy : (char *)memory;
-    const ptrdiff_t size = tl_itemsize(row.dtype), bytes = (ptrdiff_t)row.count * size, stride = row.stride;
-    row.stride = size;
+/* The elements of rows, or of a part of a single row, next to each other: where they are, or copied. */
+static const char *gather(const char *data, int dtype, ptrdiff_t apart, ptrdiff_t stride, const int *rows, int count,
+                          int64_t classes, char *copy) {
+    const ptrdiff_t size = tl_itemsize(dtype), bytes = (ptrdiff_t)classes * size;
     if (stride == size && (count == 1 || (apart == bytes && rows[count - 1] - rows[0] == count - 1)))
-        return load(backend, &row, row.data + rows[0] * apart, count * (int)row.count, copy);
+        return data + rows[0] * apart;
     for (int i = 0; i < count; i++)
-        tl_copy_elements(row.data + rows[i] * apart, stride, native + i * bytes, size, row.count, row.dtype);
-    return load(backend, &row, native, count * (int)row.count, copy);
+        tl_copy_elements(data + rows[i] * apart, stride, copy + i * bytes, size, classes, dtype);
+    return copy;
 }
 
 /* Adds all classes of rows by way of copies: as many rows at a time as have COPIED, or TL_TERMS of a long one. */
@@ -65,27 +66,25 @@ TL_OUTLINE int add_copies(const tl_backend *backend, const tl_distributions *of,
                           double *nll) {
     const int is_long = of->classes > TL_PART, multiple = of->classes <= 64 ? 32 : 8;
     const int at_once = is_long ? 1 : COPIED / (int)of->classes / multiple * multiple;
-    tl_row masses = {of->mass, 0, of->mass_class, of->mass_dtype, dtype_of_masses(of), 1, 0, 0, 0};
-    tl_row scores = {of->score, 0, of->score_class, of->score_dtype, tl_single_or_double(of->score_dtype), 1, 0, 0, 0};
     char mass[COPIED * sizeof(double)], score[COPIED * sizeof(double)];
-    float memory[COPIED];
     double weight[TL_TERMS + 2 * TL_GROUP], part[TL_TERMS / TL_PART + TL_GROUP];
     int refused = 0;
     for (int i = 0, n; i < count; i += n) {
+        const tl_sums_at to = {is_long ? part : nll + i, COPIED, 0, 0};
         double sum = 0, lost = 0;
         n = count - i < at_once ? count - i : at_once;
         for (int64_t k = 0; k < of->classes; k += TL_TERMS) {
-            masses.count = scores.count = of->classes - k < TL_TERMS ? of->classes - k : TL_TERMS;
-            masses.data = of->mass + k * of->mass_class;
-            scores.data = of->score + k * of->score_class;
+            const int64_t classes = of->classes - k < TL_TERMS ? of->classes - k : TL_TERMS;
             if (is_long || i == 0)
                 for (int64_t j = 0; of->weight && j < TL_TERMS + 2 * TL_GROUP; j++)
                     weight[j] = tl_load(of->weight + (k + j) % of->classes * of->weight_class, of->weight_dtype);
-            const char *of_score = load_rows(backend, scores, of->score_row, rows + i, n, memory, score);
-            const char *of_mass = load_rows(backend, masses, of->mass_row, rows + i, n, memory, mass);
-            refused |= add_losses(backend, of, of_score, of_mass, n * (int)masses.count,
-                                  is_long ? TL_PART : (int)of->classes, weight, is_long ? part : nll + i);
-            for (int j = 0; is_long && j * TL_PART < masses.count; j++)
+            refused |= add_losses(backend, of,
+                                  gather(of->score + k * of->score_class, of->score_dtype, of->score_row,
+                                         of->score_class, rows + i, n, classes, score),
+                                  gather(of->mass + k * of->mass_class, of->mass_dtype, of->mass_row, of->mass_class,
+                                         rows + i, n, classes, mass),
+                                  n * (int)classes, is_long ? TL_PART : (int)of->classes, weight, &to);
+            for (int j = 0; is_long && j * TL_PART < classes; j++)
                 tl_add_part(part[j], &sum, &lost);
         }
         if (is_long)
@@ -99,53 +98,86 @@ static int are_adjacent(const tl_distributions *of, int rows) {
     return rows <= TL_BLOCK_ROWS && of->score_class == rows * of->score_row && of->mass_class == rows * of->mass_row;
 }
 
+/* Adds some classes of planes, each of as many rows, from class k on. If they are several, they follow each other. */
+static int add_classes(const tl_backend *backend, const tl_distributions *of, int rows, int k, int classes,
+                       const tl_sums_at *to) {
+    double weight[TL_TERMS + 2 * TL_GROUP];
+    for (int c = 0; of->weight && c < classes; c++) {
+        const double one = tl_load(of->weight + (k + c) * of->weight_class, of->weight_dtype);
+        for (int j = c * rows; j < (c + 1) * rows + 2 * TL_GROUP; j++)
+            weight[j] = one;
+    }
+    return add_losses(backend, of, of->score + k * of->score_class, of->mass + k * of->mass_class, rows * classes, 1,
+                      weight, to);
+}
+
+/* Adds up every `step`-th class of planes from k on, lanes by halves: one half right after the other, so that few sums
+ * are needed at a time. Adds these to as many sums as lie `before` them; `next` is the class to read afterwards. */
+static int add_halves(const tl_backend *backend, const tl_distributions *of, int rows, int k, int step, int next,
+                      int before, double *sum) {
+    if (step < TL_GROUP && k + step < of->classes)
+        return add_halves(backend, of, rows, k, 2 * step, k + step, 0, sum) |
+               add_halves(backend, of, rows, k + step, 2 * step, next, before + 1, sum + rows);
+    int refused = 0, added = 0;
+    for (; k < of->classes; k += TL_GROUP, added = 1) {
+        const int is_last = k + TL_GROUP >= of->classes, others = is_last ? before : 0;
+        const int until_next = is_last ? next - k : TL_GROUP, is_copied = of->score_dtype != TL_FLOAT32;
+        const tl_sums_at to = {sum - others * rows, (size_t)rows, added + others,
+                               is_copied ? 0 : until_next * of->score_class - TL_AHEAD};
+        refused |= add_classes(backend, of, rows, k, 1, &to);
+    }
+    return refused;
+}
+
 /* Adds one or more lanes, of `count` numbers in all, to others. */
-static void add_lanes(double *restrict sum, const double *restrict other, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
+static void add_lanes(double *restrict sum, const double *restrict other, int count) {
+    for (int i = 0; i < count; i++)
         sum[i] += other[i];
 }
 
-/* Adds all classes of rows in planes, class k to sum k mod 16 of each row. Rows in between are read as well. */
-#define PLANE_ROWS 192
+/* The same for planes of few rows that follow each other: as many classes at once as have TL_TERMS, in all lanes. */
+static int add_adjacent(const tl_backend *backend, const tl_distributions *of, int rows, double *sum) {
+    const int at_once = TL_TERMS / rows / TL_GROUP * TL_GROUP;
+    const tl_sums_at to = {sum, (size_t)(TL_GROUP * rows), 1, 0};
+    int refused = 0;
+    memset(sum, 0, to.count * sizeof *sum);
+    for (int k = 0; k < of->classes; k += at_once)
+        refused |= add_classes(backend, of, rows, k, of->classes - k < at_once ? (int)of->classes - k : at_once, &to);
+    for (int half = TL_GROUP / 2 * rows; half >= rows; half /= 2)
+        add_lanes(sum, sum + half, half);
+    return refused;
+}
+
+#define PLANE_ROWS 512 /* whose classes are added one after another */
+
+/* Adds all classes of rows in planes. Rows in between are read as well. */
 TL_OUTLINE int add_planes(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
                           double *nll) {
-    tl_row masses = {of->mass, 0, of->mass_row, of->mass_dtype, dtype_of_masses(of), 1, 0, 0, 0};
-    tl_row scores = {of->score, 0, of->score_row, of->score_dtype, tl_single_or_double(of->score_dtype), 1, 0, 0, 0};
-    double mass[TL_TERMS], weight[TL_TERMS + 2 * TL_GROUP], sum[TL_GROUP * (PLANE_ROWS + 2)], part[2][PLANE_ROWS];
-    float score[TL_TERMS]; /* of halves */
+    double sum[5 * PLANE_ROWS + TL_GROUP], part[2][PLANE_ROWS];
     int refused = 0;
-    for (int i = 0, end; i < count;) {
+    for (int i = 0, end, n; i < count; i = end) {
         end = count - i < PLANE_ROWS ? count : i + PLANE_ROWS;
         while (rows[end - 1] - rows[i] >= PLANE_ROWS)
             end--;
-        const int n = rows[end - 1] - rows[i] + 1, together = are_adjacent(of, n) ? TL_GROUP : 1;
-        const char *first_mass = of->mass + rows[i] * of->mass_row, *first_score = of->score + rows[i] * of->score_row;
-        memset(part, 0, sizeof part);
-        for (int64_t k = 0, in_part; k < of->classes; k += together) {
-            const int some = of->classes - k < together ? (int)(of->classes - k) : together;
-            double *to = sum + k % TL_GROUP * n;
-            if (k % TL_PART < TL_GROUP)
-                memset(to, 0, (size_t)(n * some) * sizeof *to);
-            for (int c = 0; of->weight && c < some; c++) {
-                const double one = tl_load(of->weight + (k + c) * of->weight_class, of->weight_dtype);
-                for (int j = c * n; j < (c + 1) * n + 2 * TL_GROUP; j++)
-                    weight[j] = one;
-            }
-            const char *of_score = load(backend, &scores, first_score + k * of->score_class, n * some, score);
-            const char *of_mass = load(backend, &masses, first_mass + k * of->mass_class, n * some, mass);
-            refused |= add_losses(backend, of, of_score, of_mass, n * some, 0, weight, to);
-            in_part = k % TL_PART + some;
-            if (in_part < TL_PART && k + some < of->classes)
-                continue;
-            for (int64_t half = TL_GROUP / 2; half > 0; half /= 2)
-                add_lanes(sum, sum + half * n, (in_part < 2 * half ? in_part - half : half) * n);
+        n = rows[end - 1] - rows[i] + 1;
+        memset(part, 0, of->classes > TL_PART ? sizeof part : 0);
+        for (int64_t k = 0; k < of->classes; k += TL_PART) {
+            tl_distributions some = *of;
+            some.classes = of->classes - k < TL_PART ? of->classes - k : TL_PART;
+            some.mass += rows[i] * of->mass_row + k * of->mass_class;
+            some.score += rows[i] * of->score_row + k * of->score_class;
+            some.weight = of->weight ? of->weight + k * of->weight_class : NULL;
+            refused |= are_adjacent(of, n) ? add_adjacent(backend, &some, n, sum)
+                                           : add_halves(backend, &some, n, 0, 1, (int)some.classes, 0, sum);
             for (int r = 0; of->classes > TL_PART && r < n; r++)
                 tl_add_part(sum[r], &part[0][r], &part[1][r]);
         }
         for (int r = 0; of->classes > TL_PART && r < n; r++)
             sum[r] = tl_sum_of_parts(part[0][r], part[1][r]);
-        for (const int first = rows[i]; i < end; i++)
-            nll[i] = sum[rows[i] - first];
+        if (end - i == n)
+            memcpy(nll + i, sum, (size_t)n * sizeof *sum);
+        for (int j = i; end - i < n && j < end; j++)
+            nll[j] = sum[rows[j] - rows[i]];
     }
     return refused;
 }
@@ -297,7 +329,8 @@ static int add_single_masses(const tl_backend *backend, const tl_distributions *
     tl_few_rows masses = in_lanes(of, of->mass + rows[0] * of->mass_row, of->mass_row, of->mass_class);
     count = TL_GROUP * (int)backend->pick_masses[of->score_dtype](&scores, &masses, (size_t)(count / TL_GROUP), score,
                                                                   mass);
-    *refused |= count > 0 && add_losses(backend, of, (const char *)score, (const char *)mass, count, 1, NULL, nll);
+    const tl_sums_at to = {nll, TL_DISTRIBUTION_ROWS, 0, 0};
+    *refused |= count > 0 && add_losses(backend, of, (const char *)score, (const char *)mass, count, 1, NULL, &to);
     return count;
 }
 

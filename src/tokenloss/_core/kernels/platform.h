@@ -86,9 +86,10 @@ TL_INLINE void tl_prefetch_early(const void *address) { TL_PREFETCH(address, 2);
 
 /* Prefetches a line of what is read in order, early and again shortly before its use: together, they reach 0.88 of the
  * speed of a plain read; each by itself reaches 0.74 at most. */
+#define TL_AHEAD 4096 /* bytes */
 TL_INLINE void tl_prefetch_stream(const void *address) {
     tl_prefetch_early((const char *)address + 32768);
-    tl_prefetch((const char *)address + 4096);
+    tl_prefetch((const char *)address + TL_AHEAD);
 }
 
 /* The position of the lowest bit of a number that is not 0. */

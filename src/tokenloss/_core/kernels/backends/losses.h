@@ -141,11 +141,24 @@ TL_TARGET TL_INLINE void sums_of_rows(const double *term, size_t count, size_t c
         f64_store(sum, f64_add(f64_set(0), sums_of_vector(term + i, count - i, classes, are_few)));
 }
 
-/* The sums of rows; if `classes` is 0, each term is added to its own sum. */
-TL_TARGET TL_OUTLINE void sum_rows(const double *term, size_t count, size_t classes, double *sum) {
-    for (size_t i = 0; classes == 0 && i < count; i += f64_WIDTH)
-        f64_store(sum + i, f64_add(f64_load(sum + i), f64_load(term + i)));
-    classes == 0   ? (void)0
+/* Writes a vector of terms, to which `added` sums are added. */
+TL_TARGET TL_INLINE void write_sums(f64_vec term, double *sum, size_t count, int added) {
+    for (int k = added; k-- > 0;)
+        term = f64_add(term, f64_load(sum + (size_t)k * count));
+    f64_store(sum, term);
+}
+
+/* The sums of rows, but of those before term `start`. */
+TL_TARGET TL_OUTLINE void sum_terms(const double *term, size_t start, size_t count, size_t classes,
+                                    const tl_sums_at *to) {
+    for (size_t i = start, at = start % to->count; classes == 1 && i < count; i += f64_WIDTH) {
+        write_sums(f64_load(term + i), to->sum + at, to->count, to->added);
+        at = at + f64_WIDTH < to->count ? at + f64_WIDTH : 0;
+    }
+    double *sum = to->sum + start / classes;
+    term += start;
+    count -= start;
+    classes == 1   ? (void)0
     : classes == 2 ? sums_of_rows(term, count, 2, 1, sum) /* loops that compilers unroll */
     : classes == 3 ? sums_of_rows(term, count, 3, 1, sum)
     : classes < 16 ? sums_of_rows(term, count, classes, 1, sum)
@@ -159,48 +172,52 @@ TL_TARGET TL_OUTLINE void sum_rows(const double *term, size_t count, size_t clas
 #define f32_load_widened_bits(p, wide) f32_widen_bits(f32_load(p), wide)
 #endif
 
-TL_TARGET TL_INLINE void line_terms_of(const float *score, const float *mass, const float *below, size_t count,
-                                       size_t together, double *to) {
+TL_TARGET TL_INLINE void sum_lines_of(const float *score, const float *mass, const float *below, size_t count,
+                                      size_t together, int added, const tl_sums_at *given) {
     const size_t step = 2 * f64_WIDTH * together;
-    for (size_t i = 0; i < count; i += step) {
-        double summands[6 * f64_WIDTH], *term = together > 1 ? summands : to + i;
+    const tl_sums_at to = *given;
+    for (size_t i = 0, at = 0; i < count; i += step, at = at + 2 * f64_WIDTH < to.count ? at + 2 * f64_WIDTH : 0) {
+        double term[6 * f64_WIDTH];
         for (size_t k = 0; k < step; k += f32_WIDTH) {
             f64_vec bits[f32_WIDTH / f64_WIDTH], loss[f32_WIDTH / f64_WIDTH], masses[f32_WIDTH / f64_WIDTH];
             f32_load_widened_bits(score + i + k, bits);
             f32_load_widened(below + i + k, loss);
             f32_load_widened(mass + i + k, masses);
-            for (size_t j = 0; j < f32_WIDTH / f64_WIDTH; j++) {
+            UNROLLED for (size_t j = 0; j < f32_WIDTH / f64_WIDTH; j++) {
                 loss[j] = f64_fma(f64_sub(bits[j], f64_set(ONE_BITS)), f64_set(MINUS_LN2_OF_BIT), loss[j]);
                 f64_store(term + k + j * f64_WIDTH, f64_mul(masses[j], loss[j]));
             }
         }
-        for (size_t k = 0; together > 1 && k < 2 * f64_WIDTH; k += f64_WIDTH)
-            f64_store(to + i / together + k, sums_of_vector(term + k * together, step, together, 1));
+        UNROLLED for (size_t k = 0; k < 2 * f64_WIDTH; k += f64_WIDTH)
+            write_sums(sums_of_vector(term + k * together, step, together, 1), to.sum + at + k, to.count, added);
     }
 }
 
-TL_TARGET static void line_terms(const float *score, const float *mass, const float *below, size_t count,
-                                 size_t together, double *to) {
-    together == 3   ? line_terms_of(score, mass, below, count, 3, to)
-    : together == 2 ? line_terms_of(score, mass, below, count, 2, to)
-                    : line_terms_of(score, mass, below, count, 1, to);
+TL_TARGET static void sum_lines(const float *score, const float *mass, const float *below, size_t count,
+                                size_t together, const tl_sums_at *to) {
+    together == 3    ? sum_lines_of(score, mass, below, count, 3, 0, to)
+    : together == 2  ? sum_lines_of(score, mass, below, count, 2, 0, to)
+    : to->added == 0 ? sum_lines_of(score, mass, below, count, 1, 0, to)
+    : to->added == 1 ? sum_lines_of(score, mass, below, count, 1, 1, to)
+    : to->added == 2 ? sum_lines_of(score, mass, below, count, 1, 2, to)
+                     : sum_lines_of(score, mass, below, count, 1, to->added, to);
 }
 
-/* Writes the sums of up to three terms that belong `together`, of whole steps; returns of how many classes: 0 if one is
- * not INSIDE. */
-TL_TARGET static size_t add_lines(const void *scores, const void *masses, size_t count, size_t together,
-                                  const tl_clip *clip, double *to) {
+/* The sums of up to three terms that belong `together`, of whole steps. Returns 0, and writes none, if a score is not
+ * INSIDE. */
+TL_TARGET static int add_lines(const void *scores, const void *masses, size_t count, size_t together,
+                               const tl_clip *clip, const tl_sums_at *to) {
     const uint32_t least = f32_bits_up_to(least_inside(clip, f32_LEAST_NORMAL));
     const uint32_t most = BOUND(uint32_t, f32_bits_up_to(most_inside(clip)));
     const float *score = (const float *)scores, *mass = (const float *)masses;
+    const ptrdiff_t ahead = to->ahead / (ptrdiff_t)sizeof *score;
     double memory[TERMS_ROOM];
     float *below = (float *)place_of_terms(memory, score, mass);
     f32_bits odd = f32_set_bits(0);
-    count -= count % (together == 3 ? 96 : 32);
     for (size_t i = 0; i < count; i += 2 * f32_WIDTH) {
         for (size_t line = 0; line < 2 * f32_WIDTH; line += 16) { /* of 16 floats */
-            tl_prefetch_stream(score + i + line);
-            tl_prefetch_stream(mass + i + line);
+            tl_prefetch_stream(score + i + line + ahead);
+            tl_prefetch_stream(mass + i + line + ahead);
         }
         UNROLLED for (size_t u = 0; u < 2 * f32_WIDTH; u += f32_WIDTH) {
             f32_vec x = f32_load(score + i + u);
@@ -210,6 +227,6 @@ TL_TARGET static size_t add_lines(const void *scores, const void *masses, size_t
     }
     if (f32_any_negative(odd))
         return 0;
-    line_terms(score, mass, below, count, together, to);
-    return count;
+    sum_lines(score, mass, below, count, together, to);
+    return 1;
 }

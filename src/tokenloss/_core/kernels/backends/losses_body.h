@@ -79,28 +79,28 @@ TL_TARGET static int OP(terms_of)(const REAL *score, const char *mass, int are_w
 }
 
 TL_TARGET static int OP(add_losses)(const void *scores, const void *masses, int is_wide, size_t count, size_t classes,
-                                    const double *weight, const tl_clip *clip, double *sum) {
+                                    const double *weight, const tl_clip *clip, const tl_sums_at *to) {
     const int are_wide = sizeof(REAL) == sizeof(float) && is_wide;
-    const size_t each = classes > 0 ? classes : 1, multiple = each <= 8 ? 32 : 8; /* whole steps of add_lines */
-    const size_t together = each <= 3 ? each : 1, rows = TL_TERMS / each / multiple * multiple,
-                 mass_size = are_wide ? sizeof(double) : sizeof(REAL);
+    const size_t multiple = classes <= 8 ? 32 : 8, rows = TL_TERMS / classes / multiple * multiple,
+                 together = classes <= 3 ? classes : 1, mass_size = are_wide ? sizeof(double) : sizeof(REAL),
+                 step = sizeof(REAL) == sizeof(double) ? TL_TERMS + 1 : together == 3 ? 96 : 32; /* of add_lines */
     const enum kind_of_scores kind = clip->lowest != clip->lowest ? LOGS : CLIPPED; /* or INSIDE */
     const REAL *score = (const REAL *)scores;
     const char *mass = (const char *)masses;
     int is_inside = kind == CLIPPED && !weight && !are_wide, odd = 0;
     double memory[TERMS_ROOM];
-    for (size_t i = 0, n; i < count; i += n, score += n, mass += n * mass_size, sum += rows) {
-        double *term = place_of_terms(memory, score, mass);
-        size_t done = 0; /* how many classes */
-        n = count - i < rows * each ? count - i : rows * each;
-        if (is_inside && sizeof(REAL) == sizeof(float))
-            done = add_lines(score, mass, n, together, clip, together == classes ? sum : term);
-        is_inside = is_inside && !OP(terms_of)(score + done, mass + done * mass_size, 0, n - done, INSIDE, NULL, clip,
-                                               term + done);
-        const size_t summed = is_inside && together == classes ? done : 0;
+    tl_sums_at sums = *to, terms = {NULL, TL_TERMS, 0, 0};
+    for (size_t i = 0, n; i < count; i += n, score += n, mass += n * mass_size, sums.sum += rows) {
+        double *term = terms.sum = place_of_terms(memory, score, mass);
+        n = count - i < rows * classes ? count - i : rows * classes;
+        const size_t lines = n / step * step;
+        is_inside = is_inside &&
+                    !OP(terms_of)(score + lines, mass + lines * mass_size, 0, n - lines, INSIDE, NULL, clip,
+                                  term + lines) &&
+                    (lines == 0 || add_lines(score, mass, lines, together, clip, classes > 3 ? &terms : &sums));
         if (!is_inside)
             odd |= OP(terms_of)(score, mass, are_wide, n, kind, weight, clip, term);
-        sum_rows(term + summed, n - summed, classes, sum + summed / each);
+        sum_terms(term, is_inside && classes <= 3 ? lines : 0, n, classes, &sums);
     }
     return odd;
 }
