@@ -214,16 +214,21 @@ tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, i
 tl_few_rows tl_rows_or_groups(const tl_backend *backend, const tl_row *row, size_t start, ptrdiff_t apart, size_t n,
                               int may_be_apart, char *scratch) {
     tl_row_block block;
+    const int dtype = tl_single_or_double(row->compute_dtype);
     const tl_few_rows in_place = tl_few_rows_at(row, start, apart);
     if (n % TL_GROUP == 0 && tl_are_in_place(row, apart) && (may_be_apart || !in_place.are_apart))
         return in_place;
+    if (!in_place.are_apart && apart == tl_itemsize(row->dtype) && row->dtype < TL_SWAPPED && !tl_is_transformed(row) &&
+        tl_single_or_double(row->dtype) == dtype) {
+        backend->interleave_planes[row->dtype](in_place.data, row->stride, in_place.classes, n, tl_aligned(scratch));
+        return tl_few_of_groups(tl_aligned(scratch), in_place.classes, dtype);
+    }
     block.row = *row;
     block.class_major = 0;
     block.scratch = scratch;
     for (size_t i = 0; i < n; i++)
         block.data[i] = row->data + (ptrdiff_t)(start + i) * apart;
-    tl_groups groups = tl_load_scaled_groups(backend, &block, (int)n);
-    return tl_few_of_groups(groups.at, (size_t)row->count, groups.dtype);
+    return tl_few_of_groups(tl_load_scaled_groups(backend, &block, (int)n).at, in_place.classes, dtype);
 }
 
 int tl_grouped_rows(const tl_row_block *rows) {

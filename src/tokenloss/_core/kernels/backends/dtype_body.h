@@ -415,21 +415,20 @@ TL_TARGET static void NAME(deinterleave_)(const void *in, size_t classes, char *
  * last perhaps with fewer. Each plane of a class is visited once. */
 TL_TARGET static void NAME(interleave_planes_)(const char *first, ptrdiff_t class_stride, size_t classes, size_t count,
                                                void *groups) {
-    for (size_t k = 0; k < classes; k++)
+    for (size_t k = 0; k < classes; k++) {
+        const int is_end = (ptrdiff_t)(classes - 1 - k) * class_stride < (ptrdiff_t)sizeof(ELEMENT) * TL_GROUP;
         for (size_t r = 0; r < count; r += TL_GROUP) {
             const ELEMENT *x = (const ELEMENT *)(const void *)(first + (ptrdiff_t)k * class_stride) + r;
             REAL *to = (REAL *)groups + classes * r + TL_GROUP * k;
-            const size_t left = count - r < TL_GROUP ? count - r : TL_GROUP;
-            const int is_last = (ptrdiff_t)(classes - 1 - k) * class_stride < (ptrdiff_t)sizeof(ELEMENT) * TL_GROUP;
-            const int is_copy = sizeof(ELEMENT) < sizeof(REAL) && left < TL_GROUP && is_last;
-            ELEMENT last[TL_GROUP] = {0};
-            if (is_copy)
-                x = (const ELEMENT *)memcpy(last, (const void *)x, left * sizeof *x);
-            for (size_t i = 0; i < TL_GROUP; i += OP(WIDTH)) {
-                const int is_whole = !is_last || is_copy || i + OP(WIDTH) <= left;
-                OP(store)(to + i, is_whole ? LOAD(x + i) : NAME(load_first_)(x + i, i < left ? left - i : 0, 0));
+            ELEMENT last[TL_GROUP];
+            if (is_end && count - r < TL_GROUP) { /* nothing may be read beyond; elsewhere, there are other planes */
+                memset(last, 0, sizeof last);
+                x = (const ELEMENT *)memcpy(last, (const void *)x, (count - r) * sizeof *x);
             }
+            for (size_t i = 0; i < TL_GROUP; i += OP(WIDTH))
+                OP(store)(to + i, LOAD(x + i));
         }
+    }
 }
 
 TL_TARGET static void NAME(deinterleave_planes_)(const void *groups, ptrdiff_t class_stride, size_t classes,

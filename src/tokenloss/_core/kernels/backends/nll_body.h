@@ -206,7 +206,11 @@ TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdif
             }
         }
         for (size_t j = 0; j < sums; j++)
-            lanes[j][l] = lane[j];
+            for (size_t i = 0; i < PARTS; i++) {
+                lanes[j][l].sum[i] = lane[j].sum[i];
+                if (compensates)
+                    lanes[j][l].lost[i] = lane[j].lost[i];
+            }
     } while (++l < 16 && l < classes);
     for (size_t j = 0; j < sums; j++) {
         OP(add_lanes)(lanes[j], classes, compensates);
