@@ -94,14 +94,9 @@ TL_TARGET TL_INLINE OP(acc) OP(acc_near)(void) {
 
 /* What exponentials of clamped arguments need, by each row's reference exponent and bits of headroom: see acc_init. */
 TL_TARGET TL_INLINE void OP(reference)(const double *exponents, double headroom, OP(acc) * acc) {
-    f64_vec above[PARTS], below[PARTS];
-    const f64_vec bias = f64_set(headroom - OP(LEAST_EXPONENT)), ln2 = f64_set(TL_LN2);
-    for (size_t i = 0; i < PARTS; i++) {
-        f64_vec least = f64_sub(f64_load(exponents + i * f64_WIDTH), bias);
-        above[i] = f64_sub(f64_set(GUARD), f64_mul(least, f64_set(8)));
-        below[i] = f64_mul(f64_sub(least, f64_set(CLAMPED_EIGHTHS / 8.0)), ln2);
-    }
-    acc->rounder = OP(add)(OP(set)(OP(ROUNDER)), OP(narrow)(above));
-    acc->min_arg = OP(narrow)(below);
+    const OP(vec) exponent = OP(load_narrowed)(exponents); /* an integer */
+    const double least = OP(LEAST_EXPONENT) - headroom;
+    acc->rounder = OP(mul_add)(exponent, OP(set)(-8), OP(set)((REAL)(OP(ROUNDER) + (GUARD - 8 * least))));
+    acc->min_arg = OP(mul_add)(exponent, OP(set)(OP(LN2)), OP(set)((REAL)((least - CLAMPED_EIGHTHS / 8.0) * TL_LN2)));
     acc->powers = OP(load_powers)(OP(POWERS), GUARD);
 }

@@ -42,6 +42,13 @@ TL_TARGET TL_INLINE void OP(add_times)(f64_vec *sum, f64_vec *comp, OP(vec) term
     }
 }
 
+/* Adds a number >= 0 to such a sum; returns the rounding error (Dekker's FastTwoSum). */
+TL_TARGET TL_INLINE OP(vec) OP(add_positive)(OP(vec) * sum, OP(vec) term) {
+    const OP(vec) after = OP(add)(*sum, term), more = OP(max_keep_nan)(*sum, term), less = OP(min)(*sum, term);
+    *sum = after;
+    return OP(sub)(less, OP(sub)(after, more));
+}
+
 /* A lane of each of a vector of rows. */
 typedef struct {
     f64_vec sum[PARTS], lost[PARTS];
@@ -51,14 +58,18 @@ TL_TARGET TL_INLINE void OP(add_to_lane)(OP(lane) * lane, OP(vec) term) {
     OP(add_times)(lane->sum, lane->lost, term, 1);
 }
 
-/* Adds the first `count` of 16 lanes by halves to the first; if it `compensates`, what that loses to what they lost. */
-TL_TARGET TL_INLINE void OP(add_lanes)(OP(lane) * lanes, size_t count, int compensates) {
+/* Adds the first `count` of 16 lanes by halves to the first; if it `compensates`, what that loses to what they lost (of
+ * floats, 0). */
+TL_TARGET TL_INLINE void OP(add_lanes)(OP(lane) * lanes, size_t count, int compensates, int are_positive) {
     for (size_t half = 8; half > 0; half /= 2)
         for (size_t l = 0; l < half && l + half < count; l++)
             for (size_t i = 0; i < PARTS; i++) {
-                f64_vec error = f64_add_with_error(&lanes[l].sum[i], lanes[l + half].sum[i]);
+                f64_vec *sum = &lanes[l].sum[i], *lost = &lanes[l].lost[i], x = lanes[l + half].sum[i];
+                f64_vec error = are_positive ? f64_add_positive(sum, x) : f64_add_with_error(sum, x);
+                if (compensates && (KEEPS_LOST || l + 3 * half < count))
+                    error = f64_add(lanes[l + half].lost[i], error);
                 if (compensates)
-                    lanes[l].lost[i] = f64_add(lanes[l].lost[i], f64_add(lanes[l + half].lost[i], error));
+                    *lost = KEEPS_LOST || l + 2 * half < count ? f64_add(*lost, error) : error;
             }
 }
 

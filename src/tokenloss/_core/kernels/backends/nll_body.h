@@ -85,13 +85,6 @@ TL_TARGET TL_INLINE void OP(add_powers)(OP(vec) * power, size_t lane, tl_lanes *
 
 /* Few classes: a row in each lane ---------------------------------------------------------------------------------- */
 
-/* Adds a number >= 0 to a sum, and what rounding loses. */
-TL_TARGET TL_INLINE void OP(add_positive)(OP(vec) * sum, OP(vec) * lost, OP(vec) term) {
-    OP(vec) after = OP(add)(*sum, term), more = OP(max_keep_nan)(*sum, term), less = OP(min)(*sum, term);
-    *lost = OP(add)(*lost, OP(sub)(less, OP(sub)(after, more)));
-    *sum = after;
-}
-
 /* Vectors of rows that are worked on together, one from each of as many groups: x[u], whose class k is k strides on. */
 #define EACH_VECTOR UNROLLED for (size_t u = 0; u < together; u++)
 #define OF_CLASS(x, k) OP(load)((const REAL *)(const void *)((x) + (ptrdiff_t)(k) * stride))
@@ -141,10 +134,10 @@ TL_TARGET TL_INLINE void OP(sums_of_few)(const char *const *x, ptrdiff_t stride,
         for (size_t k = 2; k + 1 < classes; k += 2) {
             EACH_VECTOR for (size_t line = 0; rows && line < 2 * sizeof(OP(vec)); line += 64)
                 tl_prefetch_stream(rows + (u * TL_GROUP * classes + k * OP(WIDTH)) * sizeof(REAL) + line);
-            EACH_VECTOR OP(add_positive)(&sum[u], &lost[u], PAIR_OF_POWERS(k));
+            EACH_VECTOR lost[u] = OP(add)(lost[u], OP(add_positive)(&sum[u], PAIR_OF_POWERS(k)));
         }
         if (classes % 2)
-            EACH_VECTOR OP(add_positive)(&sum[u], &lost[u], POWER_OF_CLASS(classes - 1, 0));
+            EACH_VECTOR lost[u] = OP(add)(lost[u], OP(add_positive)(&sum[u], POWER_OF_CLASS(classes - 1, 0)));
     }
     EACH_VECTOR {
         OP(vec) low = OP(fma)(OP(add)(rest[u][0], rest[u][1]), OP(set)((REAL)OP(LEADING)), lost[u]);
@@ -213,7 +206,7 @@ TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdif
             }
     } while (++l < 16 && l < classes);
     for (size_t j = 0; j < sums; j++) {
-        OP(add_lanes)(lanes[j], classes, compensates);
+        OP(add_lanes)(lanes[j], classes, compensates, 0);
         for (size_t i = 0; i < PARTS; i++)
             f64_store((j == 0 ? dot : total) + i * f64_WIDTH,
                       compensates ? f64_add(lanes[j]->sum[i], lanes[j]->lost[i]) : lanes[j]->sum[i]);

@@ -42,7 +42,7 @@ TL_TARGET TL_INLINE void NAME(divergences_of_rows_)(const double *base, const do
             else
                 NAME(add_four_)(base, other, start + l, classes, 1, &acc, powers, wanted, &unmatched, lanes);
     for (int k = 0; k < TL_DIVERGENCE_SUMS; k++)
-        NAME(end_lanes_)(lanes[k], count, of->sum[k] + row);
+        NAME(end_lanes_)(lanes[k], count, 0, of->sum[k] + row);
     f64_store(of->unmatched + row, unmatched);
 }
 

@@ -47,8 +47,8 @@ TL_TARGET TL_INLINE void NAME(group_maximum_)(const char *x, ptrdiff_t stride, s
 }
 
 /* tl_lanes_sum_compensated of the first `count` of 16 lanes, scaled by a power of two; the others would be 0. */
-TL_TARGET TL_INLINE void NAME(end_lanes_)(OP(lane) * lanes, size_t count, double *total) {
-    OP(add_lanes)(lanes, count, 1);
+TL_TARGET TL_INLINE void NAME(end_lanes_)(OP(lane) * lanes, size_t count, int are_positive, double *total) {
+    OP(add_lanes)(lanes, count, 1, are_positive);
     for (size_t i = 0; i < PARTS; i++)
         f64_store(total + i * f64_WIDTH, f64_mul(f64_add(lanes->sum[i], lanes->lost[i]), f64_set(OP(UNSCALE))));
 }
@@ -162,9 +162,9 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const char *x, const char *other, ptrdi
         if (mode != SUMEXP)
             OP(widen)(NAME(sum_of_4_)(moment, columns), moment_lanes[l].sum);
     } while (++l < count);
-    NAME(end_lanes_)(lanes, count, sums->sum + row);
+    NAME(end_lanes_)(lanes, count, 1, sums->sum + row);
     if (mode != SUMEXP)
-        NAME(end_lanes_)(moment_lanes, count, moments->sum + row);
+        NAME(end_lanes_)(moment_lanes, count, 0, moments->sum + row);
     if (mode == KL)
         OP(store_f64)(moments->most_above + row, acc.maximum[0]);
 }
@@ -271,7 +271,7 @@ TL_TARGET TL_INLINE void NAME(add_kept_)(const REAL *kept, size_t classes, f64_v
         for (size_t i = 0; i < PARTS && sizeof(REAL) == sizeof(double); i++)
             lanes[l].sum[i] = f64_add(lanes[l].sum[i], lanes[l].lost[i]);
     }
-    OP(add_lanes)(lanes, count, 0);
+    OP(add_lanes)(lanes, count, 0, 0);
     for (size_t i = 0; i < PARTS; i++)
         sum[i] = lanes->sum[i];
 }
@@ -340,11 +340,9 @@ TL_TARGET TL_INLINE size_t NAME(lane_softmax_of_)(const tl_few_rows *rows, size_
 TL_TARGET static size_t NAME(lane_softmax_)(const tl_few_rows *rows, size_t groups, int is_log, void *memory,
                                             const tl_few_rows *to) {
     char *aligned = (char *)memory + (-(uintptr_t)memory & 63);
-    switch (rows->classes) { /* loops that compilers unroll */
-    case 2: return NAME(lane_softmax_of_)(rows, groups, 2, is_log, aligned, to);
-    case 3: return NAME(lane_softmax_of_)(rows, groups, 3, is_log, aligned, to);
-    default: return NAME(lane_softmax_of_)(rows, groups, rows->classes, is_log, aligned, to);
-    }
+    return rows->classes == 2   ? NAME(lane_softmax_of_)(rows, groups, 2, is_log, aligned, to) /* are unrolled */
+           : rows->classes == 3 ? NAME(lane_softmax_of_)(rows, groups, 3, is_log, aligned, to)
+                                : NAME(lane_softmax_of_)(rows, groups, rows->classes, is_log, aligned, to);
 }
 
 #include "masses_body.h"

@@ -76,13 +76,15 @@ TL_TARGET TL_INLINE f64_vec f64_minus_log(f64_vec x, int has_subnormals) {
     return f64_fma(exponent, f64_set(-TL_LN2_HIGH), f64_add(rest, g));
 }
 
-TL_TARGET TL_INLINE f64_vec f64_log(f64_vec x, int has_subnormals) {
-    const f64_vec nan = f64_set((double)NAN), zero = f64_set(0);
+/* The logarithm of a number that is not infinite. */
+TL_TARGET TL_INLINE f64_vec f64_log_of_finite(f64_vec x, int has_subnormals) {
+    const f64_vec zero = f64_set(0), none = f64_if_equal(x, zero, f64_set(-(double)INFINITY), f64_set((double)NAN));
     f64_vec exponent, f = f64_sub(f64_split(x, &exponent, has_subnormals), f64_set(1));
-    f64_vec log = f64_log_near_one(f, exponent, zero);
-    log = f64_if_less(f64_set(0x1.fffffffffffffp1023), x, x, log);
-    log = f64_if_equal(x, zero, f64_set(-(double)INFINITY), log);
-    return f64_if_less(x, zero, nan, f64_if_equal(x, x, log, nan));
+    return f64_if_less(zero, x, f64_log_near_one(f, exponent, zero), none);
+}
+
+TL_TARGET TL_INLINE f64_vec f64_log(f64_vec x, int has_subnormals) {
+    return f64_if_less(f64_set(0x1.fffffffffffffp1023), x, x, f64_log_of_finite(x, has_subnormals));
 }
 
 /* The exponential; of arguments within 700 of 0, with `is_near`. */
@@ -142,7 +144,7 @@ TL_TARGET TL_INLINE f64_vec f64_log1p_of_positive(f64_vec x) {
     return f64_if_less(f64_set(0x1p-54), x, log, x);
 }
 
-/* The logsumexp for a sum of exponentials in this dtype. */
+/* The logsumexp for a finite sum of exponentials in this dtype. */
 TL_TARGET TL_INLINE f64_vec f64_log_of_sum(f64_vec sum, f64_vec ref_exp, int dtype, int has_subnormals) {
     const f64_vec zero = f64_set(0);
     if (dtype == TL_FLOAT64) { /* of a large sum it may be near 0: it would be the difference of two large numbers */
@@ -150,9 +152,9 @@ TL_TARGET TL_INLINE f64_vec f64_log_of_sum(f64_vec sum, f64_vec ref_exp, int dty
         f64_vec in_sum = f64_if_less(f64_set(TL_LARGE_SUM), sum, ref_exp, zero);
         in_sum = f64_if_less(size, f64_set(64), in_sum, zero);
         sum = f64_mul(sum, f64_pow2(f64_plus_bits(f64_add(in_sum, f64_set(0x1.8p52)), 1023)));
-        return f64_add(f64_mul(f64_sub(ref_exp, in_sum), f64_set(TL_LN2)), f64_log(sum, has_subnormals));
+        return f64_add(f64_mul(f64_sub(ref_exp, in_sum), f64_set(TL_LN2)), f64_log_of_finite(sum, has_subnormals));
     }
-    f64_vec log_sum = f64_log(sum, has_subnormals), above = f64_sub(log_sum, f64_set(TL_FLOAT_LARGE_LOG));
+    f64_vec log_sum = f64_log_of_finite(sum, has_subnormals), above = f64_sub(log_sum, f64_set(TL_FLOAT_LARGE_LOG));
     above = f64_if_less(zero, above, f64_mul(above, f64_set(TL_FLOAT_LN2_ERROR)), zero);
     log_sum = f64_add(f64_add(log_sum, f64_set(TL_FLOAT_TERM_BIAS)), above);
     return f64_add(f64_mul(ref_exp, f64_set(TL_FLOAT_LN2)), log_sum);
