@@ -192,7 +192,10 @@ static void check_logsumexps_at_once(tested_block *block) {
         return;
     first = block->rows.row;
     first.data = block->rows.data[0];
-    others.wanted &= ~tl_lse_of_few(block->backend, &first, apart, (size_t)others.count, block->values);
+    uint64_t left;
+    const size_t count = (size_t)others.count;
+    const size_t done = tl_lse_of_few(block->backend, &first, apart, count, block->values, &left);
+    others.wanted &= done < count ? left << done : 0;
     tl_logsumexp_of_block(block->backend, &others, values, block->cancel);
     for (int r = 0; r < others.count; r++)
         if (tl_is_wanted(&others, r))
@@ -377,11 +380,11 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
 
 /* Further divergences of a block, given those of its rows: all at once, and one, which the size chooses. */
 static void check_further(tested_block *block, const tl_row_block *base, const tl_row_block *others,
-                          const tl_lse *base_lse, const tl_lse *lse, const tl_divergences *alone) {
+                          const tl_kl *kl, const tl_divergences *alone) {
     int one = TL_REVERSE_KL << (block->of->classes + block->of->count) % 4;
     tl_divergences found[TL_BLOCK_ROWS];
     for (int wanted = ALL_DIVERGENCES;; wanted = one) {
-        tl_divergences_of_block(block->backend, base, others, base_lse, lse, wanted, found, block->cancel);
+        tl_divergences_of_block(block->backend, base, others, kl, wanted, found, block->cancel);
         for (int r = 0; r < block->of->count; r++) {
             tl_row row = tl_row_of_block(base, r);
             if (!is_expected(block, r))
@@ -420,22 +423,20 @@ static void check_divergences(tested_block *block) {
     const tl_row_block *const pairs[][2] = {{&block->rows, &other}, {&other, &block->rows}, {&probs, &other_probs}};
     for (int i = tl_is_transformed(&block->rows.row) ? 1 : 2; i >= 0; i--) {
         const tl_row_block *base = pairs[i][0], *others = pairs[i][1];
-        uint64_t found = tl_kl_of_block(block->backend, base, others, kl);
+        uint64_t found = tl_kl_of_block(block->backend, base, others, kl, block->cancel);
         require_found(block, found, "divergences found in a block");
-        tl_lse base_lse[TL_BLOCK_ROWS] = {{0, 0}}, lse[TL_BLOCK_ROWS] = {{0, 0}};
         tl_divergences further[TL_BLOCK_ROWS];
         for (int r = 0; r < block->of->count; r++) {
             tl_row row = tl_row_of_block(base, r), other_row = tl_row_of_block(others, r);
             tl_kl alone = tl_kl_divergence(block->backend, &row, &other_row, block->cancel);
             if (found >> r & 1)
                 require(same(kl[r].kl, alone.kl), "divergence in a block", &row);
-            base_lse[r] = alone.base;
-            lse[r] = alone.other;
+            kl[r] = alone;
             if (is_expected(block, r))
                 further[r] = tl_divergences_of(block->backend, &row, &other_row, alone.base, alone.other,
                                                ALL_DIVERGENCES, block->cancel);
         }
-        check_further(block, base, others, base_lse, lse, further);
+        check_further(block, base, others, kl, further);
     }
     if (!tl_is_transformed(&block->rows.row))
         check_pairs(block, &other);

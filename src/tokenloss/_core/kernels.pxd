@@ -152,7 +152,7 @@ cdef extern from "kernels/kernels.h" nogil:
     ctypedef struct tl_block_lse:
         tl_block_nll relative
     void tl_odds_of_block(const tl_backend *, const tl_row_block *, tl_block_lse *, tl_cancel *)
-    uint64_t tl_lse_of_few(const tl_backend *, const tl_row *, ptrdiff_t, size_t, double *)
+    size_t tl_lse_of_few(const tl_backend *, const tl_row *, ptrdiff_t, size_t, double *, uint64_t *)
     void tl_logsumexp_of_block(const tl_backend *, const tl_row_block *, double *, tl_cancel *)
     ctypedef struct tl_lse:
         pass
@@ -161,13 +161,14 @@ cdef extern from "kernels/kernels.h" nogil:
         double kl
         tl_lse base
         tl_lse other
-    tl_kl tl_kl_divergence(const tl_backend *, const tl_row *, const tl_row *, tl_cancel *)
-    uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, tl_kl *)
+    uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, tl_kl *, tl_cancel *)
+    size_t tl_add_kl_of_few(const tl_backend *, const tl_row *, ptrdiff_t, const tl_row *, ptrdiff_t, size_t,
+                            tl_superacc *, double *)
     int TL_REVERSE_KL, TL_JS, TL_TV, TL_HELLINGER
     ctypedef struct tl_divergences:
         double reverse_kl, js, tv, hellinger
-    void tl_divergences_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, const tl_lse *,
-                                 const tl_lse *, int, tl_divergences *, tl_cancel *)
+    void tl_divergences_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, const tl_kl *, int,
+                                 tl_divergences *, tl_cancel *)
     ctypedef struct tl_divergence_state:
         pass
     void tl_divergences_begin(tl_lse, tl_lse, int64_t, int, int, tl_divergence_state *)

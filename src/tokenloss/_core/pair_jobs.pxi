@@ -97,36 +97,36 @@ cdef class KLDivergence(PairJob):
     def __init__(self, Scores scores, Positions positions, numbers, Scores other, dict columns):
         self.set_up_pair(scores, positions, numbers, other)
         self.set_divergences(columns)
+        self.has_plain_rows = self.has_plain_rows and scores.kind == other.kind == C_LOGITS and not self.divergences
 
     cdef double cost_of_row(self) noexcept:
         return PairJob.cost_of_row(self) + self.cost_of_divergences()
 
+    cdef int64_t reduce_plain(self, int64_t start, int64_t count, uint64_t *wanted, Totals *totals) noexcept nogil:
+        cdef tl_row base = self.row_at(start), other = row_at(&self.other.view, start)
+        base.compute_dtype = other.compute_dtype = self.compute_dtype
+        count = tl_add_kl_of_few(backend, &base, self.scores.view.row_stride, &other, self.other.view.row_stride, count,
+                                 &totals.losses, self.numbers + start if self.numbers != NULL else NULL)
+        totals.unmasked += count
+        return count
+
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """Reduce short rows side by side, and by themselves those that the kernel leaves."""
         cdef tl_row_block *base = &block.rows
         cdef tl_row_block other
-        cdef tl_row base_row, other_row
         cdef tl_kl kl[BLOCK_ROWS]
-        cdef tl_lse base_lse[BLOCK_ROWS]
-        cdef tl_lse lse[BLOCK_ROWS]
         cdef tl_divergences values[BLOCK_ROWS]
-        cdef uint64_t reduced
         cdef int i
         self.find_other(block, &other)
         base.row.compute_dtype = other.row.compute_dtype = self.compute_dtype
-        reduced = tl_kl_of_block(backend, base, &other, kl)
+        tl_kl_of_block(backend, base, &other, kl, cancel)
+        if self.divergences:
+            tl_divergences_of_block(backend, base, &other, kl, self.divergences, values, cancel)
         for i in range(base.count):
-            if base.wanted >> i & 1 and not reduced >> i & 1:
-                base_row, other_row = tl_row_of_block(base, i), tl_row_of_block(&other, i)
-                kl[i] = tl_kl_divergence(backend, &base_row, &other_row, cancel)
             if base.wanted >> i & 1:
-                block.values[i], base_lse[i], lse[i] = kl[i].kl, kl[i].base, kl[i].other
+                block.values[i] = kl[i].kl
                 if self.scores.kind != C_LOGITS or self.other.kind != C_LOGITS:
                     self.check_kinds(block.number[i], kl[i].base, kl[i].other, totals)
-        if self.divergences:
-            tl_divergences_of_block(backend, base, &other, base_lse, lse, self.divergences, values, cancel)
-            for i in range(base.count):
-                if base.wanted >> i & 1:
+                if self.divergences:
                     self.write_divergences(block.number[i], &values[i])
 
 

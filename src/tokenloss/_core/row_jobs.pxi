@@ -28,6 +28,8 @@ cdef class LogSumExpJob(RowJob):
     cdef bint keeps_logits  # whether logits are read again after they were reduced
     cdef bint skips_sum  # whether the sum of numbers is not wanted
     cdef bint shifts  # whether a row that overflows once it is scaled is reduced again, less its maximum
+    cdef bint has_plain_rows  # whether `reduce_plain` is to find numbers without blocks
+    cdef const View *other_view  # of another array whose rows it reads or writes, or that of the scores
 
     cdef int set_up(self, Scores scores, Positions positions, numbers) except -1:
         RowJob.set_up(self, scores, positions, numbers)
@@ -49,6 +51,11 @@ cdef class LogSumExpJob(RowJob):
         for i in range(2):
             self.copied_bytes[i] = rows * tl_copied_row(classes, views[i].dtype) + 64 if are_copied[i] and rows else 0
         self.most_rows = max(rows, 1)
+        self.other_view = other if other != NULL else views[0]
+        self.has_plain_rows = (
+            not is_given(&self.positions.mask_view) and not are_copied[0] and not are_copied[1]
+            and min(left_of_run(views[0], 0), left_of_run(self.other_view, 0)) >= 16 and 1 <= classes <= FEW_CLASSES
+        )
 
     cdef double cost_of_row(self) noexcept:
         return self.cost_of_scores(25, 1)  # two arrays
@@ -189,6 +196,15 @@ cdef class LogSumExpJob(RowJob):
 
         Of the BLOCK_ROWS rows after these, those whose numbers were added as well are no longer wanted.
         """
+        cdef int64_t at = start, count = 0, done = 0
+        while self.has_plain_rows and at < stop and done == count:
+            count = min(stop - at, left_of_run(&self.scores.view, at), left_of_run(self.other_view, at))
+            done = self.reduce_plain(at, count, wanted, totals)
+            at += done
+        return at - start
+
+    cdef int64_t reduce_plain(self, int64_t start, int64_t count, uint64_t *wanted, Totals *totals) noexcept nogil:
+        """The same of rows that are evenly apart in both arrays."""
         return 0
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
@@ -234,24 +250,11 @@ cdef class LogSumExp(LogSumExpJob):
     cdef double cost_of_row(self) noexcept:
         return self.cost_of_scores(12, 0.4)
 
-    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, uint64_t *wanted, Totals *totals,
-                                tl_cancel *cancel) noexcept nogil:
-        cdef const View *view = &self.scores.view
-        cdef tl_row row
-        cdef int64_t at = start, count
-        cdef uint64_t left = 0
-        if (self.numbers == NULL or is_given(&self.positions.mask_view) or self.copies
-                or view.run < 16 and not view.is_uniform or not 1 <= self.scores.classes <= FEW_CLASSES):
+    cdef int64_t reduce_plain(self, int64_t start, int64_t count, uint64_t *wanted, Totals *totals) noexcept nogil:
+        cdef tl_row row = self.row_at(start)
+        if self.numbers == NULL:
             return 0
-        while at < stop:
-            row, count = self.row_at(at), min(stop - at, left_of_run(view, at), <int64_t> BLOCK_ROWS)
-            count -= count % 16 if count > 16 else 0  # others are copied
-            left = ~tl_lse_of_few(backend, &row, view.row_stride, count, &self.numbers[at])
-            if left << (BLOCK_ROWS - count):
-                wanted[0] = left
-                break
-            at += count
-        return at - start
+        return tl_lse_of_few(backend, &row, self.scores.view.row_stride, count, &self.numbers[start], wanted)
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         tl_logsumexp_of_block(backend, &block.rows, block.values, cancel)
@@ -271,6 +274,7 @@ cdef class Softmax(LogSumExpJob):
         self.find_copies(NULL)
         open_view(&self.out, out, out_dtype, scores.axis, True)
         self.nontemporal_stores = self.out.buffer.len >= NONTEMPORAL_BYTES
+        self.has_plain_rows, self.other_view = True, &self.out
 
     def __dealloc__(self):
         PyBuffer_Release(&self.out.buffer)
@@ -278,18 +282,10 @@ cdef class Softmax(LogSumExpJob):
     cdef double cost_of_row(self) noexcept:
         return self.cost_of_scores(6, 0.4)
 
-    cdef int64_t add_plain_rows(self, int64_t start, int64_t stop, uint64_t *wanted, Totals *totals,
-                                tl_cancel *cancel) noexcept nogil:
-        cdef const View *view = &self.scores.view
-        cdef tl_row row, out
-        cdef int64_t at = start
-        cdef size_t count = 0, done = 0
-        while at < stop and done == count:
-            row, out = self.row_at(at), row_at(&self.out, at)
-            count = min(stop - at, left_of_run(view, at), left_of_run(&self.out, at))
-            done = tl_softmax_rows(backend, &row, view.row_stride, count, self.is_log, &out, self.out.row_stride)
-            at += done
-        return at - start
+    cdef int64_t reduce_plain(self, int64_t start, int64_t count, uint64_t *wanted, Totals *totals) noexcept nogil:
+        cdef tl_row row = self.row_at(start), out = row_at(&self.out, start)
+        cdef ptrdiff_t apart = self.scores.view.row_stride
+        return tl_softmax_rows(backend, &row, apart, count, self.is_log, &out, self.out.row_stride)
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_out_block out

@@ -123,27 +123,6 @@ typedef enum {
     TL_REDUCE_KINDS
 } tl_reduce_kind;
 
-/* What a reduction of short rows finds, for each row of its groups. */
-typedef struct {
-    double maximum[TL_BLOCK_ROWS];
-    double ref_exp[TL_BLOCK_ROWS]; /* integers; 0 where the maximum is too large for an exact reduction */
-    double sum[TL_BLOCK_ROWS]; /* of all 16 lanes, compensated */
-} tl_short_sums;
-
-/* Their moments: see tl_moment. Shifts are the maxima, 0 where these are too large or -inf. */
-typedef struct {
-    const void *other;         /* groups of the other rows of KL divergences, or NULL */
-    double other_shift[TL_BLOCK_ROWS]; /* the other logit of the first class of the maximum, as other_shift_of of kl.c */
-    double shift[TL_BLOCK_ROWS];
-    double sum[TL_BLOCK_ROWS];        /* of all 16 lanes, compensated */
-    double most_above[TL_BLOCK_ROWS]; /* of KL divergences: by how much a logit exceeds the other row's, at most */
-} tl_short_moments;
-
-/* How many logits of short rows are >= a threshold, and the lowest class of the largest logit; nan is skipped. */
-typedef struct {
-    int64_t count_ge[TL_BLOCK_ROWS], argmax[TL_BLOCK_ROWS];
-} tl_short_ranks;
-
 /* Where to prefetch the next short rows: NULL if that is not known; the class stride of contiguous rows is 0. */
 typedef struct {
     const char *data;
@@ -162,7 +141,28 @@ typedef struct {
     ptrdiff_t apart;
 } tl_few_rows;
 
-/* Losses of such rows. Given are class ids: with `some_masked`, those that are no class do not matter. Wanted are nll,
+/* What a reduction of short rows finds, for each row of its groups. */
+typedef struct {
+    double maximum[TL_BLOCK_ROWS];
+    double ref_exp[TL_BLOCK_ROWS]; /* integers; 0 where the maximum is too large for an exact reduction */
+    double sum[TL_BLOCK_ROWS]; /* of all 16 lanes, compensated */
+} tl_short_sums;
+
+/* Their moments: see tl_moment. Shifts are the maxima, 0 where these are too large or -inf. */
+typedef struct {
+    tl_few_rows other;         /* of KL divergences, neighbours of the same class stride; without data if none */
+    double other_shift[TL_BLOCK_ROWS]; /* the other logit of the first class of the maximum, as other_shift_of of kl.c */
+    double shift[TL_BLOCK_ROWS];
+    double sum[TL_BLOCK_ROWS];        /* of all 16 lanes, compensated */
+    double most_above[TL_BLOCK_ROWS]; /* of KL divergences: by how much a logit exceeds the other row's, at most */
+} tl_short_moments;
+
+/* How many logits of short rows are >= a threshold, and the lowest class of the largest logit; nan is skipped. */
+typedef struct {
+    int64_t count_ge[TL_BLOCK_ROWS], argmax[TL_BLOCK_ROWS];
+} tl_short_ranks;
+
+/* Losses of few rows. Given are class ids: with `some_masked`, those that are no class do not matter. Wanted are nll,
  * unless they are added to bins; and unless they are NULL, logits of targets, exp(log-odds against these), and dots: sums
  * of logits or, if classes have masses, of mass (target's logit - logit). What follows is for finish_losses. */
 typedef struct {
@@ -403,8 +403,8 @@ typedef struct {
     uint64_t (*lse_logs)(const double *sum, const double *ref_exp, size_t count, int dtype, double *log);
     uint64_t (*near)(const double *maximum, size_t count);
     void (*log_odds)(const double *offset, const double *log, const double *logit, size_t count, tl_odds *odds);
-    uint64_t (*kl_of_sums)(const tl_short_sums *base, const double *base_log, const tl_short_sums *other,
-                           const double *other_log, const tl_short_moments *moments, size_t count, double *kl);
+    uint64_t (*kl_of_sums)(const tl_short_sums *base, const tl_short_sums *other, const tl_short_moments *moments,
+                           size_t count, int dtype, double *base_log, double *other_log, double *kl);
     void (*entropies)(const tl_odds *odds, const double *log, const double *sum, const tl_short_moments *moments,
                       size_t count, double *entropy);
     void (*exps)(double *x, size_t count);

@@ -78,17 +78,17 @@ tl_divergences tl_divergences_of(const tl_backend *backend, const tl_row *base, 
 
 /* Reduces short rows side by side; returns which of the wanted ones were found. */
 static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other,
-                           const tl_lse *base_lse, const tl_lse *lse, int wanted, tl_divergences *found) {
+                           const tl_kl *kl, int wanted, tl_divergences *found) {
     const int count = tl_grouped_rows(base);
     tl_short_divergences sums;
     uint64_t usable = 0;
     memset(&sums, 0, sizeof sums);
     for (int i = 0; i < count; i++) {
-        double logs = base_lse[i].log + lse[i].log;
-        if (tl_is_wanted(base, i) && base_lse[i].offset == 0 && lse[i].offset == 0 && logs - logs == 0) {
+        double logs = kl[i].base.log + kl[i].other.log;
+        if (tl_is_wanted(base, i) && kl[i].base.offset == 0 && kl[i].other.offset == 0 && logs - logs == 0) {
             usable |= (uint64_t)1 << i;
-            sums.base[i] = base_lse[i].log;
-            sums.other[i] = lse[i].log;
+            sums.base[i] = kl[i].base.log;
+            sums.other[i] = kl[i].other.log;
         }
     }
     if (usable == 0)
@@ -106,12 +106,11 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
 }
 
 void tl_divergences_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other,
-                             const tl_lse *base_lse, const tl_lse *lse, int wanted, tl_divergences *found,
-                             tl_cancel *cancel) {
-    uint64_t left = base->wanted & ~find_short(backend, base, other, base_lse, lse, wanted, found);
+                             const tl_kl *kl, int wanted, tl_divergences *found, tl_cancel *cancel) {
+    uint64_t left = base->wanted & ~find_short(backend, base, other, kl, wanted, found);
     for (int i = 0; i < base->count; i++) {
         tl_row row = tl_row_of_block(base, i), other_row = tl_row_of_block(other, i);
         if (left >> i & 1)
-            found[i] = tl_divergences_of(backend, &row, &other_row, base_lse[i], lse[i], wanted, cancel);
+            found[i] = tl_divergences_of(backend, &row, &other_row, kl[i].base, kl[i].other, wanted, cancel);
     }
 }

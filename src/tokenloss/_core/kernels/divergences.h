@@ -16,8 +16,7 @@ tl_divergences tl_divergences_of(const tl_backend *backend, const tl_row *base, 
 
 /* The same of these rows of two blocks that are wanted, whose scratch memory is overwritten. */
 void tl_divergences_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other,
-                             const tl_lse *base_lse, const tl_lse *lse, int wanted, tl_divergences *found,
-                             tl_cancel *cancel);
+                             const tl_kl *kl, int wanted, tl_divergences *found, tl_cancel *cancel);
 
 /* The same range by range, of rows of this length and compute dtype: ranges must start at multiples of TL_CHUNK. */
 typedef struct {

@@ -252,30 +252,69 @@ tl_kl tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_r
     }
 }
 
-uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, tl_kl *found_of) {
-    int count = tl_grouped_rows(base);
-    if (base->row.of_probs && other->row.of_probs)
-        return kl_of_prob_block(backend, base, other, found_of);
-    return count == 0 ? 0
-                      : tl_kl_of_groups(backend, base, other, count, tl_load_scaled_groups(backend, base, count),
-                                        tl_load_scaled_groups(backend, other, count), found_of);
+/* Finds divergences of rows in lanes, and logsumexps of both; returns the bits of those that are right. */
+static uint64_t kl_of_lanes(const tl_backend *backend, const tl_few_rows *base, const tl_few_rows *other, int dtype,
+                            int count, const tl_next_rows *next, double *kl, double (*log)[TL_BLOCK_ROWS]) {
+    const size_t padded = tl_padded_rows(count);
+    tl_short_sums sums, of_other;
+    tl_short_moments moments;
+    moments.other = *other;
+    backend->short_moments[dtype](base, padded / TL_GROUP, &next[0], &sums, &moments);
+    backend->short_sumexp[dtype](other, padded / TL_GROUP, &next[1], NULL, &of_other);
+    uint64_t found = backend->near(sums.maximum, padded) & backend->near(of_other.maximum, padded);
+    found &= backend->kl_of_sums(&sums, &of_other, &moments, padded, dtype, log[0], log[1], kl);
+    return found & ~(uint64_t)0 >> (TL_BLOCK_ROWS - count);
 }
 
 uint64_t tl_kl_of_groups(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, int count,
                          tl_groups p, tl_groups q, tl_kl *found_of) {
-    double kl[TL_BLOCK_ROWS];
-    tl_block_lse base_lse, other_lse;
-    tl_short_moments moments;
-    assert(base->row.count == other->row.count && base->row.compute_dtype == other->row.compute_dtype);
-    moments.other = q.at;
-    tl_reduce_groups(backend, base, count, p, &moments, &base_lse);
-    tl_reduce_groups(backend, other, count, q, NULL, &other_lse);
-    backend->lse_logs(base_lse.sums.sum, base_lse.sums.ref_exp, tl_padded_rows(count), p.dtype, base_lse.log);
-    backend->lse_logs(other_lse.sums.sum, other_lse.sums.ref_exp, tl_padded_rows(count), q.dtype, other_lse.log);
-    uint64_t found = base_lse.grouped & other_lse.grouped;
-    found &= backend->kl_of_sums(&base_lse.sums, base_lse.log, &other_lse.sums, other_lse.log, &moments,
-                                 tl_padded_rows(count), kl);
+    const size_t classes = (size_t)base->row.count;
+    const tl_few_rows of_base = tl_few_of_groups(p.at, classes, p.dtype);
+    const tl_few_rows of_other = tl_few_of_groups(q.at, classes, q.dtype);
+    const tl_next_rows next[] = {tl_rows_after(base), tl_rows_after(other)};
+    double kl[TL_BLOCK_ROWS], log[2][TL_BLOCK_ROWS];
+    const uint64_t found = kl_of_lanes(backend, &of_base, &of_other, p.dtype, count, next, kl, log);
+    assert(base->row.count == other->row.count && p.dtype == q.dtype);
     for (int i = 0; i < count; i++)
-        found_of[i] = (tl_kl){kl[i], {0, base_lse.log[i]}, {0, other_lse.log[i]}};
+        found_of[i] = (tl_kl){kl[i], {0, log[0][i]}, {0, log[1][i]}};
+    return found & base->wanted;
+}
+
+uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, tl_kl *found_of,
+                        tl_cancel *cancel) {
+    const int count = tl_grouped_rows(base);
+    uint64_t found = 0;
+    if (base->row.of_probs && other->row.of_probs)
+        found = kl_of_prob_block(backend, base, other, found_of);
+    else if (count > 0)
+        found = tl_kl_of_groups(backend, base, other, count, tl_load_scaled_groups(backend, base, count),
+                                tl_load_scaled_groups(backend, other, count), found_of);
+    for (uint64_t left = base->wanted & ~found; left != 0; left &= left - 1) {
+        const int i = (int)tl_lowest_bit(left);
+        const tl_row row = tl_row_of_block(base, i), of_other = tl_row_of_block(other, i);
+        found_of[i] = tl_kl_divergence(backend, &row, &of_other, cancel);
+    }
     return found;
+}
+
+size_t tl_add_kl_of_few(const tl_backend *backend, const tl_row *base, ptrdiff_t apart, const tl_row *other,
+                        ptrdiff_t other_apart, size_t n, tl_superacc *sum, double *values) {
+    const int dtype = tl_single_or_double(base->compute_dtype);
+    const tl_next_rows next[2] = {{NULL, 0, 0}, {NULL, 0, 0}};
+    char scratch[2][TL_GROUPS_BYTES(TL_FEW_CLASSES)];
+    double kl[TL_BLOCK_ROWS], log[2][TL_BLOCK_ROWS];
+    size_t start = 0;
+    for (size_t count; start < n; start += count) {
+        count = tl_few_together(n - start);
+        const tl_few_rows p = tl_rows_or_groups(backend, base, start, apart, count, 0, scratch[0]);
+        const tl_few_rows q = tl_rows_or_groups(backend, other, start, other_apart, count, 0, scratch[1]);
+        if (p.class_stride != q.class_stride)
+            break;
+        if (~kl_of_lanes(backend, &p, &q, dtype, (int)count, next, kl, log) << (TL_BLOCK_ROWS - count))
+            break;
+        tl_superacc_add_many(backend, TL_SUM, sum, kl, count);
+        if (values)
+            memcpy(values + start, kl, count * sizeof *kl);
+    }
+    return start;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "row_block.h"
+#include "superacc.h"
 
 /* A divergence, and the logsumexps of both; nan if a logit is nan or +inf. */
 typedef struct {
@@ -12,13 +13,18 @@ typedef struct {
 /* KL(softmax(base) || softmax(other)) of two rows of one length and compute dtype: double if one is transformed. */
 tl_kl tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel);
 
-/* The same of the wanted rows of two blocks, which have one number of rows. Returns a bit for each row that was found:
- * the others, such as rows with nan or far out, are left to functions of single rows. The groups in the scratch memory
- * stay as they were reduced. */
-uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, tl_kl *found_of);
+/* The same of the wanted rows of two blocks, which have one number of rows. Returns the bits of those that were reduced
+ * side by side; rows with nan or far out are not. */
+uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, tl_kl *found_of,
+                        tl_cancel *cancel);
 /* The same of the first `count` rows, which are in these groups in the scratch memory. */
 uint64_t tl_kl_of_groups(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, int count,
                          tl_groups p, tl_groups q, tl_kl *found_of);
+
+/* Adds the divergences of rows of few classes that lie so many bytes from each other to a sum, and writes them unless
+ * `values` is NULL. Returns how many were taken: all, or those before tl_few_together with one that was not found. */
+size_t tl_add_kl_of_few(const tl_backend *backend, const tl_row *base, ptrdiff_t apart, const tl_row *other,
+                        ptrdiff_t other_apart, size_t n, tl_superacc *sum, double *values);
 
 /* Loads rows into groups of doubles in the scratch memory, scaled and capped. */
 const double *tl_load_wide_groups(const tl_backend *backend, const tl_row_block *rows, int count);

@@ -312,15 +312,13 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
 static void find_divergences(const tl_backend *backend, const tl_row_block *base, const tl_row_block *rows, int dtype,
                              int divergences, tl_pair *pairs, tl_cancel *cancel) {
     tl_row_block p = *base, q = *rows;
-    tl_lse base_lse[TL_BLOCK_ROWS] = {{0, 0}}, lse[TL_BLOCK_ROWS] = {{0, 0}};
+    tl_kl kl[TL_BLOCK_ROWS] = {{0, {0, 0}, {0, 0}}};
     tl_divergences found[TL_BLOCK_ROWS];
     p.row.compute_dtype = q.row.compute_dtype = dtype;
     for (int i = 0; i < rows->count; i++)
-        if (tl_is_wanted(rows, i)) {
-            base_lse[i] = pairs[i].base_lse;
-            lse[i] = pairs[i].lse;
-        }
-    tl_divergences_of_block(backend, &p, &q, base_lse, lse, divergences, found, cancel);
+        if (tl_is_wanted(rows, i))
+            kl[i] = (tl_kl){pairs[i].kl, pairs[i].base_lse, pairs[i].lse};
+    tl_divergences_of_block(backend, &p, &q, kl, divergences, found, cancel);
     for (int i = 0; i < rows->count; i++)
         if (tl_is_wanted(rows, i))
             pairs[i].further = found[i];

@@ -244,8 +244,7 @@ static void replace_excluded(tl_groups groups, const size_t *at, int count, cons
         tl_store_to_groups(groups, at[i], logit ? logit[i] : -(double)INFINITY);
 }
 
-/* Where the rows after this block lie, if they go on as it ends. */
-static tl_next_rows next_rows(const tl_row_block *rows) {
+tl_next_rows tl_rows_after(const tl_row_block *rows) {
     tl_next_rows next = {NULL, 0, 0};
     int last = rows->count - 1;
     if (last > 0 && (rows->class_major || rows->row.stride == tl_itemsize(rows->row.dtype))) {
@@ -261,7 +260,7 @@ void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int c
     const size_t in_groups = tl_groups_for(count), padded = tl_padded_rows(count);
     const tl_few_rows few = tl_few_of_groups(groups.at, (size_t)rows->row.count, groups.dtype);
     size_t at[TL_BLOCK_ROWS];
-    tl_next_rows next = next_rows(rows);
+    tl_next_rows next = tl_rows_after(rows);
     memset(lse->offset, 0, sizeof lse->offset);
     memset(lse->logit, 0, sizeof lse->logit);
     lse->near = 0;
@@ -350,51 +349,76 @@ void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_bl
     }
 }
 
-/* Writes the logsumexps of `n` short rows in whole groups, for which `memory` has room, or which it holds. Those where a
- * class has most of a sum near 1 are reduced again without it. Returns the bits of rows that are not far out. */
+/* Rows of which a class has most of a sum near 1: a group of them without it, its logit, and where results go. */
+typedef struct {
+    char *group;
+    size_t count;
+    double logit[TL_GROUP], *to[TL_GROUP];
+} dominated_rows;
+
+static void add_dominant(const tl_backend *backend, size_t classes, int dtype, dominated_rows *of) {
+    const tl_few_rows group = tl_few_of_groups(of->group, classes, dtype);
+    double log[TL_GROUP];
+    tl_short_sums sums;
+    tl_odds odds;
+    if (of->count > 0) {
+        backend->short_sumexp[dtype](&group, 1, NULL, of->group, &sums);
+        backend->lse_logs(sums.sum, sums.ref_exp, TL_GROUP, dtype, log);
+        backend->log_odds(zeros, log, of->logit, TL_GROUP, &odds);
+    }
+    for (; of->count > 0; of->count--)
+        *of->to[of->count - 1] = of->logit[of->count - 1] + odds.nll[of->count - 1]; /* as tl_lse_add_class */
+}
+
+/* Writes the logsumexps of `n` short rows in whole groups, for which `memory` has room, or which it holds; dominated ones
+ * are for add_dominant. Returns the bits of rows that are not far out. */
 static uint64_t lane_logsumexps(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t n,
-                                const tl_next_rows *next, void *memory, double *logsumexp) {
+                                const tl_next_rows *next, void *memory, dominated_rows *dominated, double *logsumexp) {
     const tl_few_rows groups = tl_few_of_groups(memory, rows->classes, dtype);
     const tl_few_rows *from = rows->are_apart ? &groups : rows;
     const size_t padded = tl_padded_rows((int)n), size = (size_t)tl_itemsize(dtype);
-    double log[TL_BLOCK_ROWS], logit[TL_BLOCK_ROWS] = {0};
-    size_t number[TL_BLOCK_ROWS], again = 0;
+    double log[TL_BLOCK_ROWS];
     tl_short_sums sums;
-    tl_odds odds;
     backend->short_sumexp[dtype](rows, padded / TL_GROUP, next, memory, &sums);
     const uint64_t first = ~(uint64_t)0 >> (TL_BLOCK_ROWS - n), near = first & backend->near(sums.maximum, padded);
     uint64_t near_zero = first & backend->lse_logs(sums.sum, sums.ref_exp, padded, dtype, log);
     for (size_t i = 0; i < n; i++)
         logsumexp[i] = 0 + log[i]; /* no -0.0 */
     for (; near_zero != 0; near_zero &= near_zero - 1) {
-        const size_t i = tl_lowest_bit(near_zero);
+        const size_t i = tl_lowest_bit(near_zero), at = dominated->count;
         if (!tl_is_dominant(sums.maximum[i], log[i]))
             continue;
         const char *row = from->data + i / TL_GROUP * from->group_bytes + i % TL_GROUP * size;
-        char *to = (char *)memory + again / TL_GROUP * groups.group_bytes + again % TL_GROUP * size;
-        for (size_t k = 0; k < rows->classes; k++, row += from->class_stride, to += groups.class_stride) {
+        if (at == 0)
+            memset(dominated->group, 0, groups.group_bytes);
+        for (size_t k = 0; k < rows->classes; k++, row += from->class_stride) {
             const double x = tl_load(row, dtype);
+            char *to = dominated->group + (TL_GROUP * k + at) * size;
             tl_store(to, dtype, x == sums.maximum[i] ? -(double)INFINITY : x);
         }
-        logit[again] = sums.maximum[i];
-        number[again++] = i;
+        dominated->logit[at] = sums.maximum[i];
+        dominated->to[at] = logsumexp + i;
+        if (++dominated->count == TL_GROUP)
+            add_dominant(backend, rows->classes, dtype, dominated);
     }
-    if (again > 0) {
-        const size_t in_vectors = (again + 7) / 8 * 8;
-        backend->short_sumexp[dtype](&groups, tl_groups_for((int)again), NULL, memory, &sums);
-        backend->lse_logs(sums.sum, sums.ref_exp, in_vectors, dtype, log);
-        backend->log_odds(zeros, log, logit, in_vectors, &odds);
-    }
-    for (size_t i = 0; i < again; i++)
-        logsumexp[number[i]] = logit[i] + odds.nll[i]; /* as tl_lse_add_class */
     return near;
 }
 
-uint64_t tl_lse_of_few(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t n, double *logsumexp) {
-    char scratch[TL_GROUPS_BYTES(TL_FEW_CLASSES)];
-    const tl_few_rows rows = tl_rows_or_groups(backend, row, 0, apart, n, 1, scratch);
+size_t tl_lse_of_few(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t n, double *logsumexp,
+                     uint64_t *left) {
     const int dtype = tl_single_or_double(row->compute_dtype);
-    return lane_logsumexps(backend, &rows, dtype, n, NULL, tl_aligned(scratch), logsumexp);
+    char scratch[TL_GROUPS_BYTES(TL_FEW_CLASSES)], group[TL_GROUP * TL_FEW_CLASSES * sizeof(double)];
+    dominated_rows again = {.group = group};
+    size_t start = 0;
+    for (size_t count; start < n; start += count) {
+        count = tl_few_together(n - start);
+        const tl_few_rows rows = tl_rows_or_groups(backend, row, start, apart, count, 1, scratch);
+        *left = ~lane_logsumexps(backend, &rows, dtype, count, NULL, tl_aligned(scratch), &again, logsumexp + start);
+        if (*left << (TL_BLOCK_ROWS - count))
+            break;
+    }
+    add_dominant(backend, (size_t)row->count, dtype, &again);
+    return start;
 }
 
 void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, double *logsumexp, tl_cancel *cancel) {
@@ -403,10 +427,12 @@ void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, 
     tl_block_lse lse;
     others.has_excluded = 0;
     if (count > 0) {
-        const tl_groups groups = tl_load_scaled_groups(backend, rows, count);
-        const tl_few_rows few = tl_few_of_groups(groups.at, (size_t)rows->row.count, groups.dtype);
-        const tl_next_rows next = next_rows(rows);
-        others.wanted &= ~lane_logsumexps(backend, &few, groups.dtype, (size_t)count, &next, groups.at, logsumexp);
+        const tl_groups of = tl_load_scaled_groups(backend, rows, count);
+        const tl_few_rows few = tl_few_of_groups(of.at, (size_t)rows->row.count, of.dtype);
+        const tl_next_rows next = tl_rows_after(rows);
+        dominated_rows again = {.group = tl_wide_groups_of(rows)};
+        others.wanted &= ~lane_logsumexps(backend, &few, of.dtype, (size_t)count, &next, of.at, &again, logsumexp);
+        add_dominant(backend, few.classes, of.dtype, &again);
     }
     if (others.wanted)
         lse_of_rows(backend, &others, 0, &lse, cancel);

@@ -125,9 +125,11 @@ TL_INLINE tl_class_odds tl_odds_at(const tl_row_block *rows, const tl_block_lse 
     return odds;
 }
 
-/* tl_logsumexp_of `n` rows of few classes, TL_BLOCK_ROWS at most, that lie `apart` bytes from each other; returns the bits
- * of those that were found. The same of each wanted row of a block. */
-uint64_t tl_lse_of_few(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t n, double *logsumexp);
+/* tl_logsumexp_of rows of few classes that lie `apart` bytes from each other. Returns how many were taken: all, or those
+ * before tl_few_together with some that were not found: bits of these and of later rows are set in `left`. The same of
+ * each wanted row of a block. */
+size_t tl_lse_of_few(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t n, double *logsumexp,
+                     uint64_t *left);
 void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, double *logsumexp, tl_cancel *cancel);
 
 /* Where results of a block go: rows of one length, stride and dtype. */
@@ -223,6 +225,11 @@ TL_INLINE tl_few_rows tl_few_of_groups(const void *groups, size_t classes, int d
     return (tl_few_rows){groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
 }
 
+/* How many of `n` rows are worked on together: whole groups, or fewer, which are copied. */
+TL_INLINE size_t tl_few_together(size_t n) {
+    return n < TL_GROUP ? n : n < TL_BLOCK_ROWS ? n - n % TL_GROUP : TL_BLOCK_ROWS;
+}
+
 /* Whether groups of rows can be read where they lie; rows where they lie, or else a block of them at most, of few
  * classes, copied to groups: to be side by side, to fill these, or scaled and capped. */
 #define TL_GROUPS_BYTES(classes) (TL_GROUP_ALIGNMENT + TL_BLOCK_ROWS * (classes) * (sizeof(double) + sizeof(float)))
@@ -232,6 +239,9 @@ TL_INLINE int tl_are_in_place(const tl_row *row, ptrdiff_t apart) {
 }
 tl_few_rows tl_rows_or_groups(const tl_backend *backend, const tl_row *row, size_t start, ptrdiff_t apart, size_t n,
                               int may_be_apart, char *scratch);
+
+/* Where the rows after this block lie, if they go on as it ends. */
+tl_next_rows tl_rows_after(const tl_row_block *rows);
 
 /* How many rows of a block are worth reducing in groups, from the first on; 0 of long rows. */
 int tl_grouped_rows(const tl_row_block *rows);

@@ -8,7 +8,7 @@
 double tl_exp(double x) { return f64_exp(x); }
 double tl_log(double x) { return f64_log(x, 1); }
 double tl_log1p(double x) { return x < (double)INFINITY ? f64_log1p_of_positive(x) : x; }
-double tl_log_of_sum(double sum, double ref_exp, int dtype) { return f64_log_of_sum(sum, ref_exp, dtype, 1); }
+double tl_log_of_sum(double sum, double ref_exp, int dtype) { return f64_log_of_sum(sum, ref_exp, dtype, 0, 1); }
 double tl_softmax_factor(double logsumexp, int dtype, double *exponent) {
     return f64_softmax_factor(logsumexp, dtype, exponent);
 }

@@ -74,7 +74,7 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     assert(rows->keeps_logits);
     if (count == 0 || (top && top->most > TL_BLOCK_TOP))
         return 0;
-    moments.other = NULL;
+    moments.other.data = NULL;
     tl_groups raw = tl_load_raw_groups(backend, rows, count);
     find_ranks(backend, rows, count, raw, tokens);
     uint64_t found = top ? find_top(backend, rows, count, raw, top) : rows->wanted;

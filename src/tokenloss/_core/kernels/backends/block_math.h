@@ -4,7 +4,7 @@ TL_TARGET static uint64_t JOIN(lse_logs_, BACKEND)(const double *sum, const doub
                                                    double *log) {
     uint64_t far = 0;
     for (size_t i = 0; i < count; i += f64_WIDTH) {
-        const f64_vec of_sum = f64_log_of_sum(f64_load(sum + i), f64_load(ref_exp + i), dtype, 0);
+        const f64_vec of_sum = f64_log_of_sum(f64_load(sum + i), f64_load(ref_exp + i), dtype, 0, 0);
         far |= (uint64_t)f64_mask_ge(f64_and_bits(of_sum, 0x7fffffffffffffffu), f64_set(TL_NEAR_ZERO)) << i;
         f64_store(log + i, of_sum);
     }
@@ -59,17 +59,21 @@ TL_TARGET SCHEDULED static uint64_t JOIN(softmax_factors_, BACKEND)(const double
     return near;
 }
 
-/* KL divergences, as tl_kl_finish. */
-TL_TARGET static uint64_t JOIN(kl_of_sums_, BACKEND)(const tl_short_sums *base, const double *base_log,
-                                                     const tl_short_sums *other, const double *other_log,
-                                                     const tl_short_moments *moments, size_t count, double *kl) {
+/* Logarithms of sums, and KL divergences, as tl_kl_finish. */
+TL_TARGET static uint64_t JOIN(kl_of_sums_, BACKEND)(const tl_short_sums *base, const tl_short_sums *other,
+                                                     const tl_short_moments *moments, size_t count, int dtype,
+                                                     double *base_log, double *other_log, double *kl) {
     const f64_vec zero = f64_set(0), largest = f64_set(0x1.fffffffffffffp1023);
     uint64_t found = 0;
     for (size_t i = 0; i < count; i += f64_WIDTH) {
         const f64_vec sum = f64_load(base->sum + i), of_other = f64_load(other->sum + i);
         const f64_vec most = f64_load(moments->most_above + i), mean = f64_div(f64_load(moments->sum + i), sum);
-        f64_vec of = f64_sub(f64_load(base_log + i), f64_load(moments->shift + i));
-        of = f64_sub(mean, f64_sub(of, f64_sub(f64_load(other_log + i), f64_load(moments->other_shift + i))));
+        const f64_vec log = f64_log_of_sum(sum, f64_load(base->ref_exp + i), dtype, 1, 0);
+        const f64_vec log_of_other = f64_log_of_sum(of_other, f64_load(other->ref_exp + i), dtype, 1, 0);
+        f64_vec of = f64_sub(log_of_other, f64_load(moments->other_shift + i));
+        of = f64_sub(mean, f64_sub(f64_sub(log, f64_load(moments->shift + i)), of));
+        f64_store(base_log + i, log);
+        f64_store(other_log + i, log_of_other);
         f64_store(kl + i, f64_if_less(largest, most, f64_set((double)INFINITY), f64_if_less(of, zero, zero, of)));
         of = f64_if_less(largest, most, zero, f64_sub(mean, mean)); /* 0 or nan, as are all of these */
         of = f64_add(of, f64_add(f64_sub(sum, sum), f64_sub(of_other, of_other)));

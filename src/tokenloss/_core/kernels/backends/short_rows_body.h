@@ -180,7 +180,7 @@ TL_TARGET TL_INLINE void NAME(short_reduce_)(const tl_few_rows *rows, size_t cou
     for (size_t g = 0; g < count; g++) {
         x[g] = OP(group_of)(rows, g, classes, memory + g * group_bytes, &stride);
         NAME(group_maximum_)(x[g], stride, classes, sums->maximum + TL_GROUP * g, sums->ref_exp + TL_GROUP * g,
-                             mode == KL ? (const char *)moments->other + g * group_bytes : NULL,
+                             mode == KL ? moments->other.data + g * moments->other.group_bytes : NULL,
                              mode == KL ? moments->other_shift + TL_GROUP * g : NULL);
     }
     for (size_t r = 0; mode != SUMEXP && r < TL_GROUP * count; r += f64_WIDTH) {
@@ -190,7 +190,7 @@ TL_TARGET TL_INLINE void NAME(short_reduce_)(const tl_few_rows *rows, size_t cou
     for (size_t r = 0; r < TL_GROUP * count; r += OP(WIDTH)) {
         const tl_next_rows ahead = NAME(next_of_)(next, r);
         const size_t at = r % TL_GROUP * sizeof(REAL);
-        const char *other = mode == KL ? (const char *)moments->other + r / TL_GROUP * group_bytes + at : NULL;
+        const char *other = mode == KL ? moments->other.data + r / TL_GROUP * moments->other.group_bytes + at : NULL;
         NAME(sum_rows_)(x[r / TL_GROUP] + at, other, stride, classes, columns, mode, &ahead, r, sums, moments);
     }
 }
@@ -214,7 +214,7 @@ TL_TARGET static void NAME(short_sumexp_)(const tl_few_rows *rows, size_t count,
 
 TL_TARGET static void NAME(short_moments_)(const tl_few_rows *groups, size_t count, const tl_next_rows *next,
                                            tl_short_sums *sums, tl_short_moments *moments) {
-    moments->other ? NAME(reduce_short_)(groups, count, KL, next, (char *)(uintptr_t)groups->data, sums, moments)
+    moments->other.data ? NAME(reduce_short_)(groups, count, KL, next, (char *)(uintptr_t)groups->data, sums, moments)
                    : NAME(reduce_short_)(groups, count, MOMENT, next, (char *)(uintptr_t)groups->data, sums, moments);
 }
 

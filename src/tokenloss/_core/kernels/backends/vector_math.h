@@ -144,8 +144,8 @@ TL_TARGET TL_INLINE f64_vec f64_log1p_of_positive(f64_vec x) {
     return f64_if_less(f64_set(0x1p-54), x, log, x);
 }
 
-/* The logsumexp for a finite sum of exponentials in this dtype. */
-TL_TARGET TL_INLINE f64_vec f64_log_of_sum(f64_vec sum, f64_vec ref_exp, int dtype, int has_subnormals) {
+/* The logsumexp for a finite sum of exponentials in this dtype, perhaps of a short row. */
+TL_TARGET TL_INLINE f64_vec f64_log_of_sum(f64_vec sum, f64_vec ref_exp, int dtype, int is_short, int has_subnormals) {
     const f64_vec zero = f64_set(0);
     if (dtype == TL_FLOAT64) { /* of a large sum it may be near 0: it would be the difference of two large numbers */
         f64_vec size = f64_and_bits(ref_exp, 0x7fffffffffffffffu);
@@ -156,7 +156,8 @@ TL_TARGET TL_INLINE f64_vec f64_log_of_sum(f64_vec sum, f64_vec ref_exp, int dty
     }
     f64_vec log_sum = f64_log_of_finite(sum, has_subnormals), above = f64_sub(log_sum, f64_set(TL_FLOAT_LARGE_LOG));
     above = f64_if_less(zero, above, f64_mul(above, f64_set(TL_FLOAT_LN2_ERROR)), zero);
-    log_sum = f64_add(f64_add(log_sum, f64_set(TL_FLOAT_TERM_BIAS)), above);
+    log_sum = f64_add(log_sum, f64_set(TL_FLOAT_TERM_BIAS));
+    log_sum = is_short ? log_sum : f64_add(log_sum, above);
     return f64_add(f64_mul(ref_exp, f64_set(TL_FLOAT_LN2)), log_sum);
 }
 
