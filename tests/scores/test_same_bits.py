@@ -450,6 +450,10 @@ def test_distributions_in_planes_have_the_bits_of_rows_alone(classes, pixels, dt
         assert_same_bits(losses, np.reshape(expected, losses.shape))
         total = cross_entropy(logits, shares, axis=1, reduction="sum", **options)
         assert_same_bits(total, cross_entropy(rows, masses, reduction="sum", **options))
+        for share in (0.02, 0.7):
+            where = rng.random(losses.shape) < share
+            masked = cross_entropy(logits, shares, axis=1, reduction="none", where=where, **options)
+            assert_same_bits(masked, np.where(where, losses, 0))
 
 
 def test_distributions_whose_masses_cancel_have_the_same_bits_whatever_was_skipped(rng, backend):

@@ -241,15 +241,17 @@ cdef class Positions:
         return <const int64_t *> first
 
     cdef int load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:
-        """The class ids of up to MAX_PROBABILITY_ROWS rows, MASKED where they do not count; see `mask_targets`."""
+        """The class ids of up to MAX_PROBABILITY_ROWS rows, 0 of distributions, MASKED where they do not count."""
         cdef tl_target_range range_of_ids
         cdef char buffer[MAX_PROBABILITY_ROWS]
         cdef const char *mask = NULL
         cdef ptrdiff_t mask_stride = 1
         cdef int i
         range_of_ids.classes, range_of_ids.ignored, range_of_ids.has_ignored = (
-            self.classes, self.ignored, self.has_ignored)
-        if self.targets_view.is_uniform:
+            self.classes, self.ignored, self.has_ignored and self.by_class)
+        if not self.by_class:
+            memset(targets, 0, count * sizeof(int64_t))
+        elif self.targets_view.is_uniform:
             for i in range(0, count, 8):
                 tl_prefetch(address_of(&self.targets_view, start) + 2048 + 8 * i)
             tl_load_integers(address_of(&self.targets_view, start), self.targets_view.row_stride,

@@ -76,8 +76,7 @@ cdef class CrossEntropy(LogSumExpJob):
         if not self.positions.by_class:
             most = FEW_CLASSES if row.compute_dtype == TL_FLOAT64 else MASSES_CLASSES
             return not (is_given(&self.grad) or is_given(&self.positions.weight_view) or self.label_smoothing != 0
-                        or is_given(&self.positions.mask_view) or masses.run < 8 and not masses.is_uniform
-                        or scores.classes > most
+                        or masses.run < 8 and not masses.is_uniform or scores.classes > most
                         or tl_single_or_double(masses.dtype) != tl_single_or_double(row.compute_dtype))
         if scores.classes <= FEW_CLASSES and not is_given(&self.grad):
             return True
@@ -164,7 +163,6 @@ cdef class CrossEntropy(LogSumExpJob):
         if not self.is_plain:
             return 0
         self.set_plain_rows(&rows, &loss)
-        rows.given.target = targets  # those of distributions are found
         while start < stop and left == 0 and done != 0:
             count = min(stop - start, left_of_run(&self.scores.view, start))
             if not self.positions.by_class:
@@ -182,7 +180,7 @@ cdef class CrossEntropy(LogSumExpJob):
                 rows.grad, rows.grad_apart = row_at(&self.grad, start), self.grad.row_stride
                 self.find_grad_scales(start, NULL, <int> count, scales)
                 rows.grad_scale = scales
-            if self.positions.by_class and (not in_place or count % 16):
+            if not in_place or count % 16:
                 rows.given.some_masked = self.load_targets(start, <int> count, targets, totals) & TL_SOME_MASKED
                 memset(&targets[count], 0, (-count & 15) * sizeof(int64_t))
                 rows.given.target = targets

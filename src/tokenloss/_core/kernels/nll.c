@@ -183,7 +183,9 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
     *masked = 0;
     for (size_t i = 0; lanes.some_masked && i < n; i++)
         *masked += (size_t)((uint64_t)lanes.target[i] >> 63);
-    if (of->mass.count > 0) {
+    if (of->mass.count > 0 && (n - *masked) * (classes + 64) < n * classes) {
+        left = ~(uint64_t)0; /* so few are found sooner one by one */
+    } else if (of->mass.count > 0) {
         lanes.total = total;
         left = ~losses_by_masses(backend, of, start, n, scratch, &lanes, total);
     } else if (classes <= (has_dots ? TL_MASSES_CLASSES : TL_FEW_CLASSES) || row->stride != tl_itemsize(row->dtype)) {
@@ -195,7 +197,8 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
             data[i] = row->data + (ptrdiff_t)(start + i) * of->apart;
         left = ~backend->row_losses[row->dtype](data, n, classes, lanes.target, NULL, logit, nll, odds);
     }
-    left |= backend->finish_losses(loss, &lanes, classes, padded, losses, weights);
+    if (~left != 0)
+        left |= backend->finish_losses(loss, &lanes, classes, padded, losses, weights);
     if (n > TL_BLOCK_ROWS)
         return left;
     left &= first_rows(n);
