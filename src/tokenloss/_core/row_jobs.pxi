@@ -54,7 +54,8 @@ cdef class LogSumExpJob(RowJob):
         self.other_view = other if other != NULL else views[0]
         self.has_plain_rows = (
             not is_given(&self.positions.mask_view) and not are_copied[0] and not are_copied[1]
-            and min(left_of_run(views[0], 0), left_of_run(self.other_view, 0)) >= 16 and 1 <= classes <= FEW_CLASSES
+            and (views[0].is_uniform or views[0].run >= 16) and 1 <= classes <= FEW_CLASSES
+            and (self.other_view.is_uniform or self.other_view.run >= 16)
         )
 
     cdef double cost_of_row(self) noexcept:
