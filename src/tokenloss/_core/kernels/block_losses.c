@@ -10,7 +10,8 @@ typedef struct {
 
 /* Writes the gradients of rows that can be written together; returns a bit for each of these. */
 static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                                const tl_loss *losses, const loss_parts *of, const tl_out_block *grads) {
+                                const tl_loss *losses, const tl_masses *masses, const loss_parts *of,
+                                const tl_out_block *grads) {
     const tl_loss *shared = &losses[tl_lowest_bit(rows->wanted)];
     const int is_wide = tl_is_transformed(&rows->row) || shared->soft.weight || shared->soft.mass;
     tl_gradient_parts parts;
@@ -21,7 +22,7 @@ static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *r
     backend->gradient_parts(shared, of->logsumexp, of->against, of->mass, of->weight, scale,
                             tl_padded_rows(rows->count), &parts);
     if (is_wide)
-        written = tl_write_wide_gradients(backend, rows, lse, of->logsumexp, parts.factor, losses, grads);
+        written = tl_write_wide_gradients(backend, rows, lse, of->logsumexp, parts.factor, losses, masses, grads);
     else
         written = tl_map_rows(backend, rows, lse, of->logsumexp, &parts, grads);
     for (int i = 0; i < rows->count; i++) {
@@ -115,7 +116,7 @@ void tl_losses_of_block(const tl_backend *backend, const tl_row_block *rows, con
     if (!grads || rows->wanted == 0)
         return;
     const tl_out_block first = tl_first_out(rows, grads);
-    uint64_t left = rows->wanted & ~write_gradients(backend, rows, lse, losses, &of, &first);
+    uint64_t left = rows->wanted & ~write_gradients(backend, rows, lse, losses, masses, &of, &first);
     for (; left != 0; left &= left - 1) {
         const int i = (int)tl_lowest_bit(left);
         const tl_class_odds odds = tl_odds_at(rows, lse, i);

@@ -82,9 +82,22 @@ uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const 
     return which;
 }
 
+/* Turns probabilities of a group of rows into gradients, as tl_add_masses without a softcap. */
+static void add_masses_of_group(const tl_row_block *rows, const tl_loss *losses, int count, const double *softmax_factor,
+                                const double *mass, double *probability) {
+    double scale[TL_GROUP] = {0}, factor[TL_GROUP] = {0};
+    for (int r = 0; r < count; r++) {
+        scale[r] = losses[r].grad_scale;
+        factor[r] = softmax_factor[r];
+    }
+    for (size_t i = 0; i < tl_group_elements(rows); i += TL_GROUP)
+        for (size_t r = 0; r < TL_GROUP; r++)
+            probability[i + r] = scale[r] * (factor[r] * probability[i + r] - mass[i + r]) * rows->row.logit_scale;
+}
+
 uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                                  const double *logsumexp, const double *softmax_factor, const tl_loss *losses,
-                                 const tl_out_block *out) {
+                                 const tl_masses *masses, const tl_out_block *out) {
     double exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS];
     tl_gradient_parts parts = {.subtrahend = {0}};
     size_t elements = tl_group_elements(rows), classes = (size_t)rows->row.count;
@@ -101,7 +114,12 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
         memcpy(parts.exponent, exponent + start, TL_GROUP * sizeof *exponent);
         memcpy(parts.factor, factor + start, TL_GROUP * sizeof *factor);
         backend->lane_gradients[TL_FLOAT64](&from, TL_GROUP, NULL, &parts, &to);
-        for (int i = start; i < start + TL_GROUP && i < rows->count; i++)
+        const int end = start + TL_GROUP < rows->count ? start + TL_GROUP : rows->count;
+        const int are_grouped = rows->row.softcap == 0 && !losses->soft.weight && (which & ~masses->usable) >> start == 0;
+        if (are_grouped)
+            add_masses_of_group(rows, losses + start, end - start, softmax_factor + start,
+                                masses->at + (size_t)start / TL_GROUP * elements, probability);
+        for (int i = start; !are_grouped && i < end; i++)
             if (which >> i & 1)
                 tl_add_masses(&rows->row, &losses[i].soft, losses[i].grad_scale, softmax_factor[i], 0, rows->row.count,
                               TL_GROUP, logits + i - start, probability + i - start);

@@ -172,23 +172,23 @@ size_t tl_softmax_rows(const tl_backend *backend, const tl_row *row, ptrdiff_t a
 uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                      const double *logsumexp, tl_gradient_parts *parts, const tl_out_block *out);
 
+/* Effective masses of rows in groups. `usable` has a bit for each wanted row with a mass above 0. */
+typedef struct {
+    double *at;
+    uint64_t usable;
+} tl_masses;
+
 /* Writes the gradients that are no mapped softmax: of logits that are scaled or capped, with class weights or masses.
  * Returns the rows that lie in groups and are not too far out, which were written. */
 uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                                  const double *logsumexp, const double *softmax_factor, const tl_loss *losses,
-                                 const tl_out_block *out);
+                                 const tl_masses *masses, const tl_out_block *out);
 
 /* Groups of float32 or float64, in scratch memory. */
 typedef struct {
     void *at;
     int dtype;
 } tl_groups;
-
-/* Effective masses of rows in groups. `usable` has a bit for each wanted row with a mass above 0. */
-typedef struct {
-    double *at;
-    uint64_t usable;
-} tl_masses;
 
 /* Excludes the class of the largest mass of each wanted row, -1 if there is none; loads masses into groups where logits
  * are, in as much scratch memory after that of the rows. The losses differ only in their masses. */
