@@ -22,10 +22,10 @@ int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, 
 
 /* Rows of 2 to tl_nll_classes logits, `apart` bytes from each other. Those of more than TL_FEW_CLASSES are native, neither
  * scaled nor capped, without gradients, and contiguous, or neighbours in float32 or float64. With smoothing, they have
- * TL_MASSES_CLASSES classes at most, or as neighbours TL_CHUNK; with masses of their own, which have their compute dtype,
- * TL_MASSES_CLASSES, or of float64 TL_FEW_CLASSES, and no gradients. Gradients are native, as large as their logits, which are
- * float32 or float64, neither scaled nor capped, neighbours or contiguous, and without masses. There is room for whole
- * groups. */
+ * TL_MASSES_CLASSES classes at most, or as neighbours TL_CHUNK. With masses of their own, which have their compute dtype,
+ * they have TL_MASSES_CLASSES classes at most (float64: TL_FEW_CLASSES), and no gradients; targets only say which rows are
+ * masked. Gradients are native, as large as their logits, which are float32 or float64, neither scaled nor capped,
+ * neighbours or contiguous, and without masses. There is room for whole groups. */
 typedef struct {
     tl_row row; /* the first */
     ptrdiff_t apart;
