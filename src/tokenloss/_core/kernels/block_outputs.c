@@ -83,8 +83,8 @@ uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const 
 }
 
 /* Turns probabilities of a group of rows into gradients, as tl_add_masses without a softcap. */
-static void add_masses_of_group(const tl_row_block *rows, const tl_loss *losses, int count, const double *softmax_factor,
-                                const double *mass, double *probability) {
+static void add_masses_of_group(const tl_row_block *rows, const tl_loss *losses, int count,
+                                const double *softmax_factor, const double *mass, double *probability) {
     double scale[TL_GROUP] = {0}, factor[TL_GROUP] = {0};
     for (int r = 0; r < count; r++) {
         scale[r] = losses[r].grad_scale;
@@ -115,7 +115,8 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
         memcpy(parts.factor, factor + start, TL_GROUP * sizeof *factor);
         backend->lane_gradients[TL_FLOAT64](&from, TL_GROUP, NULL, &parts, &to);
         const int end = start + TL_GROUP < rows->count ? start + TL_GROUP : rows->count;
-        const int are_grouped = rows->row.softcap == 0 && !losses->soft.weight && (which & ~masses->usable) >> start == 0;
+        const uint64_t without_masses = which & ~masses->usable;
+        const int are_grouped = rows->row.softcap == 0 && !losses->soft.weight && without_masses >> start == 0;
         if (are_grouped)
             add_masses_of_group(rows, losses + start, end - start, softmax_factor + start,
                                 masses->at + (size_t)start / TL_GROUP * elements, probability);
