@@ -150,7 +150,7 @@ typedef struct {
 
 /* Their moments: see tl_moment. Shifts are the maxima, 0 where these are too large or -inf. */
 typedef struct {
-    tl_few_rows other;         /* of KL divergences, neighbours of the same class stride; without data if none */
+    tl_few_rows other; /* of KL divergences, neighbours of the same class stride; without data if none */
     double other_shift[TL_BLOCK_ROWS]; /* the other logit of the first class of the maximum, as other_shift_of of kl.c */
     double shift[TL_BLOCK_ROWS];
     double sum[TL_BLOCK_ROWS];        /* of all 16 lanes, compensated */
@@ -359,14 +359,15 @@ typedef struct {
      * the rows are read and written. */
     void (*interleave[TL_FLOAT_DTYPES])(const char *const *rows, size_t classes, void *group);
     void (*deinterleave[TL_FLOAT_DTYPES])(const void *group, size_t classes, char *const *rows);
-    /* The same for `count` neighbouring rows in class-major layout, in as many groups as they need. */
+    /* The same for `count` neighbouring rows in class-major layout, in as many groups as they need. Whole groups are
+     * read of each class, but nothing after the last row of the last class; lanes without a row may hold anything. */
     void (*interleave_planes[TL_FLOAT_DTYPES])(const char *first, ptrdiff_t class_stride, size_t classes, size_t count,
                                                void *groups);
     void (*deinterleave_planes[TL_FLOAT_DTYPES])(const void *groups, ptrdiff_t class_stride, size_t classes,
                                                  size_t count, char *first);
 
-    /* Of groups of float32 or float64, with the bits that reduce gives each row: sums of exponentials, also of rows in
-     * place, with `memory` for their groups if they are apart; sums with moments; ranks. Memory is asked for the next
+    /* Of groups or planes of float32 or float64, with the bits that reduce gives each row: sums of exponentials, also
+     * of rows that are apart, with `memory` for their groups; sums with moments; ranks. Memory is asked for the next
      * rows, if these are not NULL. */
     void (*short_sumexp[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const tl_next_rows *next, void *memory,
                                           tl_short_sums *sums);
@@ -411,7 +412,8 @@ typedef struct {
     void (*second_moments)(const double *x, size_t count, double logsumexp, tl_moment_lanes *to);
     uint64_t (*softmax_factors)(const double *logsumexp, size_t count, int dtype, double *exponent, double *factor);
     /* Of as many rows: their losses with options, and their weights, if there are any; both are 0 where masked. Returns
-     * a bit, as above, for each row whose dot is not finite. */
+     * a bit, as above, for each row whose dot is not finite; of masses of their own, whose loss is not, or their sum is
+     * not above 0. */
     uint64_t (*finish_losses)(const tl_loss *loss, const tl_lane_losses *of, size_t classes, size_t count, double *losses,
                               double *weights);
     /* For the same number of rows, what their gradients are made of, times `scale`: the exponents are not set, and

@@ -135,7 +135,7 @@ static void add_lanes(double *restrict sum, const double *restrict other, int co
         sum[i] += other[i];
 }
 
-/* The same for planes of few rows that follow each other: as many classes at once as have TL_TERMS, in all lanes. */
+/* As add_halves, of few rows in planes that follow each other: all lanes at once, of classes that have TL_TERMS. */
 static int add_adjacent(const tl_backend *backend, const tl_distributions *of, int rows, double *sum) {
     const int at_once = TL_TERMS / rows / TL_GROUP * TL_GROUP;
     const tl_sums_at to = {sum, (size_t)(TL_GROUP * rows), 1, 0};

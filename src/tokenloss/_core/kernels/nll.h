@@ -20,12 +20,13 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, i
 /* The loss of one row, which is left as it was where there is no such loss; returns whether there is. */
 int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll);
 
-/* Rows of 2 to tl_nll_classes logits, `apart` bytes from each other. Those of more than TL_FEW_CLASSES are native, neither
- * scaled nor capped, without gradients, and contiguous, or neighbours in float32 or float64. With smoothing, they have
- * TL_MASSES_CLASSES classes at most, or as neighbours TL_CHUNK. With masses of their own, which have their compute dtype,
- * they have TL_MASSES_CLASSES classes at most (float64: TL_FEW_CLASSES), and no gradients; targets only say which rows are
- * masked. Gradients are native, as large as their logits, which are float32 or float64, neither scaled nor capped,
- * neighbours or contiguous, and without masses. There is room for whole groups. */
+/* Rows of 2 to tl_nll_classes logits, `apart` bytes from each other. For class ids, those of more than TL_FEW_CLASSES
+ * are native, neither scaled nor capped, without gradients, and contiguous, or neighbours in float32 or float64. With
+ * smoothing, they have TL_MASSES_CLASSES classes at most, or as neighbours TL_CHUNK. With masses of their own, which
+ * are float64 where logits are computed in it and only there, rows of any layout have TL_MASSES_CLASSES classes at most
+ * (float64: TL_FEW_CLASSES), and no gradients; targets only say which rows are masked. Gradients are native and of the
+ * dtype of their logits, which are neither scaled nor capped, and neighbours or contiguous. There is room for whole
+ * groups. */
 typedef struct {
     tl_row row; /* the first */
     ptrdiff_t apart;

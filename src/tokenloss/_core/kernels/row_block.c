@@ -356,6 +356,7 @@ typedef struct {
     double logit[TL_GROUP], *to[TL_GROUP];
 } dominated_rows;
 
+/* Writes their logsumexps, and has none of them then. */
 static void add_dominant(const tl_backend *backend, size_t classes, int dtype, dominated_rows *of) {
     const tl_few_rows group = tl_few_of_groups(of->group, classes, dtype);
     double log[TL_GROUP];
@@ -370,8 +371,8 @@ static void add_dominant(const tl_backend *backend, size_t classes, int dtype, d
         *of->to[of->count - 1] = of->logit[of->count - 1] + odds.nll[of->count - 1]; /* as tl_lse_add_class */
 }
 
-/* Writes the logsumexps of `n` short rows in whole groups, for which `memory` has room, or which it holds; dominated ones
- * are for add_dominant. Returns the bits of rows that are not far out. */
+/* Writes the logsumexps of `n` short rows in whole groups, for which `memory` has room, or which it holds; dominated
+ * ones are for add_dominant. Returns the bits of rows that are not far out. */
 static uint64_t lane_logsumexps(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t n,
                                 const tl_next_rows *next, void *memory, dominated_rows *dominated, double *logsumexp) {
     const tl_few_rows groups = tl_few_of_groups(memory, rows->classes, dtype);

@@ -125,9 +125,9 @@ TL_INLINE tl_class_odds tl_odds_at(const tl_row_block *rows, const tl_block_lse 
     return odds;
 }
 
-/* tl_logsumexp_of rows of few classes that lie `apart` bytes from each other. Returns how many were taken: all, or those
- * before tl_few_together with some that were not found: bits of these and of later rows are set in `left`. The same of
- * each wanted row of a block. */
+/* tl_logsumexp_of rows of few classes that lie `apart` bytes from each other. Returns how many were taken: all, or
+ * those before tl_few_together with some that were not found: bits of these and of later rows are set in `left`. The
+ * same of each wanted row of a block. */
 size_t tl_lse_of_few(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t n, double *logsumexp,
                      uint64_t *left);
 void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, double *logsumexp, tl_cancel *cancel);
@@ -230,8 +230,8 @@ TL_INLINE size_t tl_few_together(size_t n) {
     return n < TL_GROUP ? n : n < TL_BLOCK_ROWS ? n - n % TL_GROUP : TL_BLOCK_ROWS;
 }
 
-/* Whether groups of rows can be read where they lie; rows where they lie, or else a block of them at most, of few
- * classes, copied to groups: to be side by side, to fill these, or scaled and capped. */
+/* Whether groups of rows can be read where they lie; rows where they lie, or else a block of them at most, copied to
+ * groups: to be side by side unless they may be apart, to fill these, or scaled and capped. */
 #define TL_GROUPS_BYTES(classes) (TL_GROUP_ALIGNMENT + TL_BLOCK_ROWS * (classes) * (sizeof(double) + sizeof(float)))
 TL_INLINE int tl_are_in_place(const tl_row *row, ptrdiff_t apart) {
     return row->dtype == tl_single_or_double(row->compute_dtype) && !tl_is_transformed(row) &&

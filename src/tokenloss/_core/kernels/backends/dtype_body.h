@@ -411,8 +411,8 @@ TL_TARGET static void NAME(deinterleave_)(const void *in, size_t classes, char *
     }
 }
 
-/* The same for `count` class-major rows: the elements of a class are neighbours. Groups have TL_GROUP rows, the
- * last perhaps with fewer. Each plane of a class is visited once. */
+/* The same for `count` class-major rows: the elements of a class are neighbours. Groups have TL_GROUP rows, the last
+ * perhaps with fewer: its other lanes hold what follows these rows in memory, or 0. Each plane is visited once. */
 TL_TARGET static void NAME(interleave_planes_)(const char *first, ptrdiff_t class_stride, size_t classes, size_t count,
                                                void *groups) {
     for (size_t k = 0; k < classes; k++) {

@@ -42,7 +42,7 @@ TL_TARGET TL_INLINE void OP(add_times)(f64_vec *sum, f64_vec *comp, OP(vec) term
     }
 }
 
-/* Adds a number >= 0 to such a sum; returns the rounding error (Dekker's FastTwoSum). */
+/* Adds a number >= 0 to a sum of others; returns the rounding error (Dekker's FastTwoSum). */
 TL_TARGET TL_INLINE OP(vec) OP(add_positive)(OP(vec) * sum, OP(vec) term) {
     const OP(vec) after = OP(add)(*sum, term), more = OP(max_keep_nan)(*sum, term), less = OP(min)(*sum, term);
     *sum = after;

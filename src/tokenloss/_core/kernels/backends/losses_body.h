@@ -1,6 +1,5 @@
-/* Losses of probabilities for distributions: see add_losses of ../backend.h. Included for float and double, with REAL,
- * UINT and OP defined as for exp_body.h. The kind of scores, and whether masses are doubles where scores are floats
- * (`are_wide`), are constants of callers. */
+/* Losses of probabilities for distributions: see add_losses of ../backend.h. The kind of scores, and whether masses are
+ * doubles where scores are floats (`are_wide`), are constants of callers. */
 
 /* Masses as doubles. Returns a vector that is 0 where they are. */
 TL_TARGET TL_INLINE OP(vec) OP(load_masses)(const void *mass, size_t i, int are_wide, f64_vec *masses) {

@@ -1,5 +1,4 @@
-/* Short rows (TL_SHORT_ROW classes at most), a row in each lane: of float32 and float64. Rows have at
- * least one class.
+/* Short rows (TL_SHORT_ROW classes at most), a row in each lane: of float32 and float64. Rows have at least one class.
  *
  * A group is TL_GROUP rows side by side: element k of row r is at [TL_GROUP k + r]. Each row's additions are those of
  * reduce_body.h, in their order, which for a single chunk depends only on the class number; so the bits are the same.
@@ -215,7 +214,7 @@ TL_TARGET static void NAME(short_sumexp_)(const tl_few_rows *rows, size_t count,
 TL_TARGET static void NAME(short_moments_)(const tl_few_rows *groups, size_t count, const tl_next_rows *next,
                                            tl_short_sums *sums, tl_short_moments *moments) {
     moments->other.data ? NAME(reduce_short_)(groups, count, KL, next, (char *)(uintptr_t)groups->data, sums, moments)
-                   : NAME(reduce_short_)(groups, count, MOMENT, next, (char *)(uintptr_t)groups->data, sums, moments);
+                        : NAME(reduce_short_)(groups, count, MOMENT, next, (char *)(uintptr_t)groups->data, sums, moments);
 }
 
 TL_TARGET static void NAME(short_ranks_)(const tl_few_rows *rows, size_t groups, const double *threshold,
