@@ -155,13 +155,14 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef int64_t targets[MAX_PROBABILITY_ROWS]
         cdef double weights[MAX_PROBABILITY_ROWS], scales[MAX_PROBABILITY_ROWS]
         cdef const View *masses = &self.positions.targets_view
-        cdef tl_loss loss = self.loss_at(start, -1)
+        cdef tl_loss loss
         cdef tl_plain_rows rows
         cdef int64_t first = start, count, i, done = -1
         cdef uint64_t left = 0
         cdef bint in_place, sums_only, has_grad = is_given(&self.grad)
         if not self.is_plain:
             return 0
+        loss = self.loss_at(start, -1)
         self.set_plain_rows(&rows, &loss)
         while start < stop and left == 0 and done != 0:
             count = min(stop - start, left_of_run(&self.scores.view, start))

@@ -273,8 +273,8 @@ uint64_t tl_kl_of_groups(const tl_backend *backend, const tl_row_block *base, co
     const tl_few_rows of_other = tl_few_of_groups(q.at, classes, q.dtype);
     const tl_next_rows next[] = {tl_rows_after(base), tl_rows_after(other)};
     double kl[TL_BLOCK_ROWS], log[2][TL_BLOCK_ROWS];
-    const uint64_t found = kl_of_lanes(backend, &of_base, &of_other, p.dtype, count, next, kl, log);
     assert(base->row.count == other->row.count && p.dtype == q.dtype);
+    const uint64_t found = kl_of_lanes(backend, &of_base, &of_other, p.dtype, count, next, kl, log);
     for (int i = 0; i < count; i++)
         found_of[i] = (tl_kl){kl[i], {0, log[0][i]}, {0, log[1][i]}};
     return found & base->wanted;

@@ -148,7 +148,7 @@ static uint64_t losses_by_masses(const tl_backend *backend, const tl_plain_rows 
     static const double any[TL_BLOCK_ROWS];
     const int dtype = tl_single_or_double(of->row.compute_dtype);
     const size_t padded = tl_padded_rows((int)n);
-    char *memory = scratch + TL_GROUPS_BYTES(TL_FEW_CLASSES); /* more classes are floats, in a third of theirs */
+    char *memory = scratch + TL_GROUPS_BYTES(TL_FEW_CLASSES); /* of doubles of few classes, floats of twice as many */
     const tl_few_rows rows = tl_rows_or_groups(backend, &of->row, start, of->apart, n, 0, scratch);
     const tl_few_rows masses = tl_rows_or_groups(backend, &of->mass, start, of->mass_apart, n, 0, memory);
     tl_short_ranks ranks;

@@ -408,8 +408,9 @@ static uint64_t lane_logsumexps(const tl_backend *backend, const tl_few_rows *ro
 size_t tl_lse_of_few(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t n, double *logsumexp,
                      uint64_t *left) {
     const int dtype = tl_single_or_double(row->compute_dtype);
-    char scratch[TL_GROUPS_BYTES(TL_FEW_CLASSES)], group[TL_GROUP * TL_FEW_CLASSES * sizeof(double)];
-    dominated_rows again = {.group = group};
+    char scratch[TL_GROUPS_BYTES(TL_FEW_CLASSES)];
+    double group[TL_GROUP * TL_FEW_CLASSES];
+    dominated_rows again = {.group = (char *)group};
     size_t start = 0;
     for (size_t count; start < n; start += count) {
         count = tl_few_together(n - start);

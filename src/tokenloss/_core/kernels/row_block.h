@@ -16,7 +16,7 @@ typedef struct {
     uint64_t wanted;  /* a bit for each row. In class-major layout, the others are read as well */
     const char *data[TL_BLOCK_ROWS];
     int64_t excluded[TL_BLOCK_ROWS]; /* the target, or -1 */
-    char *scratch;                   /* of tl_row_block_bytes */
+    char *scratch;                   /* of tl_row_block_bytes, with masses twice */
 } tl_row_block;
 
 /* How many rows fit in a block, and the size of its scratch memory. */

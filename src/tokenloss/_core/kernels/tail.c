@@ -97,11 +97,11 @@ void tl_tail_of(const tl_backend *backend, const tl_row *row, double maximum, tl
 /* The sizes of the classes of a chunk, and of each group of them. */
 typedef struct {
     double of[TL_CHUNK], group[TL_CHUNK / GROUP], all;
-} sizes;
+} class_sizes;
 
 /* Sizes of the chunk [start, end): their terms and, if they have support, `least`. */
 static void size_chunk(const tl_backend *backend, const tl_row *row, const tl_tail *tail, int64_t start, int64_t end,
-                       double least, sizes *sizes) {
+                       double least, class_sizes *sizes) {
     const double zero = 0;
     double logit[TL_CHUNK];
     tl_chunk_buf buf, terms;
@@ -142,7 +142,7 @@ static int64_t last_before(const tl_backend *backend, const tl_row *row, const t
 }
 
 /* The first class of a chunk up to which sizes exceed `left`; -1 if none does. */
-static int64_t class_at(const sizes *sizes, double left) {
+static int64_t class_at(const class_sizes *sizes, double left) {
     for (int64_t k = 0; k < TL_CHUNK / GROUP; k++) {
         if (sizes->group[k] <= left) {
             left -= sizes->group[k];
@@ -162,7 +162,7 @@ void tl_tail_draw(const tl_backend *backend, const tl_row *row, const tl_tail *t
     double total = 0, all = 0, below = 0; /* the last is the sum of the parts before this one */
     int64_t part = 0, start = -1, end = 0; /* of the chunk whose sizes are known; -1 if none in this part is */
     double below_chunk = 0;
-    sizes sizes;
+    class_sizes sizes;
     assert(tail->support > 0);
     for (int64_t i = 0; i < tail->parts; i++)
         total += tail->mass[i];

@@ -177,7 +177,7 @@ TL_TARGET TL_INLINE void NAME(short_reduce_)(const tl_few_rows *rows, size_t cou
     const char *x[TL_GROUPS];
     ptrdiff_t stride = 0;
     for (size_t g = 0; g < count; g++) {
-        x[g] = OP(group_of)(rows, g, classes, memory + g * group_bytes, &stride);
+        x[g] = OP(group_of)(rows, g, classes, rows->are_apart ? memory + g * group_bytes : NULL, &stride);
         NAME(group_maximum_)(x[g], stride, classes, sums->maximum + TL_GROUP * g, sums->ref_exp + TL_GROUP * g,
                              mode == KL ? moments->other.data + g * moments->other.group_bytes : NULL,
                              mode == KL ? moments->other_shift + TL_GROUP * g : NULL);
@@ -213,8 +213,8 @@ TL_TARGET static void NAME(short_sumexp_)(const tl_few_rows *rows, size_t count,
 
 TL_TARGET static void NAME(short_moments_)(const tl_few_rows *groups, size_t count, const tl_next_rows *next,
                                            tl_short_sums *sums, tl_short_moments *moments) {
-    moments->other.data ? NAME(reduce_short_)(groups, count, KL, next, (char *)(uintptr_t)groups->data, sums, moments)
-                        : NAME(reduce_short_)(groups, count, MOMENT, next, (char *)(uintptr_t)groups->data, sums, moments);
+    moments->other.data ? NAME(reduce_short_)(groups, count, KL, next, NULL, sums, moments)
+                        : NAME(reduce_short_)(groups, count, MOMENT, next, NULL, sums, moments);
 }
 
 TL_TARGET static void NAME(short_ranks_)(const tl_few_rows *rows, size_t groups, const double *threshold,
