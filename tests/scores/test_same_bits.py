@@ -456,6 +456,30 @@ def test_distributions_in_planes_have_the_bits_of_rows_alone(classes, pixels, dt
             assert_same_bits(masked, np.where(where, losses, 0))
 
 
+@each_dtype
+@pytest.mark.parametrize(("classes", "pixels"), [(2, 70), (5, 9), (21, 16), (100, 100), (128, 24)])
+def test_gradients_of_distributions_in_groups_have_the_bits_of_weighted_ones(classes, pixels, dtype, rng, backend):
+    """Those with class weights are found row by row. Some groups have a far row; some results do not fit in a half."""
+    shape = (3, classes, pixels)
+    logits = (rng.choice([1, 30], (3, 1, pixels)) * rng.standard_normal(shape)).astype(dtype)
+    shares = (rng.random(shape) ** 4).astype(dtype)
+    logits[0, :, -1] = 2000
+    logits[1, 1, ::5], shares[1, 1, ::5] = -np.inf, 0
+    rows, masses = (np.moveaxis(array, 1, -1).reshape(-1, classes) for array in (logits, shares))
+    weights = 2.0 ** rng.integers(-130, 20, (3, pixels))
+    where, ones = rng.random((3, pixels)) < 0.9, np.ones(classes)
+    for options in ({}, {"z_loss": 0.1}, {"logit_scale": 3.0}):
+        of_rows = {"sample_weight": weights.ravel(), "reduction": "sum"} | options
+        each = cross_entropy_and_grad(rows, masses, weight=ones, **of_rows)[1]
+        expected = np.moveaxis(each.reshape(3, pixels, classes), -1, 1)
+        given = {"axis": 1, "sample_weight": weights, "reduction": "sum"} | options
+        assert_same_bits(cross_entropy_and_grad(logits, shares, **given)[1], expected)
+        in_place = logits.copy()
+        cross_entropy_and_grad(in_place, shares, out=in_place, where=where, **given)
+        assert_same_bits(in_place, np.where(where[:, None], expected, np.zeros((), dtype)))
+        assert_same_bits(cross_entropy_and_grad(rows, masses, **of_rows)[1], each)
+
+
 def test_distributions_whose_masses_cancel_have_the_same_bits_whatever_was_skipped(rng, backend):
     """What is left of masses up to 2**100 and of their opposites depends on the order of each addition."""
     logits, shares = rng.standard_normal((60, 600)), np.zeros((60, 600))

@@ -362,6 +362,8 @@ cdef class Positions:
         cdef tl_fp_state environment
         if weights == NULL and self.by_class and self.is_checked:
             return self.unmasked
+        if weights == NULL and not self.by_class and not is_given(&self.mask_view):
+            return self.rows
         need_backend()
         while row < self.rows:
             stop = min(row + SIGNAL_CHECK_ROWS, self.rows)
@@ -380,11 +382,8 @@ cdef class Positions:
         cdef int64_t targets[BLOCK_ROWS]
         cdef double divisors[BLOCK_ROWS]
         cdef int i, unmasked = 0
-        if self.by_class:
-            self.load_targets(start, count, targets)
+        self.load_targets(start, count, targets)
         for i in range(count):
-            if not self.by_class:
-                targets[i] = -1 if self.is_unmasked(start + i, -1) else MASKED
             if targets[i] != MASKED and self.is_class(targets[i]):
                 divisors[unmasked] = 1 if weights == NULL else self.divisor_of(start + i, targets[i])
                 unmasked += 1

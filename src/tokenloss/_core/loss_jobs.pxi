@@ -68,14 +68,18 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef Scores scores = self.scores
         cdef tl_row row = self.row_of_scores()
         cdef const View *masses = &self.positions.targets_view
-        cdef int size = tl_itemsize(scores.dtype)
-        cdef int64_t stride, most = tl_nll_classes(row.compute_dtype)
+        cdef int64_t stride, size = tl_itemsize(scores.dtype), most = tl_nll_classes(row.compute_dtype)
+        cdef int64_t together = 16 if self.positions.by_class and is_given(&self.grad) else 8
         if (not 2 <= scores.classes <= most or not is_given(&scores.view)
-                or scores.view.run < (16 if is_given(&self.grad) else 8) and not scores.view.is_uniform):
+                or scores.view.run < together and not scores.view.is_uniform):
+            return False
+        if is_given(&self.grad) and (
+                scores.dtype >= TL_SWAPPED or tl_is_transformed(&row) or self.grad.dtype != scores.dtype
+                or size not in (self.grad.buffer.strides[scores.axis], self.grad.row_stride)):
             return False
         if not self.positions.by_class:
             most = FEW_CLASSES if row.compute_dtype == TL_FLOAT64 else MASSES_CLASSES
-            return not (is_given(&self.grad) or is_given(&self.positions.weight_view) or self.label_smoothing != 0
+            return not (is_given(&self.positions.weight_view) or self.label_smoothing != 0
                         or masses.run < 8 and not masses.is_uniform or scores.classes > most
                         or tl_single_or_double(masses.dtype) != tl_single_or_double(row.compute_dtype))
         if scores.classes <= FEW_CLASSES and not is_given(&self.grad):
@@ -84,9 +88,7 @@ cdef class CrossEntropy(LogSumExpJob):
         if scores.dtype >= TL_SWAPPED or tl_is_transformed(&row) or size not in (stride, scores.view.row_stride):
             return False
         if is_given(&self.grad):
-            return (scores.classes <= FEW_CLASSES and not (self.label_smoothing != 0 and self.weighs_class_ids)
-                    and self.grad.dtype == scores.dtype
-                    and size in (self.grad.buffer.strides[scores.axis], self.grad.row_stride))
+            return scores.classes <= FEW_CLASSES and not (self.label_smoothing != 0 and self.weighs_class_ids)
         most = MASSES_CLASSES if stride == size else SHORT_ROW
         return (stride == size or scores.dtype >= TL_FLOAT32) and (
             scores.classes <= most if self.label_smoothing != 0 else scores.view.run >= 16 or scores.view.is_uniform
@@ -177,7 +179,7 @@ cdef class CrossEntropy(LogSumExpJob):
             if not rows.sums_only or start == first:  # few at first: they may tell that there are others
                 count = min(count, <int64_t> MAX_PROBABILITY_ROWS)
             if has_grad:
-                count = min(count, left_of_run(&self.grad, start)) & ~15
+                count = min(count, left_of_run(&self.grad, start))
                 rows.grad, rows.grad_apart = row_at(&self.grad, start), self.grad.row_stride
                 self.find_grad_scales(start, NULL, <int> count, scales)
                 rows.grad_scale = scales

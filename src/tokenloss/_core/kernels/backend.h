@@ -184,6 +184,14 @@ typedef struct {
     double exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], subtrahend[TL_BLOCK_ROWS], at_target[TL_BLOCK_ROWS];
 } tl_gradient_parts;
 
+/* What gradients for distributions are made of: scale (weight p - mass) logit_scale, where p is exp(x) 2^-exponent
+ * factor. They are rounded to this dtype. */
+typedef struct {
+    const double *exponent, *factor, *weight, *scale; /* of each row */
+    double logit_scale;
+    int dtype;
+} tl_mass_gradients;
+
 /* For each row, the log-odds against its target, and the losses of both sides: softplus(log_odds) of the target,
  * softplus(-log_odds) of the other classes. */
 typedef struct {
@@ -392,6 +400,10 @@ typedef struct {
     /* Writes the gradients of such rows, perhaps over their logits; without targets, if that is NULL. */
     void (*lane_gradients[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
                                             const tl_gradient_parts *of, const tl_few_rows *to);
+    /* The same for distributions, computed in double. Masses have the dtype of the rows, or are wide: doubles. All rows
+     * are neighbours; the gradients may lie over the logits. */
+    void (*mass_gradients[TL_FLOAT_DTYPES])(const tl_few_rows *rows, const tl_few_rows *masses, int are_wide,
+                                            size_t count, const tl_mass_gradients *of, const tl_few_rows *to);
     uint64_t (*row_losses[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes,
                                             const int64_t *target, tl_lane_sums *carried, double *logit, double *nll,
                                             double *odds);

@@ -82,55 +82,67 @@ uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const 
     return which;
 }
 
-/* Turns probabilities of a group of rows into gradients, as tl_add_masses without a softcap. */
-static void add_masses_of_group(const tl_row_block *rows, const tl_loss *losses, int count,
-                                const double *softmax_factor, const double *mass, double *probability) {
-    double scale[TL_GROUP] = {0}, factor[TL_GROUP] = {0};
-    for (int r = 0; r < count; r++) {
-        scale[r] = losses[r].grad_scale;
-        factor[r] = softmax_factor[r];
-    }
-    for (size_t i = 0; i < tl_group_elements(rows); i += TL_GROUP)
-        for (size_t r = 0; r < TL_GROUP; r++)
-            probability[i + r] = scale[r] * (factor[r] * probability[i + r] - mass[i + r]) * rows->row.logit_scale;
+/* Gradients of a group of rows as doubles, or as floats where their logits are: for distributions whose masses are in
+ * groups. Returns their dtype. */
+static int gradients_by_masses(const tl_backend *backend, const tl_row_block *rows, const char *logits, int dtype,
+                               const double *mass, const tl_mass_gradients *of, double *gradient) {
+    const size_t classes = (size_t)rows->row.count;
+    const tl_few_rows from = tl_few_of_groups(logits, classes, dtype), to = tl_few_of_groups(gradient, classes, dtype);
+    const tl_few_rows masses = tl_few_of_groups(mass, classes, TL_FLOAT64);
+    backend->mass_gradients[dtype](&from, &masses, 1, TL_GROUP, of, &to);
+    return dtype;
+}
+
+/* The same as doubles, of any rows: of the first `count`, those whose bits are set. */
+static int gradients_one_by_one(const tl_backend *backend, const tl_row_block *rows, const tl_loss *losses, int count,
+                                uint64_t which, const tl_mass_gradients *of, double *logits, double *gradient) {
+    const tl_few_rows from = tl_few_of_groups(logits, (size_t)rows->row.count, TL_FLOAT64);
+    const tl_few_rows to = tl_few_of_groups(gradient, (size_t)rows->row.count, TL_FLOAT64);
+    tl_gradient_parts parts = {.subtrahend = {0}};
+    memcpy(parts.exponent, of->exponent, TL_GROUP * sizeof *of->exponent);
+    memcpy(parts.factor, of->factor, TL_GROUP * sizeof *of->factor);
+    backend->lane_gradients[TL_FLOAT64](&from, TL_GROUP, NULL, &parts, &to);
+    for (int i = 0; i < count; i++)
+        if (which >> i & 1)
+            tl_add_masses(&rows->row, &losses[i].soft, of->scale[i], of->weight[i], 0, rows->row.count, TL_GROUP,
+                          logits + i, gradient + i);
+    return TL_FLOAT64;
 }
 
 uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                                  const double *logsumexp, const double *softmax_factor, const tl_loss *losses,
                                  const tl_masses *masses, const tl_out_block *out) {
-    double exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS];
-    tl_gradient_parts parts = {.subtrahend = {0}};
-    size_t elements = tl_group_elements(rows), classes = (size_t)rows->row.count;
+    double exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], scale[TL_BLOCK_ROWS] = {0};
+    const size_t elements = tl_group_elements(rows), padded = tl_padded_rows(lse->in_groups);
+    const int from = lse->group_dtype; /* floats would not do for doubles */
+    const int has_masses = rows->row.softcap == 0 && !losses->soft.weight &&
+                           (from == TL_FLOAT64 || tl_single_or_double(out->row.dtype) == TL_FLOAT32);
     uint64_t which = lse->grouped & rows->wanted;
-    const char *group = tl_groups_of(rows);
-    for (size_t i = 0; i < tl_padded_rows(lse->in_groups); i++)
+    for (size_t i = 0; i < padded; i++)
         factor[i] = 1;
-    which &= backend->softmax_factors(logsumexp, tl_padded_rows(lse->in_groups), TL_FLOAT64, exponent, factor);
+    for (int i = 0; i < rows->count; i++)
+        scale[i] = losses[i].grad_scale;
+    which &= backend->softmax_factors(logsumexp, padded, TL_FLOAT64, exponent, factor);
     for (int start = 0; start < rows->count && which >> start != 0; start += TL_GROUP) {
-        double *logits = (double *)(void *)tl_wide_groups_of(rows), *probability = logits + elements;
-        int dtype = TL_FLOAT64;
-        backend->to_f64[lse->group_dtype](group, elements, 1, logits);
-        tl_few_rows from = tl_few_of_groups(logits, classes, dtype), to = tl_few_of_groups(probability, classes, dtype);
-        memcpy(parts.exponent, exponent + start, TL_GROUP * sizeof *exponent);
-        memcpy(parts.factor, factor + start, TL_GROUP * sizeof *factor);
-        backend->lane_gradients[TL_FLOAT64](&from, TL_GROUP, NULL, &parts, &to);
-        const int end = start + TL_GROUP < rows->count ? start + TL_GROUP : rows->count;
-        const uint64_t without_masses = which & ~masses->usable;
-        const int are_grouped = rows->row.softcap == 0 && !losses->soft.weight && without_masses >> start == 0;
-        if (are_grouped)
-            add_masses_of_group(rows, losses + start, end - start, softmax_factor + start,
-                                masses->at + (size_t)start / TL_GROUP * elements, probability);
-        for (int i = start; !are_grouped && i < end; i++)
-            if (which >> i & 1)
-                tl_add_masses(&rows->row, &losses[i].soft, losses[i].grad_scale, softmax_factor[i], 0, rows->row.count,
-                              TL_GROUP, logits + i - start, probability + i - start);
-        if (out->row.dtype == TL_FLOAT32) { /* vectors write it, and rounding once is rounding once */
-            dtype = TL_FLOAT32;
-            for (size_t i = 0; i < elements; i++)
-                ((float *)(void *)logits)[i] = (float)probability[i];
+        const size_t at = (size_t)start / TL_GROUP * elements;
+        const char *group = tl_groups_of(rows) + at * (size_t)tl_itemsize(from);
+        double *logits = (double *)(void *)tl_wide_groups_of(rows), *gradient = logits + elements;
+        const int count = rows->count - start < TL_GROUP ? rows->count - start : TL_GROUP;
+        const tl_mass_gradients of = {exponent + start, factor + start,        softmax_factor + start,
+                                      scale + start,    rows->row.logit_scale, out->row.dtype & ~TL_SWAPPED};
+        int dtype;
+        if (has_masses && (which & ~masses->usable) >> start == 0) {
+            dtype = gradients_by_masses(backend, rows, group, from, masses->at + at, &of, gradient);
+        } else {
+            backend->to_f64[from](group, elements, 1, logits);
+            dtype = gradients_one_by_one(backend, rows, losses + start, count, which >> start, &of, logits, gradient);
         }
-        store_rows(backend, rows, start, which, (const char *)(dtype == TL_FLOAT32 ? logits : probability), dtype, out);
-        group += elements * (size_t)tl_itemsize(lse->group_dtype);
+        for (size_t i = 0; dtype == TL_FLOAT64 && out->row.dtype == TL_FLOAT32 && i < elements; i++)
+            ((float *)(void *)logits)[i] = (float)gradient[i]; /* vectors write them; rounding once is rounding once */
+        if (dtype == TL_FLOAT64 && out->row.dtype == TL_FLOAT32)
+            store_rows(backend, rows, start, which, (const char *)logits, TL_FLOAT32, out);
+        else
+            store_rows(backend, rows, start, which, (const char *)gradient, dtype, out);
     }
     return which;
 }

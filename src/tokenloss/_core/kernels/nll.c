@@ -103,9 +103,10 @@ int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, 
 /* The bits of the first `n` rows of a block, or of all. */
 static uint64_t first_rows(size_t n) { return n < TL_BLOCK_ROWS ? ~(~(uint64_t)0 << n) : ~(uint64_t)0; }
 
-/* Writes the gradients of `n` rows, in whole groups, from `start` on. Returns whether they could be. */
-static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, const tl_few_rows *rows, int dtype,
-                       const tl_lane_losses *of, size_t n, size_t start) {
+/* Writes the gradients of `n` rows, in whole groups, from `start` on. Returns the bits of rows that are far out: then
+ * nothing is written. */
+static uint64_t write_plain(const tl_backend *backend, const tl_plain_rows *of_all, const tl_few_rows *rows, int dtype,
+                            const tl_lane_losses *of, size_t n, size_t start) {
     const tl_row *grad = &of_all->grad;
     double logsumexp[TL_BLOCK_ROWS], smoothed[TL_BLOCK_ROWS], ones[TL_BLOCK_ROWS];
     const char *from[TL_BLOCK_ROWS];
@@ -119,11 +120,12 @@ static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, c
     }
     backend->gradient_parts(of_all->loss, logsumexp, of->odds, smoothed, of->class_weight ? of->target_weight : ones,
                             of_all->grad_scale + start, n, &parts);
-    if (~backend->softmax_factors(logsumexp, n, dtype, parts.exponent, parts.factor) & first_rows(n))
-        return 0;
+    const uint64_t far = ~backend->softmax_factors(logsumexp, n, dtype, parts.exponent, parts.factor) & first_rows(n);
+    if (far != 0)
+        return far;
     if (grad->dtype == dtype && (!rows->are_apart || !to.are_apart || rows->classes < TL_GROUP)) {
         backend->lane_gradients[dtype](rows, n, of->target, &parts, &to);
-        return 1;
+        return 0;
     }
     for (size_t i = 0; i < n; i++) {
         from[i] = rows->data + (ptrdiff_t)i * rows->apart;
@@ -138,24 +140,44 @@ static int write_plain(const tl_backend *backend, const tl_plain_rows *of_all, c
     for (size_t i = 0; i < n; i++)
         if (of->target[i] >= 0) /* masked ones are negative */
             tl_store(out[i] + of->target[i] * grad->stride, grad->dtype, parts.at_target[i]);
-    return 1;
+    return 0;
+}
+
+/* The same for distributions, by way of `groups` unless gradients are written in place; of any number of neighbours. */
+static uint64_t write_by_masses(const tl_backend *backend, const tl_plain_rows *of_all, const tl_few_rows *rows,
+                           const tl_few_rows *masses, const tl_lane_losses *of, size_t n, size_t start, char *groups) {
+    const tl_row *grad = &of_all->grad;
+    const int dtype = tl_single_or_double(grad->dtype);
+    const tl_few_rows to = tl_few_rows_at(grad, start, of_all->grad_apart);
+    const tl_few_rows copies = tl_few_of_groups(groups, rows->classes, dtype);
+    const int in_place = grad->dtype == dtype && !to.are_apart && n % TL_GROUP == 0;
+    const size_t padded = tl_padded_rows((int)n);
+    double logsumexp[TL_BLOCK_ROWS], exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], weight[TL_BLOCK_ROWS];
+    for (size_t i = 0; i < padded; i++) {
+        logsumexp[i] = of->logit[i] + of->nll[i];
+        weight[i] = tl_softmax_weight(of_all->loss, logsumexp[i], of->total[i]);
+        factor[i] = 1;
+    }
+    const uint64_t far = ~backend->softmax_factors(logsumexp, padded, TL_FLOAT64, exponent, factor) & first_rows(n);
+    if (far != 0)
+        return far;
+    const tl_mass_gradients parts = {exponent, factor, weight, of_all->grad_scale + start, 1, grad->dtype};
+    backend->mass_gradients[dtype](rows, masses, 0, padded, &parts, in_place ? &to : &copies);
+    if (!in_place)
+        tl_move_lanes(backend, &to, grad->dtype, n, groups, 1);
+    return 0;
 }
 
 /* Finds the losses of rows relative to the classes of their largest masses, dots with these, and the sums of masses.
  * Returns the bits of rows that have such a loss. */
-static uint64_t losses_by_masses(const tl_backend *backend, const tl_plain_rows *of, size_t start, size_t n,
-                                 char *scratch, const tl_lane_losses *lanes, double *total) {
+static uint64_t losses_by_masses(const tl_backend *backend, const tl_few_rows *rows, const tl_few_rows *masses,
+                                 int dtype, size_t n, const tl_lane_losses *lanes, double *total) {
     static const double any[TL_BLOCK_ROWS];
-    const int dtype = tl_single_or_double(of->row.compute_dtype);
-    const size_t padded = tl_padded_rows((int)n);
-    char *memory = scratch + TL_GROUPS_BYTES(TL_FEW_CLASSES); /* of doubles of few classes, floats of twice as many */
-    const tl_few_rows rows = tl_rows_or_groups(backend, &of->row, start, of->apart, n, 0, scratch);
-    const tl_few_rows masses = tl_rows_or_groups(backend, &of->mass, start, of->mass_apart, n, 0, memory);
     tl_short_ranks ranks;
-    backend->short_ranks[dtype](&masses, padded / TL_GROUP, any, &ranks);
+    backend->short_ranks[dtype](masses, n / TL_GROUP, any, &ranks);
     const tl_lane_losses of_largest = {.target = ranks.argmax, .nll = lanes->nll, .logit = lanes->logit};
-    const uint64_t near = backend->lane_losses[dtype](&rows, padded, &of_largest);
-    backend->short_dots[dtype](&rows, &masses, 0, padded, lanes->logit, lanes->dot, total);
+    const uint64_t near = backend->lane_losses[dtype](rows, n, &of_largest);
+    backend->short_dots[dtype](rows, masses, 0, n, lanes->logit, lanes->dot, total);
     return near;
 }
 
@@ -171,13 +193,13 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
     double nll[TL_PLAIN_ROWS], logit[TL_PLAIN_ROWS], odds[TL_PLAIN_ROWS], dot[TL_PLAIN_ROWS], of_class[TL_PLAIN_ROWS];
     double total[TL_PLAIN_ROWS];
     tl_lane_losses lanes = of->given;
-    tl_few_rows rows = {.classes = classes};
+    tl_few_rows rows = {.classes = classes}, masses;
     uint64_t left;
     lanes.target += start;
     lanes.row_weight = lanes.row_weight ? lanes.row_weight + start : NULL;
     lanes.nll = nll;
     lanes.logit = has_dots || loss->z_loss != 0 || of->grad_scale ? logit : NULL;
-    lanes.odds = of->grad_scale ? odds : NULL;
+    lanes.odds = of->grad_scale && of->mass.count == 0 ? odds : NULL;
     lanes.dot = has_dots ? dot : NULL;
     lanes.target_weight = of_class;
     *masked = 0;
@@ -187,7 +209,10 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
         left = ~(uint64_t)0; /* so few are found sooner one by one */
     } else if (of->mass.count > 0) {
         lanes.total = total;
-        left = ~losses_by_masses(backend, of, start, n, scratch, &lanes, total);
+        rows = tl_rows_or_groups(backend, row, start, of->apart, n, 0, scratch);
+        masses = tl_rows_or_groups(backend, &of->mass, start, of->mass_apart, n, 0,
+                                   scratch + TL_GROUPS_BYTES(TL_FEW_CLASSES)); /* or floats of twice as many */
+        left = ~losses_by_masses(backend, &rows, &masses, dtype, padded, &lanes, total);
     } else if (classes <= (has_dots ? TL_MASSES_CLASSES : TL_FEW_CLASSES) || row->stride != tl_itemsize(row->dtype)) {
         rows = tl_rows_or_groups(backend, row, start, of->apart, n, 1, scratch);
         left = ~backend->lane_losses[dtype](&rows, padded, &lanes);
@@ -202,7 +227,10 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
     if (n > TL_BLOCK_ROWS)
         return left;
     left &= first_rows(n);
-    if (of->grad_scale && (left != 0 || !write_plain(backend, of, &rows, dtype, &lanes, n, start)))
+    if (of->grad_scale && left == 0)
+        left = lanes.total ? write_by_masses(backend, of, &rows, &masses, &lanes, n, start, tl_aligned(scratch))
+                           : write_plain(backend, of, &rows, dtype, &lanes, n, start);
+    if (of->grad_scale && left != 0)
         left = first_rows(n);
     for (uint64_t bits = left; bits != 0; bits &= bits - 1) {
         const unsigned i = tl_lowest_bit(bits);
@@ -232,7 +260,8 @@ size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t 
     int is_long = tl_are_in_place(&of->row, of->apart) && !of->grad_scale && of->mass.count == 0;
     size_t n = of->sums_only && is_long ? add_by_bins(backend, of, count, sum) : 0;
     size_t most = count < TL_PLAIN_ROWS ? count : TL_PLAIN_ROWS;
-    if (of->grad_scale || (is_long && of->row.count > TL_MASSES_CLASSES) ||
+    const int in_groups = of->grad_scale && (of->mass.count == 0 || of->grad.stride == tl_itemsize(of->grad.dtype));
+    if (in_groups || (is_long && of->row.count > TL_MASSES_CLASSES) ||
         (of->mass.count > 0 && most > 3 * TL_GROUP)) /* of fewer, copies take less time */
         most -= most % TL_GROUP;
     *left = 0;
