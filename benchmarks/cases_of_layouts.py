@@ -61,6 +61,10 @@ WORKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         lambda a, **o: tokenloss.cross_entropy(a.x, a.probs, **o),
         lambda torch, a: torch.nn.functional.cross_entropy(a.x, a.probs),
     ),
+    "soft-cross_entropy_and_grad": (
+        lambda a, **o: tokenloss.cross_entropy_and_grad(a.x, a.probs, **o),
+        lambda torch, a: _soft_gradient(torch, a),
+    ),
     "smoothed-cross_entropy": (
         lambda a, **o: tokenloss.cross_entropy(a.x, a.ids, label_smoothing=0.1, **o),
         lambda torch, a: torch.nn.functional.cross_entropy(a.x, a.ids, label_smoothing=0.1),
@@ -72,6 +76,13 @@ WORKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         ).sum(1).mean(),
     ),
 }  # fmt: skip
+
+
+def _soft_gradient(torch: Any, arrays: Arrays) -> Any:
+    """The mean loss for distributions, and its gradient."""
+    rows, log_probs = arrays.ids.numel(), torch.log_softmax(arrays.x, 1)
+    of_softmax = log_probs.exp() * arrays.probs.sum(1, keepdim=True)
+    return -(arrays.probs * log_probs).sum() / rows, (of_softmax - arrays.probs) / rows
 
 
 def all_cases(*, quick: bool) -> Iterator[tuple[str, Build]]:
@@ -102,7 +113,9 @@ def other(work: str, dtype: str, shape: tuple[int, ...]) -> Case:
 
 
 def _last(result: Any) -> float:
-    """A loss, or the last number of an array."""
+    """A loss, or the last number of an array, perhaps a loss's gradient."""
+    if isinstance(result, tuple):
+        return float(result[0]) + float(result[1].reshape(-1)[-1])
     return float(result.reshape(-1)[-1]) if hasattr(result, "reshape") else result
 
 

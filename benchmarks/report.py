@@ -58,6 +58,7 @@ OTHER_WORKS = {
     "others/cross_entropy_loss/": "`cross_entropy_loss`, class ids",
     "others/soft-cross_entropy_loss/": "`cross_entropy_loss`, distributions",
     "others/soft-cross_entropy/": "`cross_entropy`, distributions",
+    "others/soft-cross_entropy_and_grad/": "`cross_entropy_and_grad`, distributions",
     "others/smoothed-cross_entropy/": "`cross_entropy`, label_smoothing",
     "others/kl_divergence/": "`kl_divergence`",
     "large/": "131072 classes",
