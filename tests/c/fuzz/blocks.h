@@ -20,15 +20,38 @@ static tl_loss loss_of_question(const question *all, const tl_soft_target *soft,
     return loss;
 }
 
-/* The elements of row r. */
-static const numbers *rotated(const question *all, int64_t r) {
+/* The elements of row r, where these are those of row 0. */
+static const numbers *rotated(const question *all, const numbers *first, int64_t r) {
     static numbers row;
     int64_t split = (r * 37) % all->count;
-    ptrdiff_t size = tl_itemsize(all->row.dtype);
-    row.dtype = all->row.dtype;
-    memcpy(row.memory, (const char *)all->row.memory + split * size, (size_t)((all->count - split) * size));
-    memcpy((char *)row.memory + (all->count - split) * size, all->row.memory, (size_t)(split * size));
+    ptrdiff_t size = tl_itemsize(first->dtype);
+    row.dtype = first->dtype;
+    memcpy(row.memory, (const char *)first->memory + split * size, (size_t)((all->count - split) * size));
+    memcpy((char *)row.memory + (all->count - split) * size, first->memory, (size_t)(split * size));
     return &row;
+}
+
+static void fill_row(const question *all, const numbers *first, int64_t r, const tl_row *row) {
+    placed copy = place(rotated(all, first, r), 0, all->count,
+                        (layout){row->dtype & TL_SWAPPED, tl_itemsize(row->dtype), 0});
+    for (int64_t k = 0; k < all->count; k++)
+        memcpy((char *)(uintptr_t)row->data + k * row->stride, copy.data + k * copy.stride, (size_t)copy.stride);
+    free(copy.memory);
+}
+
+/* Has logits scaled and capped. */
+static void set_transform(const question *all, tl_row *row) {
+    row->logit_scale = all->scale;
+    row->softcap = all->cap;
+    if (tl_is_transformed(row))
+        row->compute_dtype = TL_FLOAT64;
+}
+
+/* The compute dtype of two rows that are read together. */
+static void set_common_dtype(tl_row *a, tl_row *b) {
+    const int dtypes[] = {a->dtype & ~TL_SWAPPED, b->dtype & ~TL_SWAPPED};
+    const int wide = dtypes[0] == TL_FLOAT64 || dtypes[1] == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
+    a->compute_dtype = b->compute_dtype = dtypes[0] == dtypes[1] ? dtypes[0] : wide;
 }
 
 /* Rows with memory of their own, or in one memory where they are neighbours. */
@@ -64,20 +87,12 @@ static void free_rows(rows_of_block *rows) {
 
 static void fill_rows(const question *all, rows_of_block *rows) {
     for (int r = 0; r < rows->count; r++) {
-        tl_row *row = &rows->row[r];
-        layout packed = {row->dtype & TL_SWAPPED, tl_itemsize(row->dtype), 0};
-        placed copy = place(rotated(all, r), 0, all->count, packed);
-        for (int64_t k = 0; k < all->count; k++)
-            memcpy(rows->memory[r].data + k * row->stride, copy.data + k * copy.stride, (size_t)copy.stride);
-        free(copy.memory);
-        row->logit_scale = all->scale;
-        row->softcap = all->cap;
-        if (tl_is_transformed(row))
-            row->compute_dtype = TL_FLOAT64;
+        fill_row(all, &all->row, r, &rows->row[r]);
+        set_transform(all, &rows->row[r]);
     }
 }
 
-static int is_wanted(const question *all, int r) { return !all->masks_rows || (r * 11 + 5) % 7 != 0; }
+static int is_wanted(const question *all, int64_t r) { return !all->masks_rows || (r * 11 + 5) % 7 != 0; }
 
 static void compare_rows(const question *all, const char *what, const rows_of_block *results) {
     for (int r = 0; r < results->count; r++)

@@ -2,6 +2,7 @@
  * backend of the machine must find what the portable one finds in plain rows, bit for bit. All memory that is read or
  * written is allocated to the byte, so that AddressSanitizer sees a step beyond. */
 #include "blocks.h"
+#include "plain_rows.h"
 #include "question.h"
 
 static void compare_parts_of_loss(const tl_row *row, int64_t target) {
@@ -89,7 +90,7 @@ static void compare_class_major(const question *all, int is_plain) {
     ptrdiff_t size = tl_itemsize(all->row.dtype);
     char *copies = allocate((size_t)(all->interleaved * tl_copied_row(all->count, all->row.dtype) + 64));
     for (int64_t r = 0; r < all->interleaved; r++) {
-        placed copy = place_row(all, rotated(all, r), 0, all->count,
+        placed copy = place_row(all, rotated(all, &all->row, r), 0, all->count,
                                 is_plain ? plain(all->row.dtype) : (layout){how.swapped, size, 0}, &rows.row);
         for (int64_t i = 0; i < all->count; i++)
             memcpy(memory.data + i * how.stride + r * size, copy.data + i * size, (size_t)size);
@@ -255,11 +256,7 @@ static void compare_divergences(const tl_row *row, const tl_row *other_row, int6
     tl_row base = *row, other = *other_row;
     base.logit_scale = other.logit_scale = 1;
     base.softcap = other.softcap = 0;
-    base.compute_dtype = base.dtype & ~TL_SWAPPED;
-    other.compute_dtype = other.dtype & ~TL_SWAPPED;
-    if (base.compute_dtype != other.compute_dtype)
-        base.compute_dtype = other.compute_dtype =
-            base.compute_dtype == TL_FLOAT64 || other.compute_dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
+    set_common_dtype(&base, &other);
     compare("divergence", tl_kl_divergence(backend, &base, &other, &cancel).kl);
     compare("divergence the other way", tl_kl_divergence(backend, &other, &base, &cancel).kl);
     tl_kl found = tl_kl_divergence(backend, &base, &other, &cancel);
@@ -450,6 +447,12 @@ static void compare_all(const question *all, int is_plain) {
         compare_class_major(all, is_plain);
         if (all->count <= TL_SHORT_ROW)
             compare_blocks(all, &soft, is_plain);
+        if (all->count >= 2 && all->count <= TL_MASSES_CLASSES)
+            compare_plain_losses(all, &soft, 0);
+        if (all->by_class && all->count >= 2 && all->count <= TL_MASSES_CLASSES)
+            compare_plain_losses(all, &soft, 1);
+        if (all->count <= TL_FEW_CLASSES)
+            compare_few_divergences(all);
         break;
     case TOKEN: compare_token_stats(all, &row); break;
     case PARTS: compare_parts(all, &row, &soft, row_layout, is_plain); break;

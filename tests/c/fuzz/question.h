@@ -123,6 +123,8 @@ typedef struct {
     layout row_layout, other_layout, mass_layout, weight_layout, out_layout;
     int has_mass, has_weight, in_place, large, has_grad, by_class;
     int rows, rows_in_planes, masks_rows; /* of a block */
+    int others_in_planes, weighs_rows, marks_masked; /* of rows that need no block */
+    ptrdiff_t gap; /* elements between such rows, or planes of them; below 0, they lie backwards, that many apart */
     double scale, cap, smoothing, z_loss, factor, of_softmax, shift, lowest;
 } question;
 
@@ -177,6 +179,10 @@ static void ask(input *from, question *all) {
     all->rows_in_planes = (block >> 8 & 1) != 0;
     all->masks_rows = (block >> 9 & 1) != 0;
     all->rows = 1 + (int)(block % 256) % tl_row_block_rows(all->count, all->rows_in_planes);
+    all->others_in_planes = (block >> 10 & 1) != 0;
+    all->weighs_rows = (block >> 11 & 1) != 0;
+    all->marks_masked = (block >> 12 & 1) != 0;
+    all->gap = (ptrdiff_t[]){0, 1, 21, -3}[block >> 13 & 3];
 }
 
 /* -- numbers in memory ----------------------------------------------------------------------------------------------*/
