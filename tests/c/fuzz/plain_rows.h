@@ -81,7 +81,7 @@ static int64_t find_plain_losses(plain_losses *of, int64_t start, int sums_only)
         rows.mass.data += start * rows.mass_apart;
     if (rows.grad_scale)
         rows.grad.data += start * rows.grad_apart, rows.grad_scale += start;
-    if (rows.grad_scale || sums_only)
+    if (sums_only)
         count -= count % TL_GROUP;
     if (count > 0)
         count = (int64_t)tl_add_plain_losses(backend, &rows, (size_t)count, sum, weights, &of->unmasked, &left);
@@ -117,7 +117,8 @@ static void compare_found_losses(const question *all, plain_losses *of, int sums
 /* Weights of classes, then of what is none, then masses of smoothing. */
 static void set_class_weights(const question *all, const tl_soft_target *soft, double *weights, tl_plain_rows *rows) {
     static const double zero;
-    const tl_row zeros = {(const char *)&zero, all->count, 0, TL_FLOAT64, TL_FLOAT64, 1, 0, 0, 0};
+    tl_row zeros = rows->row; /* logits do not change the sum of the masses, but their dtype does */
+    zeros.data = (const char *)&zero, zeros.stride = 0;
     weights[all->count] = 0;
     for (int64_t k = 0; k < all->count; k++) {
         weights[k] = tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype);
@@ -135,7 +136,8 @@ static void compare_plain_losses(const question *all, const tl_soft_target *soft
     static numbers masses;
     const int is_few = all->count <= TL_FEW_CLASSES, is_raw = all->scale == 1 && all->cap == 0;
     const int has_weight = by_id && all->has_weight, dtype = all->row.dtype, is_double = !is_raw || dtype == TL_FLOAT64;
-    const int has_grad = all->has_grad && by_id && is_few && is_raw && !(has_weight && all->smoothing != 0);
+    const int has_grad =
+        all->has_grad && is_raw && (!by_id || (is_few && !(has_weight && all->smoothing != 0)));
     const int in_planes = all->rows_in_planes && (is_few || !by_id || dtype >= TL_FLOAT32);
     const size_t padded = (size_t)(even_rows(all) + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
     tl_plain_rows *rows = &of.rows;

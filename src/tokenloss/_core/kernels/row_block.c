@@ -183,7 +183,7 @@ void tl_move_lanes(const tl_backend *backend, const tl_few_rows *rows, int dtype
         backend->deinterleave_planes[dtype](groups, rows->class_stride, classes, n, first);
     else if (!rows->are_apart)
         backend->interleave_planes[dtype](first, rows->class_stride, classes, n, groups);
-    for (size_t g = 0; rows->are_apart && g < n / TL_GROUP; g++, first += rows->group_bytes, groups += bytes) {
+    for (size_t g = 0; rows->are_apart && g < n / TL_GROUP; g++, first += (ptrdiff_t)rows->group_bytes, groups += bytes) {
         for (int r = 0; r < TL_GROUP; r++)
             row[r] = first + r * rows->apart;
         if (is_back)
@@ -389,7 +389,7 @@ static uint64_t lane_logsumexps(const tl_backend *backend, const tl_few_rows *ro
         const size_t i = tl_lowest_bit(near_zero), at = dominated->count;
         if (!tl_is_dominant(sums.maximum[i], log[i]))
             continue;
-        const char *row = from->data + i / TL_GROUP * from->group_bytes + i % TL_GROUP * size;
+        const char *row = from->data + (ptrdiff_t)(i / TL_GROUP * from->group_bytes) + i % TL_GROUP * size;
         if (at == 0)
             memset(dominated->group, 0, groups.group_bytes);
         for (size_t k = 0; k < rows->classes; k++, row += from->class_stride) {

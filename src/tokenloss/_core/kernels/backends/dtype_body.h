@@ -380,7 +380,7 @@ TL_TARGET static void NAME(interleave_)(const char *const *rows, size_t classes,
 TL_TARGET static void NAME(deinterleave_)(const void *in, size_t classes, char *const *rows) {
     const REAL *group = (const REAL *)in;
     const size_t row_bytes = classes * sizeof(ELEMENT);
-    REAL strip[TL_GROUP][STRIP];
+    REAL strip[TL_GROUP * STRIP];
     char *strips[TL_GROUP];
     int is_dense = classes <= STRIP; /* as above */
     if (sizeof(ELEMENT) == sizeof(REAL)) {
@@ -393,11 +393,11 @@ TL_TARGET static void NAME(deinterleave_)(const void *in, size_t classes, char *
         const tl_few_rows to = {(const char *)strip, 0, 0, classes, 1, (ptrdiff_t)(classes * sizeof(REAL))};
         OP(put_group)(group, &to, 0, classes);
         for (size_t i = 0; i < TL_GROUP * classes; i += OP(WIDTH))
-            STORE((ELEMENT *)(void *)rows[0] + i, OP(load)(strip[0] + i));
+            STORE((ELEMENT *)(void *)rows[0] + i, OP(load)(strip + i));
         return;
     }
     for (size_t r = 0; r < TL_GROUP; r++)
-        strips[r] = (char *)strip[r];
+        strips[r] = (char *)(strip + r * STRIP);
     memset(strip, 0, sizeof strip);
     for (size_t k = 0; k < classes; k += STRIP) {
         size_t n = classes - k < STRIP ? classes - k : STRIP;
@@ -405,7 +405,7 @@ TL_TARGET static void NAME(deinterleave_)(const void *in, size_t classes, char *
         for (size_t r = 0; r < TL_GROUP; r++) {
             ELEMENT rounded[STRIP];
             for (size_t i = 0; i < n; i += OP(WIDTH))
-                STORE(rounded + i, OP(load)(strip[r] + i));
+                STORE(rounded + i, OP(load)(strip + r * STRIP + i));
             memcpy(rows[r] + k * sizeof *rounded, rounded, n * sizeof *rounded);
         }
     }

@@ -98,7 +98,7 @@ TL_TARGET TL_INLINE void OP(interleave_rows)(const char *first, ptrdiff_t apart,
 /* The place where a group of rows is side by side, `memory` unless it already is; and the stride of its classes. */
 TL_TARGET TL_INLINE const char *OP(group_of)(const tl_few_rows *rows, size_t g, size_t classes, char *memory,
                                              ptrdiff_t *stride) {
-    const char *data = rows->data + g * rows->group_bytes;
+    const char *data = rows->data + (ptrdiff_t)(g * rows->group_bytes);
     *stride = rows->are_apart ? (ptrdiff_t)(TL_GROUP * sizeof(REAL)) : rows->class_stride;
     if (!rows->are_apart)
         return data;
@@ -108,7 +108,7 @@ TL_TARGET TL_INLINE const char *OP(group_of)(const tl_few_rows *rows, size_t g, 
 
 /* Writes a group where rows that are apart lie. */
 TL_TARGET TL_INLINE void OP(put_group)(const REAL *group, const tl_few_rows *rows, size_t g, size_t classes) {
-    char *first = (char *)(uintptr_t)rows->data + g * rows->group_bytes, *row[TL_GROUP];
+    char *first = (char *)(uintptr_t)rows->data + (ptrdiff_t)(g * rows->group_bytes), *row[TL_GROUP];
     REAL *x = (REAL *)(void *)first;
     int are_neighbours = rows->apart == (ptrdiff_t)(classes * sizeof(REAL));
     if (are_neighbours && classes == 2)

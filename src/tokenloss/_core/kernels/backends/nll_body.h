@@ -325,7 +325,7 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
     const double least = of->bin ? TL_TWO_BINS : (double)OP(LEAST_ODDS);
     const uint32_t all = (uint32_t)(((uint64_t)1 << OP(WIDTH)) - 1);
     const size_t vectors = (end - g) * TL_GROUP / f64_WIDTH;
-    const int prefetches = rows->are_apart && classes > 8; /* shorter rows gain nothing */
+    const int prefetches = rows->apart > 0 && classes > 8; /* shorter rows gain nothing */
     for (size_t k = 0; of->bin && k < TL_SUM_BINS; k++)
         added[k] = f64_load_bits(of->bin[k]);
     for (; g < end; g += together) {

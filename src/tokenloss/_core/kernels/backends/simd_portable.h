@@ -62,7 +62,7 @@ TL_INLINE float f32_fma(float a, float b, float c) {
 #define f32_join_pairs(from, p) (f32_store(p, (from)[0]), f32_store((p) + 1, (from)[TL_GROUP]))
 #define f32_join_triples(from, p) (f32_join_pairs(from, p), f32_store((p) + 2, (from)[2 * TL_GROUP]))
 TL_INLINE void f32_widen(float a, double *wide) { *wide = (double)a; }
-TL_INLINE void f32_load_widened(const float *p, double *wide) { *wide = (double)*p; }
+TL_INLINE void f32_load_widened(const float *p, double *wide) { *wide = (double)f32_load(p); }
 /* the bits of each element as a signed integer */
 TL_INLINE void f32_widen_bits(float a, double *wide) {
     uint32_t bits = f32_to_bits(a);
