@@ -113,7 +113,7 @@ def other(work: str, dtype: str, shape: tuple[int, ...]) -> Case:
 
 
 def _last(result: Any) -> float:
-    """A loss, or the last number of an array, perhaps a loss's gradient."""
+    """A loss, or the last number of an array; of a loss with its gradient, the sum of both."""
     if isinstance(result, tuple):
         return float(result[0]) + float(result[1].reshape(-1)[-1])
     return float(result.reshape(-1)[-1]) if hasattr(result, "reshape") else result

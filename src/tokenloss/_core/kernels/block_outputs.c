@@ -82,19 +82,17 @@ uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const 
     return which;
 }
 
-/* Gradients of a group of rows as doubles, or as floats where their logits are: for distributions whose masses are in
- * groups. Returns their dtype. */
-static int gradients_by_masses(const tl_backend *backend, const tl_row_block *rows, const char *logits, int dtype,
+/* Gradients of a group of rows, of the dtype of their logits there: for distributions whose masses are in groups. */
+static void gradients_by_masses(const tl_backend *backend, const tl_row_block *rows, const char *logits, int dtype,
                                const double *mass, const tl_mass_gradients *of, double *gradient) {
     const size_t classes = (size_t)rows->row.count;
     const tl_few_rows from = tl_few_of_groups(logits, classes, dtype), to = tl_few_of_groups(gradient, classes, dtype);
     const tl_few_rows masses = tl_few_of_groups(mass, classes, TL_FLOAT64);
     backend->mass_gradients[dtype](&from, &masses, 1, TL_GROUP, of, &to);
-    return dtype;
 }
 
 /* The same as doubles, of any rows: of the first `count`, those whose bits are set. */
-static int gradients_one_by_one(const tl_backend *backend, const tl_row_block *rows, const tl_loss *losses, int count,
+static void gradients_one_by_one(const tl_backend *backend, const tl_row_block *rows, const tl_loss *losses, int count,
                                 uint64_t which, const tl_mass_gradients *of, double *logits, double *gradient) {
     const tl_few_rows from = tl_few_of_groups(logits, (size_t)rows->row.count, TL_FLOAT64);
     const tl_few_rows to = tl_few_of_groups(gradient, (size_t)rows->row.count, TL_FLOAT64);
@@ -106,7 +104,6 @@ static int gradients_one_by_one(const tl_backend *backend, const tl_row_block *r
         if (which >> i & 1)
             tl_add_masses(&rows->row, &losses[i].soft, of->scale[i], of->weight[i], 0, rows->row.count, TL_GROUP,
                           logits + i, gradient + i);
-    return TL_FLOAT64;
 }
 
 uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
@@ -130,19 +127,18 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
         const int count = rows->count - start < TL_GROUP ? rows->count - start : TL_GROUP;
         const tl_mass_gradients of = {exponent + start, factor + start,        softmax_factor + start,
                                       scale + start,    rows->row.logit_scale, out->row.dtype & ~TL_SWAPPED};
-        int dtype;
-        if (has_masses && (which & ~masses->usable) >> start == 0) {
-            dtype = gradients_by_masses(backend, rows, group, from, masses->at + at, &of, gradient);
+        const int are_grouped = has_masses && (which & ~masses->usable) >> start == 0;
+        const int narrows = out->row.dtype == TL_FLOAT32 && (!are_grouped || from == TL_FLOAT64);
+        if (are_grouped) {
+            gradients_by_masses(backend, rows, group, from, masses->at + at, &of, gradient);
         } else {
             backend->to_f64[from](group, elements, 1, logits);
-            dtype = gradients_one_by_one(backend, rows, losses + start, count, which >> start, &of, logits, gradient);
+            gradients_one_by_one(backend, rows, losses + start, count, which >> start, &of, logits, gradient);
         }
-        for (size_t i = 0; dtype == TL_FLOAT64 && out->row.dtype == TL_FLOAT32 && i < elements; i++)
+        for (size_t i = 0; narrows && i < elements; i++)
             ((float *)(void *)logits)[i] = (float)gradient[i]; /* vectors write them; rounding once is rounding once */
-        if (dtype == TL_FLOAT64 && out->row.dtype == TL_FLOAT32)
-            store_rows(backend, rows, start, which, (const char *)logits, TL_FLOAT32, out);
-        else
-            store_rows(backend, rows, start, which, (const char *)gradient, dtype, out);
+        store_rows(backend, rows, start, which, (const char *)(narrows ? logits : gradient),
+                   narrows ? TL_FLOAT32 : are_grouped ? from : TL_FLOAT64, out);
     }
     return which;
 }

@@ -24,9 +24,9 @@ int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, 
  * are native, neither scaled nor capped, without gradients, and contiguous, or neighbours in float32 or float64. With
  * smoothing, they have TL_MASSES_CLASSES classes at most, or as neighbours TL_CHUNK. With masses of their own, which
  * are float64 where logits are computed in it and only there, rows of any layout have TL_MASSES_CLASSES classes at most
- * (float64: TL_FEW_CLASSES); targets only say which rows are masked. Gradients are native, of the dtype of their
- * logits, which are neither scaled nor capped, and neighbours or contiguous; for class ids, so are the logits. There is
- * room for whole groups. */
+ * (float64: TL_FEW_CLASSES); targets only say which rows are masked. Gradients are native, of the dtype of
+ * the logits, and contiguous or neighbours; logits are then neither scaled nor capped. For class ids, these are
+ * contiguous or neighbours, too. Arrays of one number per row have room for whole groups. */
 typedef struct {
     tl_row row; /* the first */
     ptrdiff_t apart;

@@ -356,7 +356,7 @@ typedef struct {
     double logit[TL_GROUP], *to[TL_GROUP];
 } dominated_rows;
 
-/* Writes their logsumexps, and has none of them then. */
+/* Writes the logsumexps of these rows, and empties the list. */
 static void add_dominant(const tl_backend *backend, size_t classes, int dtype, dominated_rows *of) {
     const tl_few_rows group = tl_few_of_groups(of->group, classes, dtype);
     double log[TL_GROUP];

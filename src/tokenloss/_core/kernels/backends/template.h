@@ -176,9 +176,9 @@ TL_TARGET TL_INLINE void f64_load_widened(const double *x, f64_vec *wide) { *wid
 TL_TARGET TL_INLINE f32_vec f32_mul_add(f32_vec a, f32_vec b, f32_vec c) { return f32_fma(a, b, c); }
 TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { return f64_add(f64_mul(a, b), c); }
 
-/* The nearest numbers of a half dtype, ties to even; larger ones than it has stay larger. */
+/* The nearest numbers of a half dtype, ties to even; numbers beyond its range stay beyond it. */
 TL_TARGET TL_INLINE f64_vec f64_round_to_half(f64_vec x, int dtype) {
-    const f64_vec least = f64_set(dtype == TL_FLOAT16 ? 0x1p-14 : 0x1p-126); /* the normal number */
+    const f64_vec least = f64_set(dtype == TL_FLOAT16 ? 0x1p-14 : 0x1p-126); /* the least normal number */
     const f64_vec size = f64_min(f64_max_keep_nan(least, f64_and_bits(x, 0x7ff0000000000000u)), f64_set(0x1p900));
     const f64_vec rounder = f64_mul(size, f64_set(dtype == TL_FLOAT16 ? 0x1.8p42 : 0x1.8p45));
     const f64_vec nearest = f64_sub(f64_add(x, rounder), rounder);
