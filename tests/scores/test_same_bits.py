@@ -459,9 +459,9 @@ def test_distributions_in_planes_have_the_bits_of_rows_alone(classes, pixels, dt
 @each_dtype
 @pytest.mark.parametrize(("classes", "pixels"), [(2, 70), (5, 9), (21, 64), (100, 100), (128, 48)])
 def test_gradients_of_distributions_in_groups_have_the_bits_of_weighted_ones(classes, pixels, dtype, rng, backend):
-    """With class weights, masses are added row by row. The first image has near rows only, the others far ones, too.
+    """With class weights, even of 1, masses are added row by row.
 
-    Some results do not fit in a half.
+    The first image has no far rows; the others do. Some results do not fit in a half.
     """
     shape = (3, classes, pixels)
     logits = rng.standard_normal(shape).astype(dtype)

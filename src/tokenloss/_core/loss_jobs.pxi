@@ -71,11 +71,11 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef int64_t stride, size = tl_itemsize(scores.dtype), most = tl_nll_classes(row.compute_dtype)
         cdef int64_t together = 16 if self.positions.by_class and is_given(&self.grad) else 8
         if (not 2 <= scores.classes <= most or not is_given(&scores.view)
-                or scores.view.run < together and not scores.view.is_uniform):
-            return False
-        if is_given(&self.grad) and (
-                scores.dtype >= TL_SWAPPED or tl_is_transformed(&row) or self.grad.dtype != scores.dtype
-                or size not in (self.grad.buffer.strides[scores.axis], self.grad.row_stride)):
+                or scores.view.run < together and not scores.view.is_uniform
+                or is_given(&self.grad) and (
+                    scores.dtype >= TL_SWAPPED or tl_is_transformed(&row) or self.grad.dtype != scores.dtype
+                    or size not in (self.grad.buffer.strides[scores.axis], self.grad.row_stride)
+                    or self.grad.run < together and not self.grad.is_uniform)):
             return False
         if not self.positions.by_class:
             most = FEW_CLASSES if row.compute_dtype == TL_FLOAT64 else MASSES_CLASSES

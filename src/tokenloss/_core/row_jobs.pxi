@@ -275,7 +275,7 @@ cdef class Softmax(LogSumExpJob):
         self.find_copies(NULL)
         open_view(&self.out, out, out_dtype, scores.axis, True)
         self.nontemporal_stores = self.out.buffer.len >= NONTEMPORAL_BYTES
-        self.has_plain_rows, self.other_view = True, &self.out  # kernels take none of other rows
+        self.has_plain_rows, self.other_view = True, &self.out  # kernels refuse rows of other layouts
 
     def __dealloc__(self):
         PyBuffer_Release(&self.out.buffer)

@@ -20,7 +20,7 @@ static tl_loss loss_of_question(const question *all, const tl_soft_target *soft,
     return loss;
 }
 
-/* The elements of row r, where these are those of row 0. */
+/* The elements of row r, given those of the first row. */
 static const numbers *rotated(const question *all, const numbers *first, int64_t r) {
     static numbers row;
     int64_t split = (r * 37) % all->count;
@@ -39,7 +39,7 @@ static void fill_row(const question *all, const numbers *first, int64_t r, const
     free(copy.memory);
 }
 
-/* Has logits scaled and capped. */
+/* Sets the scale and the cap of the logits. */
 static void set_transform(const question *all, tl_row *row) {
     row->logit_scale = all->scale;
     row->softcap = all->cap;
@@ -47,7 +47,7 @@ static void set_transform(const question *all, tl_row *row) {
         row->compute_dtype = TL_FLOAT64;
 }
 
-/* The compute dtype of two rows that are read together. */
+/* Sets the compute dtype of two rows that are read together. */
 static void set_common_dtype(tl_row *a, tl_row *b) {
     const int dtypes[] = {a->dtype & ~TL_SWAPPED, b->dtype & ~TL_SWAPPED};
     const int wide = dtypes[0] == TL_FLOAT64 || dtypes[1] == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;

@@ -6,7 +6,7 @@
 
 static int64_t even_rows(const question *all) { return all->rows * all->interleaved; }
 
-/* Row r of those that are evenly apart. */
+/* Row r of rows that are all `apart` bytes from the next. */
 static tl_row even_row(const tl_row *first, ptrdiff_t apart, int64_t r) {
     tl_row row = *first;
     row.data += r * apart;
@@ -34,7 +34,7 @@ static char *make_even_rows(const question *all, const numbers *of, layout how, 
     return memory;
 }
 
-/* All rows that are asked for, and what was found. */
+/* The rows whose losses are asked for, and what was found. */
 typedef struct {
     tl_plain_rows rows;
     int64_t count, unmasked;
@@ -114,7 +114,7 @@ static void compare_found_losses(const question *all, plain_losses *of, int sums
     }
 }
 
-/* Weights of classes, then of what is none, then masses of smoothing. */
+/* Sets the weights of the classes, the 0 for masked rows after them, and the masses of label smoothing after that. */
 static void set_class_weights(const question *all, const tl_soft_target *soft, double *weights, tl_plain_rows *rows) {
     static const double zero;
     tl_row zeros = rows->row; /* logits do not change the sum of the masses, but their dtype does */
@@ -129,15 +129,14 @@ static void set_class_weights(const question *all, const tl_soft_target *soft, d
     tl_target_dot(backend, &zeros, &rows->loss->soft, 0, &rows->given.total_mass, &cancel);
 }
 
-/* Losses for class ids, with smoothing, weights and gradients, or for masses, of the other numbers' size; of rows that
- * nll.h has them for. */
+/* Compares losses for class ids, with label smoothing and weights, or for masses, and their gradients: of rows that
+ * nll.h allows. The masses are the absolute values of the other numbers. */
 static void compare_plain_losses(const question *all, const tl_soft_target *soft, int by_id) {
     static plain_losses of;
     static numbers masses;
     const int is_few = all->count <= TL_FEW_CLASSES, is_raw = all->scale == 1 && all->cap == 0;
     const int has_weight = by_id && all->has_weight, dtype = all->row.dtype, is_double = !is_raw || dtype == TL_FLOAT64;
-    const int has_grad =
-        all->has_grad && is_raw && (!by_id || (is_few && !(has_weight && all->smoothing != 0)));
+    const int has_grad = all->has_grad && is_raw && (!by_id || (is_few && !(has_weight && all->smoothing != 0)));
     const int in_planes = all->rows_in_planes && (is_few || !by_id || dtype >= TL_FLOAT32);
     const size_t padded = (size_t)(even_rows(all) + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
     tl_plain_rows *rows = &of.rows;
@@ -146,7 +145,7 @@ static void compare_plain_losses(const question *all, const tl_soft_target *soft
     char *grads = NULL, *mass = NULL;
     if ((!is_few && (by_id ? !is_raw : is_double)) || (!by_id && is_double != (all->other.dtype == TL_FLOAT64)))
         return;
-    int64_t *target = allocate(padded * sizeof *target); /* of whole groups, as two others */
+    int64_t *target = allocate(padded * sizeof *target); /* whole groups, as of the next two */
     double *row_weight = allocate(padded * sizeof *row_weight), *grad_scale = allocate(padded * sizeof *grad_scale);
     double *class_weight = allocate((size_t)(2 * all->count + 1) * sizeof *class_weight);
     for (int64_t r = 0; r < (int64_t)padded; r++) {
@@ -171,9 +170,10 @@ static void compare_plain_losses(const question *all, const tl_soft_target *soft
     if (has_weight)
         set_class_weights(all, soft, class_weight, rows);
     if (!by_id) {
+        const ptrdiff_t size = tl_itemsize(all->other.dtype);
         masses.dtype = all->other.dtype;
         for (int64_t k = 0; k < all->count; k++)
-            put(&masses, k, tl_abs(tl_load(element((numbers *)(uintptr_t)&all->other, k), masses.dtype)), 0);
+            put(&masses, k, tl_abs(tl_load((const char *)all->other.memory + k * size, masses.dtype)), 0);
         mass = make_even_rows(all, &masses, all->other_layout, all->others_in_planes, &rows->mass,
                               &rows->mass_apart);
         loss.soft = (tl_soft_target){NULL, rows->mass.stride, rows->mass.dtype, NULL, 0, 0, 1, 0};

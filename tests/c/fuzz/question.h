@@ -124,7 +124,7 @@ typedef struct {
     int has_mass, has_weight, in_place, large, has_grad, by_class;
     int rows, rows_in_planes, masks_rows; /* of a block */
     int others_in_planes, weighs_rows, marks_masked; /* of rows that need no block */
-    ptrdiff_t gap; /* elements between such rows, or planes of them; below 0, they lie backwards, that many apart */
+    ptrdiff_t gap; /* elements between such rows, or planes of them; where it is negative, the next one lies before */
     double scale, cap, smoothing, z_loss, factor, of_softmax, shift, lowest;
 } question;
 

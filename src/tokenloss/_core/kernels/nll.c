@@ -211,7 +211,7 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
         lanes.total = total;
         rows = tl_rows_or_groups(backend, row, start, of->apart, n, 0, scratch);
         masses = tl_rows_or_groups(backend, &of->mass, start, of->mass_apart, n, 0,
-                                   scratch + TL_GROUPS_BYTES(TL_FEW_CLASSES)); /* or floats of twice as many */
+                                   scratch + TL_GROUPS_BYTES(TL_FEW_CLASSES)); /* as large for floats of all classes */
         left = ~losses_by_masses(backend, &rows, &masses, dtype, padded, &lanes, total);
     } else if (classes <= (has_dots ? TL_MASSES_CLASSES : TL_FEW_CLASSES) || row->stride != tl_itemsize(row->dtype)) {
         rows = tl_rows_or_groups(backend, row, start, of->apart, n, 1, scratch);

@@ -230,13 +230,14 @@ TL_INLINE size_t tl_few_together(size_t n) {
     return n < TL_GROUP ? n : n < TL_BLOCK_ROWS ? n - n % TL_GROUP : TL_BLOCK_ROWS;
 }
 
-/* Whether groups of rows can be read where they lie; rows where they lie, or else a block of them at most, copied to
- * groups: to be side by side unless they may be apart, to fill these, or scaled and capped. */
+/* Whether groups of rows can be read where they lie. */
 #define TL_GROUPS_BYTES(classes) (TL_GROUP_ALIGNMENT + TL_BLOCK_ROWS * (classes) * (sizeof(double) + sizeof(float)))
 TL_INLINE int tl_are_in_place(const tl_row *row, ptrdiff_t apart) {
     return row->dtype == tl_single_or_double(row->compute_dtype) && !tl_is_transformed(row) &&
            (row->stride == tl_itemsize(row->dtype) ? row->count <= TL_FEW_CLASSES : apart == tl_itemsize(row->dtype));
 }
+/* These rows, at most a block of them, where they lie; or copied to groups, where they do not fill groups, are apart but
+ * may not be, or have to be scaled, capped or converted. */
 tl_few_rows tl_rows_or_groups(const tl_backend *backend, const tl_row *row, size_t start, ptrdiff_t apart, size_t n,
                               int may_be_apart, char *scratch);
 
