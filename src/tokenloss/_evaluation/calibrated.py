@@ -13,8 +13,9 @@ from tokenloss._evaluation.plan import rows_per_block
 from tokenloss._evaluation.rows import SHIFT_SAMPLE, RowReader, scores_of_kind
 from tokenloss._evaluation.sequences import CALIBRATED, joined_tokens
 from tokenloss._scores.losses import natural_logs
+from tokenloss._statistics.bins import Tokens
 from tokenloss._statistics.calibration import class_probs
-from tokenloss._statistics.reliability import FEW_CLASSES, Tokens, calibration_of, fit_temperature
+from tokenloss._statistics.reliability import FEW_CLASSES, calibration_of, fit_temperature
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,8 @@ from tokenloss._core.validation import as_positions, as_scores, check_kind, chec
 from tokenloss._scores.losses import natural_logs
 from tokenloss._scores.softmax import softmax
 from tokenloss._scores.token_scores import token_job
-from tokenloss._statistics.reliability import FEW_CLASSES, Tokens, calibration_of, check_bins, fit_temperature
+from tokenloss._statistics.bins import Tokens, check_bins
+from tokenloss._statistics.reliability import FEW_CLASSES, calibration_of, fit_temperature
 from tokenloss._statistics.sequences import check_segment_ids
 
 if TYPE_CHECKING:
