@@ -349,19 +349,20 @@ TL_TARGET static void NAME(dot_rows_)(const char *start, ptrdiff_t stride, size_
 TL_TARGET static void NAME(interleave_)(const char *const *rows, size_t classes, void *out) {
     REAL *group = (REAL *)out, strip[TL_GROUP * STRIP];
     const char *strips[TL_GROUP];
-    const size_t row_bytes = classes * sizeof(ELEMENT);
-    if (sizeof(ELEMENT) == sizeof(REAL)) {
-        OP(interleave)(rows, classes, group);
-        return;
-    }
-    int is_dense = classes <= STRIP; /* whether the rows follow each other, and can be converted as one */
+    const int is_half = sizeof(ELEMENT) != sizeof(REAL);
+    int is_dense = !is_half || classes <= STRIP; /* whether the rows follow each other, and can be converted as one */
     for (size_t r = 1; r < TL_GROUP; r++)
-        is_dense &= rows[r] == rows[r - 1] + row_bytes;
-    for (size_t i = 0; is_dense && i < TL_GROUP * classes; i += OP(WIDTH))
+        is_dense &= rows[r] == rows[r - 1] + classes * sizeof(ELEMENT);
+    for (size_t i = 0; is_half && is_dense && i < TL_GROUP * classes; i += OP(WIDTH)) {
+        tl_prefetch_stream(rows[0] + i * sizeof(ELEMENT));
         OP(store)(strip + i, LOAD((const ELEMENT *)(const void *)rows[0] + i));
+    }
     if (is_dense)
-        OP(interleave_rows)((const char *)strip, (ptrdiff_t)(classes * sizeof(REAL)), classes, group);
-    for (size_t k = 0; !is_dense && k < classes; k += STRIP) {
+        OP(interleave_rows)(is_half ? (const char *)strip : rows[0], (ptrdiff_t)(classes * sizeof(REAL)), classes,
+                            is_half ? NULL : rows[0], group);
+    else if (!is_half)
+        OP(interleave)(rows, classes, group);
+    for (size_t k = 0; is_half && !is_dense && k < classes; k += STRIP) {
         size_t n = classes - k < STRIP ? classes - k : STRIP;
         for (size_t r = 0; r < TL_GROUP; r++) {
             strips[r] = (const char *)(strip + r * STRIP);

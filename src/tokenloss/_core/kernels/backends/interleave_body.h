@@ -21,8 +21,11 @@ TL_TARGET TL_INLINE void OP(load_classes)(const char *const *rows, const char *f
     OP(transpose_pieces)(v);
 }
 
+/* The same of a group. Prefetches a share of the lines that follow the rows at `next`, if that is not NULL. */
 TL_TARGET TL_INLINE void OP(interleave_piece)(const char *const *rows, const char *first, ptrdiff_t apart, size_t k,
-                                              REAL *group) {
+                                              const char *next, REAL *group) {
+    for (size_t at = k * TL_GROUP; next && at < (k + OP(PIECE)) * TL_GROUP; at += 64 / sizeof(REAL))
+        tl_prefetch_stream(next + at * sizeof(REAL));
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         OP(vec) v[OP(PIECE)];
         OP(load_classes)(rows ? rows + r : NULL, rows ? NULL : first + (ptrdiff_t)r * apart, apart, k, v);
@@ -44,19 +47,19 @@ TL_TARGET TL_INLINE void OP(deinterleave_piece)(const REAL *group, size_t k, cha
 
 /* Interleaves piece by piece, where the last piece overlaps the one before it, or class by class. */
 TL_TARGET TL_INLINE void OP(interleave_any)(const char *const *rows, const char *first, ptrdiff_t apart,
-                                            size_t classes, REAL *group) {
+                                            size_t classes, const char *next, REAL *group) {
     for (size_t r = 0; classes < OP(PIECE) && r < TL_GROUP; r++)
         for (size_t k = 0; k < classes; k++)
             memcpy(&group[TL_GROUP * k + r], (rows ? rows[r] : first + (ptrdiff_t)r * apart) + k * sizeof(REAL),
                    sizeof(REAL));
     for (size_t k = 0; k + OP(PIECE) < classes; k += OP(PIECE))
-        OP(interleave_piece)(rows, first, apart, k, group);
+        OP(interleave_piece)(rows, first, apart, k, next, group);
     if (classes >= OP(PIECE))
-        OP(interleave_piece)(rows, first, apart, classes - OP(PIECE), group);
+        OP(interleave_piece)(rows, first, apart, classes - OP(PIECE), next, group);
 }
 
 TL_TARGET TL_OUTLINE void OP(interleave)(const char *const *rows, size_t classes, REAL *group) {
-    OP(interleave_any)(rows, NULL, 0, classes, group);
+    OP(interleave_any)(rows, NULL, 0, classes, NULL, group);
 }
 
 TL_TARGET TL_OUTLINE void OP(deinterleave)(const REAL *group, size_t classes, char *const *rows) {
@@ -70,8 +73,9 @@ TL_TARGET TL_OUTLINE void OP(deinterleave)(const REAL *group, size_t classes, ch
 }
 
 /* Rows that lie `apart` bytes from each other. */
-TL_TARGET TL_OUTLINE void OP(interleave_apart)(const char *first, ptrdiff_t apart, size_t classes, REAL *group) {
-    OP(interleave_any)(NULL, first, apart, classes, group);
+TL_TARGET TL_OUTLINE void OP(interleave_apart)(const char *first, ptrdiff_t apart, size_t classes, const char *next,
+                                               REAL *group) {
+    OP(interleave_any)(NULL, first, apart, classes, next, group);
 }
 
 /* Rows of n classes, 2 or 3, that follow each other. */
@@ -85,24 +89,27 @@ TL_TARGET TL_INLINE void OP(split_rows)(const REAL *x, int n, REAL *group) {
     }
 }
 
-TL_TARGET TL_INLINE void OP(interleave_rows)(const char *first, ptrdiff_t apart, size_t classes, REAL *group) {
+TL_TARGET TL_INLINE void OP(interleave_rows)(const char *first, ptrdiff_t apart, size_t classes, const char *next,
+                                             REAL *group) {
     const int are_neighbours = apart == (ptrdiff_t)(classes * sizeof(REAL));
     if (are_neighbours && classes == 2)
         OP(split_rows)((const REAL *)(const void *)first, 2, group);
     else if (are_neighbours && classes == 3)
         OP(split_rows)((const REAL *)(const void *)first, 3, group);
     else
-        OP(interleave_apart)(first, apart, classes, group);
+        OP(interleave_apart)(first, apart, classes, next, group);
 }
 
-/* The place where a group of rows is side by side, `memory` unless it already is; and the stride of its classes. */
-TL_TARGET TL_INLINE const char *OP(group_of)(const tl_few_rows *rows, size_t g, size_t classes, char *memory,
-                                             ptrdiff_t *stride) {
+/* The place where a group of rows is side by side, `memory` unless it already is; and the stride of its classes. What
+ * follows these rows is prefetched on request. */
+TL_TARGET TL_INLINE const char *OP(group_of)(const tl_few_rows *rows, size_t g, size_t classes, int prefetches,
+                                             char *memory, ptrdiff_t *stride) {
     const char *data = rows->data + (ptrdiff_t)(g * rows->group_bytes);
+    prefetches &= rows->apart > 0;
     *stride = rows->are_apart ? (ptrdiff_t)(TL_GROUP * sizeof(REAL)) : rows->class_stride;
     if (!rows->are_apart)
         return data;
-    OP(interleave_rows)(data, rows->apart, classes, (REAL *)(void *)memory);
+    OP(interleave_rows)(data, rows->apart, classes, prefetches ? data : NULL, (REAL *)(void *)memory);
     return memory;
 }
 

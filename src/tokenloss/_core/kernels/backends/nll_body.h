@@ -92,6 +92,9 @@ TL_TARGET TL_INLINE void OP(add_powers)(OP(vec) * power, size_t lane, tl_lanes *
     OP(other_power)(OP(min)(most[u], x), &acc[u], 0, 1, target[u], OP(set_bits)((UINT)(id)), &unused, &rest[u][i])
 #define POWER_OF_CLASS(k, i) OTHER_POWER(OF_CLASS(x[u], k), k, i)
 #define PAIR_OF_POWERS(k) OP(add)(POWER_OF_CLASS(k, 0), POWER_OF_CLASS((k) + 1, 1))
+#define PREFETCH_SHARE(start, end) \
+    EACH_VECTOR for (size_t at = (start) * sizeof(OP(vec)); rows && at < (end) * sizeof(OP(vec)); at += 64) \
+        tl_prefetch_stream(rows + u * TL_GROUP * classes * sizeof(REAL) + at)
 
 /* Finds the logits of the targets, whose ids are given twice: chosen among those of all classes, or read one by one. An
  * id that is no class means class 0 here. */
@@ -132,12 +135,12 @@ TL_TARGET TL_INLINE void OP(sums_of_few)(const char *const *x, ptrdiff_t stride,
     } else {
         EACH_VECTOR sum[u] = PAIR_OF_POWERS(0);
         for (size_t k = 2; k + 1 < classes; k += 2) {
-            EACH_VECTOR for (size_t line = 0; rows && line < 2 * sizeof(OP(vec)); line += 64)
-                tl_prefetch_stream(rows + (u * TL_GROUP * classes + k * OP(WIDTH)) * sizeof(REAL) + line);
+            PREFETCH_SHARE(k - 2, k);
             EACH_VECTOR lost[u] = OP(add)(lost[u], OP(add_positive)(&sum[u], PAIR_OF_POWERS(k)));
         }
         if (classes % 2)
             EACH_VECTOR lost[u] = OP(add)(lost[u], OP(add_positive)(&sum[u], POWER_OF_CLASS(classes - 1, 0)));
+        PREFETCH_SHARE((classes - 2) & ~(size_t)1, classes);
     }
     EACH_VECTOR {
         OP(vec) low = OP(fma)(OP(add)(rest[u][0], rest[u][1]), OP(set)((REAL)OP(LEADING)), lost[u]);
@@ -244,6 +247,7 @@ TL_TARGET static void OP(short_dots)(const tl_few_rows *rows, const tl_few_rows 
 #undef OTHER_POWER
 #undef POWER_OF_CLASS
 #undef PAIR_OF_POWERS
+#undef PREFETCH_SHARE
 
 /* More classes ----------------------------------------------------------------------------------------------------- */
 
@@ -324,12 +328,12 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
     uint64_t far = 0;
     const double least = of->bin ? TL_TWO_BINS : (double)OP(LEAST_ODDS);
     const uint32_t all = (uint32_t)(((uint64_t)1 << OP(WIDTH)) - 1);
-    const size_t vectors = (end - g) * TL_GROUP / f64_WIDTH;
-    const int prefetches = rows->apart > 0 && classes > 8; /* shorter rows gain nothing */
+    const size_t vectors = (end - g) * TL_GROUP / f64_WIDTH, group_bytes = classes * TL_GROUP * sizeof(REAL);
+    const int prefetches = rows->apart > 0 && classes > 3; /* of shorter rows, the processor does it in time */
     for (size_t k = 0; of->bin && k < TL_SUM_BINS; k++)
         added[k] = f64_load_bits(of->bin[k]);
     for (; g < end; g += together) {
-        EACH_VECTOR x[u] = OP(group_of)(rows, g + u, classes, aligned + u * classes * TL_GROUP * sizeof(REAL), &stride);
+        EACH_VECTOR x[u] = OP(group_of)(rows, g + u, classes, 0, aligned + u * group_bytes, &stride);
         for (size_t i = 0; i < TL_GROUP * together; i += f64_WIDTH) { /* 2^63 more than the last class has a sign bit */
             f64_vec ids = f64_load((const double *)(const void *)(target + g * TL_GROUP + i));
             *bad = f64_or_bits(*bad, ids, f64_plus_bits(ids, ((uint64_t)1 << 63) - classes));
@@ -393,7 +397,7 @@ TL_TARGET TL_INLINE void OP(lane_gradients_of)(const tl_few_rows *rows, size_t g
     char memory[(TL_FEW_CLASSES + 1) * TL_GROUP * sizeof(REAL)], *aligned = memory + (-(uintptr_t)memory & 63);
     for (size_t g = 0; g < groups; g++) {
         ptrdiff_t stride = 0, out_stride = to->are_apart ? (ptrdiff_t)(TL_GROUP * sizeof(REAL)) : to->class_stride;
-        const char *x = OP(group_of)(rows, g, classes, aligned, &stride);
+        const char *x = OP(group_of)(rows, g, classes, 1, aligned, &stride);
         char *out = to->are_apart ? aligned : (char *)(uintptr_t)to->data + g * to->group_bytes;
         for (size_t i = 0, r = g * TL_GROUP; i < TL_GROUP; i += OP(WIDTH), r += OP(WIDTH)) {
             const OP(vec) factor = OP(load_narrowed)(of->factor + r), at = OP(load_narrowed)(of->at_target + r);

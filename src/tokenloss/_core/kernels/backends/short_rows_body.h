@@ -177,7 +177,8 @@ TL_TARGET TL_INLINE void NAME(short_reduce_)(const tl_few_rows *rows, size_t cou
     const char *x[TL_GROUPS];
     ptrdiff_t stride = 0;
     for (size_t g = 0; g < count; g++) {
-        x[g] = OP(group_of)(rows, g, classes, rows->are_apart ? memory + g * group_bytes : NULL, &stride);
+        x[g] = OP(group_of)(rows, g, classes, 1, rows->are_apart ? memory + g * group_bytes : NULL,
+                           &stride);
         NAME(group_maximum_)(x[g], stride, classes, sums->maximum + TL_GROUP * g, sums->ref_exp + TL_GROUP * g,
                              mode == KL ? moments->other.data + g * moments->other.group_bytes : NULL,
                              mode == KL ? moments->other_shift + TL_GROUP * g : NULL);
@@ -312,7 +313,7 @@ TL_TARGET TL_INLINE size_t NAME(lane_softmax_of_)(const tl_few_rows *rows, size_
     double operand[TL_GROUP];
     for (size_t g = 0; g < groups; g++) {
         ptrdiff_t stride = 0, out_stride = to->are_apart ? (ptrdiff_t)(TL_GROUP * sizeof(REAL)) : to->class_stride;
-        const char *x = OP(group_of)(rows, g, classes, memory, &stride);
+        const char *x = OP(group_of)(rows, g, classes, 1, memory, &stride);
         char *out = to->are_apart ? (char *)kept : (char *)(uintptr_t)to->data + g * to->group_bytes;
         if (!NAME(exp_group_of_rows_)(x, stride, classes, 1, is_log, kept, operand) &&
             !NAME(exp_far_group_)(x, stride, classes, is_log, kept, operand))
