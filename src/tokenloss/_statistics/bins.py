@@ -61,7 +61,7 @@ class Tokens(NamedTuple):
         return ExactMoments.of(values).mean
 
     def mean(self, values: Array, method: Method = "signed", over: Float64Array | None = None) -> Measure:
-        """The weighted mean of values, or their sum divided by that of `over`, with its clustered error."""
+        """The weighted mean of `values`, or their sum divided by the sum of `over`, with its clustered error."""
         is_plain = over is None and self.weight is None
         values, parts = values.astype(np.float64, copy=False), np.ones(self.size) if over is None else over
         if self.weight is not None:
@@ -152,8 +152,8 @@ class Bins:
     def excess(self, *, at_most: bool = False) -> float:
         """The expected effect of chance: the mean size of normal gaps with their standard errors, minus their size.
 
-        It is less the larger the true gaps are. The most that it may be takes each as a standard error smaller, and
-        errors as at least those of independent tokens of a calibrated model.
+        The larger the true gaps are, the smaller it is. With `at_most`, it is an upper bound: each gap counts as a
+        standard error smaller, and no error as less than that of independent tokens of a calibrated model.
         """
         errors, p, total = self._stderrs, self._ordered.predictions, 0.0
         if at_most:

@@ -20,7 +20,7 @@ static tl_loss loss_of_question(const question *all, const tl_soft_target *soft,
     return loss;
 }
 
-/* The elements of row r, given those of the first row. */
+/* The elements of row r: those of the first row, rotated. */
 static const numbers *rotated(const question *all, const numbers *first, int64_t r) {
     static numbers row;
     int64_t split = (r * 37) % all->count;

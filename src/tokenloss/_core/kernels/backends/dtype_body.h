@@ -354,7 +354,8 @@ TL_TARGET static void NAME(interleave_)(const char *const *rows, size_t classes,
     for (size_t r = 1; r < TL_GROUP; r++)
         is_dense &= rows[r] == rows[r - 1] + classes * sizeof(ELEMENT);
     for (size_t i = 0; is_half && is_dense && i < TL_GROUP * classes; i += OP(WIDTH)) {
-        tl_prefetch_stream(rows[0] + i * sizeof(ELEMENT));
+        if (i % (64 / sizeof(ELEMENT)) == 0)
+            tl_prefetch_stream(rows[0] + i * sizeof(ELEMENT));
         OP(store)(strip + i, LOAD((const ELEMENT *)(const void *)rows[0] + i));
     }
     if (is_dense)
