@@ -23,6 +23,7 @@ SHAPES = {  # by dtype; classes are the second axis
     "bfloat16": ((26214, 10), (4, 21, 64, 64)),
 }
 QUICK = (64, 10), (2, 5, 8, 8)
+LONG = (262, 1000), (8, 32000)  # of distributions over a vocabulary, which distillation has
 SCALE = 2.0
 
 
@@ -88,7 +89,9 @@ def _soft_gradient(torch: Any, arrays: Arrays) -> Any:
 def all_cases(*, quick: bool) -> Iterator[tuple[str, Build]]:
     """Every case, by name."""
     for dtype, shapes in SHAPES.items():
-        for shape, work in itertools.product(QUICK if quick else shapes, WORKS):
+        of_shape = [*itertools.product(QUICK if quick else shapes, WORKS)]
+        of_shape += itertools.product(() if quick else LONG, ("soft-cross_entropy_and_grad",))
+        for shape, work in of_shape:
             yield f"others/{work}/{dtype}/{'x'.join(map(str, shape))}", partial(other, work, dtype, shape)
 
 

@@ -87,6 +87,19 @@ def test_gradient_at_every_length_of_row(dtype, options, rng):
             assert_same_bits(result[1], gradient)
 
 
+@each_dtype
+@each_options
+def test_gradient_for_distributions_with_weights_at_every_length_of_row(dtype, options, rng):
+    for classes in [1, 17, 128, 129, 528, 1000]:
+        logits, targets, given = problem(rng, "distributions", dtype, weighted=True, classes=classes)
+        assert_as_oracle(logits, targets, **given, **options)
+        expected = cross_entropy_and_grad(logits, targets, **given, **options)
+        for layout in (strided, swapped, misaligned, np.asfortranarray):
+            loss, gradient = cross_entropy_and_grad(layout(logits), layout(targets), **given, **options)
+            assert_same_bits(loss, expected[0])
+            assert_same_bits(gradient, expected[1])
+
+
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
 def test_accuracy_of_the_gradient_with_label_smoothing_and_softcap(dtype, kind, rng):
     for length in [1, 2, 65, 513, 4097]:

@@ -184,11 +184,12 @@ typedef struct {
     double exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], subtrahend[TL_BLOCK_ROWS], at_target[TL_BLOCK_ROWS];
 } tl_gradient_parts;
 
-/* What gradients for distributions are made of: scale (weight p - mass) logit_scale, where p is exp(x) 2^-exponent
- * factor. They are rounded to this dtype. */
+/* What gradients for distributions are made of: exp(x - offset) 2^-exponent factor - scale mass, times the slope of the
+ * softcap at x, if there is one; rounded to this dtype. In float, there is no offset and no softcap, and factors and
+ * scales are tl_fits_float. */
 typedef struct {
-    const double *exponent, *factor, *weight, *scale; /* of each row */
-    double logit_scale;
+    const double *exponent, *factor, *scale; /* of each row */
+    double offset, softcap;
     int dtype;
 } tl_mass_gradients;
 
@@ -400,8 +401,8 @@ typedef struct {
     /* Writes the gradients of such rows, perhaps over their logits; without targets, if that is NULL. */
     void (*lane_gradients[TL_FLOAT_DTYPES])(const tl_few_rows *rows, size_t count, const int64_t *target,
                                             const tl_gradient_parts *of, const tl_few_rows *to);
-    /* The same for distributions, computed in double. Masses have the dtype of the rows, or are wide: doubles. All rows
-     * are neighbours; the gradients may lie over the logits. */
+    /* The same for distributions. Masses have the dtype of the rows, or are wide: doubles. All rows are neighbours; the
+     * gradients may lie over the logits. */
     void (*mass_gradients[TL_FLOAT_DTYPES])(const tl_few_rows *rows, const tl_few_rows *masses, int are_wide,
                                             size_t count, const tl_mass_gradients *of, const tl_few_rows *to);
     uint64_t (*row_losses[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes,

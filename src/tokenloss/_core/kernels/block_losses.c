@@ -55,7 +55,7 @@ static void group_masses(const tl_backend *backend, const tl_row_block *rows, co
         const int64_t k = (int64_t)(i / TL_GROUP) % rows->row.count;
         const double weight = soft->weight ? tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype) : 1;
         for (size_t r = i; r < i + TL_GROUP; r++)
-            mass[r] = (soft->eps_over_v + mass[r]) * weight;
+            mass[r] = tl_weighted_mass(soft->eps_over_v + mass[r], weight);
     }
     const tl_few_rows few = tl_few_of_groups(mass, (size_t)rows->row.count, TL_FLOAT64);
     backend->short_ranks[TL_FLOAT64](&few, groups, least, ranks);

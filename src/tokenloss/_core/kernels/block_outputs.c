@@ -3,15 +3,12 @@
 #include "row_block.h"
 
 /* Writes the rows of a group whose places are given, by way of planes: of any stride and byte order. */
-static void store_group(const tl_backend *backend, const char *group, int dtype, const tl_row *to, char *const *data) {
-    const int native = to->dtype & ~TL_SWAPPED, size = tl_itemsize(native), group_size = tl_itemsize(dtype);
+static void store_group(const tl_backend *backend, const char *group, const tl_row *to, char *const *data) {
+    const int native = to->dtype & ~TL_SWAPPED, size = tl_itemsize(native);
     double planes[TL_PLANES_AT_ONCE * TL_GROUP];
-    for (int64_t k = 0, n; k < to->count; k += n, group += n * TL_GROUP * group_size) {
+    for (int64_t k = 0, n; k < to->count; k += n, group += n * TL_GROUP * tl_itemsize(tl_single_or_double(native))) {
         n = to->count - k < TL_PLANES_AT_ONCE ? to->count - k : TL_PLANES_AT_ONCE;
-        if (dtype == tl_single_or_double(native))
-            backend->deinterleave_planes[native](group, TL_GROUP * size, (size_t)n, TL_GROUP, (char *)planes);
-        for (int64_t i = 0; dtype != tl_single_or_double(native) && i < n * TL_GROUP; i++)
-            tl_store((char *)planes + i * size, native, tl_load(group + i * group_size, dtype));
+        backend->deinterleave_planes[native](group, TL_GROUP * size, (size_t)n, TL_GROUP, (char *)planes);
         for (int r = 0; r < TL_GROUP; r++)
             if (data[r])
                 tl_copy_elements((const char *)planes + r * size, TL_GROUP * size, data[r] + k * to->stride, to->stride,
@@ -19,15 +16,15 @@ static void store_group(const tl_backend *backend, const char *group, int dtype,
     }
 }
 
-/* Writes the rows of a group from row `start` on, of those whose bits are set. */
+/* Writes the rows of a group, of floats or of doubles for doubles, from row `start` on, of those whose bits are set. */
 static void store_rows(const tl_backend *backend, const tl_row_block *rows, int start, uint64_t which,
-                       const char *group, int dtype, const tl_out_block *out) {
+                       const char *group, const tl_out_block *out) {
     char *data[TL_GROUP];
     int count = rows->count - start < TL_GROUP ? rows->count - start : TL_GROUP, size = tl_itemsize(out->row.dtype);
     size_t classes = (size_t)rows->row.count;
     uint64_t all = ~(uint64_t)0 >> (TL_BLOCK_ROWS - count);
     int is_contiguous = out->row.stride == size || classes == 1;
-    int is_native = out->row.dtype < TL_SWAPPED && (dtype == TL_FLOAT64) == (out->row.dtype == TL_FLOAT64);
+    int is_native = out->row.dtype < TL_SWAPPED;
     if (is_native && !is_contiguous && (which >> start & all) == all && count > 1 &&
         tl_are_neighbours((const char *const *)out->data, start, count, size)) {
         backend->deinterleave_planes[out->row.dtype](group, out->row.stride, classes, (size_t)count, out->data[start]);
@@ -40,7 +37,7 @@ static void store_rows(const tl_backend *backend, const tl_row_block *rows, int 
     if (is_native && is_contiguous)
         backend->deinterleave[out->row.dtype](group, classes, data);
     else
-        store_group(backend, group, dtype, &out->row, data);
+        store_group(backend, group, &out->row, data);
 }
 
 static int is_native_row(const tl_row *row) {
@@ -67,6 +64,7 @@ uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const 
         return which;
     }
     dtype = lse->group_dtype;
+    assert(dtype == tl_single_or_double(out->row.dtype));
     tl_few_rows groups = tl_few_of_groups(tl_groups_of(rows), classes, dtype);
     backend->lane_gradients[dtype](&groups, tl_padded_rows(lse->in_groups), NULL, parts, &groups);
     uint64_t stored = which;
@@ -77,68 +75,61 @@ uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const 
                 tl_store_to_groups((tl_groups){tl_groups_of(rows), dtype}, tl_place_in_groups(rows, i, k), 0);
     }
     for (int start = 0; start < rows->count; start += TL_GROUP)
-        store_rows(backend, rows, start, stored, groups.data + (size_t)(start / TL_GROUP) * groups.group_bytes, dtype,
-                   out);
+        store_rows(backend, rows, start, stored, groups.data + (size_t)(start / TL_GROUP) * groups.group_bytes, out);
     return which;
 }
 
-/* Gradients of a group of rows, of the dtype of their logits there: for distributions whose masses are in groups. */
-static void gradients_by_masses(const tl_backend *backend, const tl_row_block *rows, const char *logits, int dtype,
-                               const double *mass, const tl_mass_gradients *of, double *gradient) {
-    const size_t classes = (size_t)rows->row.count;
-    const tl_few_rows from = tl_few_of_groups(logits, classes, dtype), to = tl_few_of_groups(gradient, classes, dtype);
-    const tl_few_rows masses = tl_few_of_groups(mass, classes, TL_FLOAT64);
-    backend->mass_gradients[dtype](&from, &masses, 1, TL_GROUP, of, &to);
-}
-
-/* The same as doubles, of any rows: of the first `count`, those whose bits are set. */
-static void gradients_one_by_one(const tl_backend *backend, const tl_row_block *rows, const tl_loss *losses, int count,
-                                uint64_t which, const tl_mass_gradients *of, double *logits, double *gradient) {
-    const tl_few_rows from = tl_few_of_groups(logits, (size_t)rows->row.count, TL_FLOAT64);
-    const tl_few_rows to = tl_few_of_groups(gradient, (size_t)rows->row.count, TL_FLOAT64);
-    tl_gradient_parts parts = {.subtrahend = {0}};
-    memcpy(parts.exponent, of->exponent, TL_GROUP * sizeof *of->exponent);
-    memcpy(parts.factor, of->factor, TL_GROUP * sizeof *of->factor);
-    backend->lane_gradients[TL_FLOAT64](&from, TL_GROUP, NULL, &parts, &to);
-    for (int i = 0; i < count; i++)
-        if (which >> i & 1)
-            tl_add_masses(&rows->row, &losses[i].soft, of->scale[i], of->weight[i], 0, rows->row.count, TL_GROUP,
-                          logits + i, gradient + i);
+/* Fills a group with masses: of the rows whose bits are set, one at least, or what all rows have without masses. */
+static void fill_masses(const tl_loss *losses, int64_t classes, uint64_t which, double *mass) {
+    tl_soft_target shared = losses[tl_lowest_bit(which)].soft;
+    const int has_masses = shared.mass != NULL;
+    shared.mass = NULL;
+    for (int64_t k = 0; k < classes; k++) {
+        const double each = tl_soft_target_at(&shared, k);
+        for (int r = 0; r < TL_GROUP; r++)
+            mass[k * TL_GROUP + r] = each;
+    }
+    for (; has_masses && which != 0; which &= which - 1)
+        for (int64_t k = 0, r = tl_lowest_bit(which); k < classes; k++)
+            mass[k * TL_GROUP + r] = tl_soft_target_at(&losses[r].soft, k);
 }
 
 uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                                  const double *logsumexp, const double *softmax_factor, const tl_loss *losses,
                                  const tl_masses *masses, const tl_out_block *out) {
-    double exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], scale[TL_BLOCK_ROWS] = {0};
+    double exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], scale[TL_BLOCK_ROWS];
     const size_t elements = tl_group_elements(rows), padded = tl_padded_rows(lse->in_groups);
-    const int from = lse->group_dtype; /* floats would not do for doubles */
-    const int has_masses = rows->row.softcap == 0 && !losses->soft.weight &&
-                           (from == TL_FLOAT64 || tl_single_or_double(out->row.dtype) == TL_FLOAT32);
+    const size_t classes = (size_t)rows->row.count;
+    const int dtype = lse->group_dtype, narrows = dtype > tl_single_or_double(out->row.dtype);
     uint64_t which = lse->grouped & rows->wanted;
-    for (size_t i = 0; i < padded; i++)
-        factor[i] = 1;
-    for (int i = 0; i < rows->count; i++)
-        scale[i] = losses[i].grad_scale;
-    which &= backend->softmax_factors(logsumexp, padded, TL_FLOAT64, exponent, factor);
+    for (size_t i = 0; i < padded; i++) {
+        scale[i] = (int)i < rows->count ? losses[i].grad_scale * rows->row.logit_scale : 0;
+        factor[i] = scale[i] * softmax_factor[i];
+        if (dtype == TL_FLOAT32 && !(tl_fits_float(scale[i]) && tl_fits_float(factor[i])))
+            which &= ~((uint64_t)1 << i);
+    }
+    which &= backend->softmax_factors(logsumexp, padded, dtype, exponent, factor);
     for (int start = 0; start < rows->count && which >> start != 0; start += TL_GROUP) {
         const size_t at = (size_t)start / TL_GROUP * elements;
-        const char *group = tl_groups_of(rows) + at * (size_t)tl_itemsize(from);
-        double *logits = (double *)(void *)tl_wide_groups_of(rows), *gradient = logits + elements;
-        const int count = rows->count - start < TL_GROUP ? rows->count - start : TL_GROUP;
-        const tl_mass_gradients of = {exponent + start, factor + start,        softmax_factor + start,
-                                      scale + start,    rows->row.logit_scale, out->row.dtype & ~TL_SWAPPED};
-        const int are_grouped = has_masses && (which & ~masses->usable) >> start == 0;
-        const int narrows = out->row.dtype == TL_FLOAT32 && (!are_grouped || from == TL_FLOAT64);
-        if (are_grouped) {
-            gradients_by_masses(backend, rows, group, from, masses->at + at, &of, gradient);
-        } else {
-            backend->to_f64[from](group, elements, 1, logits);
-            gradients_one_by_one(backend, rows, losses + start, count, which >> start, &of, logits, gradient);
-        }
+        const void *group = tl_groups_of(rows) + at * (size_t)tl_itemsize(lse->group_dtype);
+        double *gradient = (double *)(void *)tl_wide_groups_of(rows);
+        float *singles = (float *)(void *)(gradient + elements);
+        const uint64_t of_group = which >> start & ((1u << TL_GROUP) - 1);
+        const int are_grouped = (of_group & ~(masses->usable >> start)) == 0;
+        const double *mass = are_grouped ? masses->at + at : gradient;
+        const tl_mass_gradients of = {exponent + start, factor + start,    scale + start,
+                                      0,                rows->row.softcap, out->row.dtype & ~TL_SWAPPED};
+        if (of_group == 0)
+            continue;
+        if (!are_grouped)
+            fill_masses(losses + start, rows->row.count, of_group, gradient);
+        const tl_few_rows from = tl_few_of_groups(group, classes, dtype);
+        const tl_few_rows of_masses = tl_few_of_groups(mass, classes, TL_FLOAT64);
+        const tl_few_rows to = tl_few_of_groups(dtype == TL_FLOAT64 ? gradient : (void *)singles, classes, dtype);
+        backend->mass_gradients[dtype](&from, &of_masses, 1, TL_GROUP, &of, &to);
         for (size_t i = 0; narrows && i < elements; i++)
-            ((float *)(void *)logits)[i] = (float)gradient[i]; /* vectors write them; rounding once is rounding once */
-        store_rows(backend, rows, start, which, (const char *)(narrows ? logits : gradient),
-                   narrows ? TL_FLOAT32 : are_grouped ? from : TL_FLOAT64, out);
+            singles[i] = (float)gradient[i]; /* vectors write them; rounding once is rounding once */
+        store_rows(backend, rows, start, which, narrows ? (const char *)singles : to.data, out);
     }
     return which;
 }

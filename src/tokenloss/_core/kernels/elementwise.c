@@ -15,17 +15,31 @@ void tl_fill(const tl_row *out, double value) {
         tl_store_at(out, i, value);
 }
 
-/* Writes a chunk of this dtype to the output from `start` on. */
-static void write_chunk(const tl_row *out, int64_t start, int64_t count, int dtype, tl_chunk_buf *buf) {
-    tl_row part = tl_part_of(out, start, start + count);
-    int narrows = dtype == TL_FLOAT64 && out->dtype == TL_FLOAT32;
-    for (int64_t i = 0; narrows && i < count; i++)
-        buf->at.f32[i] = (float)buf->at.f64[i];
-    if (narrows || out->dtype == dtype)
-        tl_copy_to_row(&buf->at, &part);
-    else
+/* Writes a chunk of this dtype to the output from `start` on; doubles for halves perhaps `are_rounded` to them. */
+static void write_chunk(const tl_backend *backend, const tl_row *out, int64_t start, int64_t count, int dtype,
+                        int are_rounded, const tl_chunk_buf *buf) {
+    const tl_row part = tl_part_of(out, start, start + count);
+    const int native = out->dtype & ~TL_SWAPPED, single = tl_single_or_double(native), size = tl_itemsize(native);
+    const size_t padded = (size_t)tl_padded(count);
+    const void *from = &buf->at;
+    float narrowed[TL_CHUNK];
+    uint16_t halves[TL_CHUNK];
+    assert(dtype == native || dtype >= single);
+    if (dtype == TL_FLOAT64 && native < TL_FLOAT32 && !are_rounded) { /* a float in between would be rounded twice */
         for (int64_t i = 0; i < count; i++)
-            tl_store_at(&part, i, tl_load((const char *)&buf->at + i * tl_itemsize(dtype), dtype));
+            tl_store_at(&part, i, buf->at.f64[i]);
+        return;
+    }
+    if (dtype > single) {
+        for (size_t i = 0; i < padded; i++)
+            narrowed[i] = (float)buf->at.f64[i];
+        from = narrowed;
+    }
+    if (native < TL_FLOAT32 && dtype != native) {
+        backend->deinterleave_planes[native](from, TL_GROUP * size, padded / TL_GROUP, TL_GROUP, (char *)halves);
+        from = halves;
+    }
+    tl_copy_to_row(from, &part);
 }
 
 typedef struct {
@@ -62,7 +76,7 @@ static void map_row(const tl_backend *backend, const tl_row *row, double offset,
             tl_load_chunk(backend, row, start, count, -1, offset, dtype, &buf);
             size_t padded = (size_t)tl_padded(count);
             map_chunk(backend, op, dtype, &buf.at, padded, &buf.at, 0);
-            write_chunk(out, start, count, dtype, &buf);
+            write_chunk(backend, out, start, count, dtype, 0, &buf);
         }
         if (start / TL_CANCEL_INTERVAL != (start + count) / TL_CANCEL_INTERVAL && tl_canceled(cancel))
             return;
@@ -100,42 +114,61 @@ void tl_softmax_by_sum(const tl_backend *backend, const tl_row *row, int is_log,
     }
 }
 
-void tl_add_masses(const tl_row *row, const tl_soft_target *soft, double grad_scale, double softmax_factor,
-                   int64_t start, int64_t count, size_t apart, const double *logit, double *probability) {
-    for (int64_t k = start; k < start + count; k++, logit += apart, probability += apart)
-        *probability = grad_scale * (softmax_factor * *probability - tl_soft_target_at(soft, k)) *
-                       tl_softcap_grad(row, *logit);
+/* Writes the gradients of all classes, from factors of probabilities and of masses: 16 neighboring classes in lanes. */
+static void write_by_masses(const tl_backend *backend, const tl_row *row, tl_lse lse, double weight, double scale,
+                            const tl_soft_target *soft, const tl_row *out, tl_cancel *cancel) {
+    const int fits = lse.offset == 0 && tl_fits_float(weight) && tl_fits_float(scale) && !tl_is_transformed(row);
+    const int dtype = fits ? tl_single_or_double(row->compute_dtype) : TL_FLOAT64;
+    const int mass_dtype = dtype == TL_FLOAT64 ? dtype : tl_masses_dtype(soft);
+    const int can_map_in_place = tl_can_read_in_place(row, dtype, 0) && tl_can_read_in_place(out, dtype, 0);
+    double exponent, lanes[3][TL_GROUP];
+    const double factor = weight * tl_softmax_factor(lse.log, dtype, &exponent);
+    for (int l = 0; l < TL_GROUP; l++) {
+        lanes[0][l] = exponent;
+        lanes[1][l] = factor;
+        lanes[2][l] = scale;
+    }
+    const tl_mass_gradients of = {lanes[0],   lanes[1],     lanes[2],
+                                  lse.offset, row->softcap, out->dtype & ~TL_SWAPPED};
+    for (int64_t start = 0, count; start < row->count; start += count) {
+        tl_chunk_buf buf;
+        double mass[TL_CHUNK];
+        count = row->count - start < TL_CHUNK ? row->count - start : TL_CHUNK;
+        const size_t groups = (size_t)tl_padded(count) / TL_GROUP, bytes = (size_t)(count * tl_itemsize(mass_dtype));
+        const int in_place = can_map_in_place && count == TL_CHUNK;
+        tl_chunk_invalidate(&buf);
+        if (!in_place)
+            tl_load_chunk(backend, row, start, count, -1, 0, dtype, &buf);
+        const void *masses = tl_masses_of(backend, soft, start, start + count, mass_dtype, mass);
+        if (tl_padded(count) != count) { /* what follows is no mass, and may not be read */
+            if (masses != mass)
+                memcpy(mass, masses, bytes);
+            memset((char *)mass + bytes, 0, groups * TL_GROUP * (size_t)tl_itemsize(mass_dtype) - bytes);
+            masses = mass;
+        }
+        const void *from = in_place ? (const void *)(row->data + start * row->stride) : &buf.at;
+        const void *to = in_place ? (const void *)(out->data + start * out->stride) : &buf.at;
+        const tl_few_rows rows = tl_few_of_groups(from, groups, dtype), grads = tl_few_of_groups(to, groups, dtype);
+        const tl_few_rows of_masses = tl_few_of_groups(masses, groups, mass_dtype);
+        backend->mass_gradients[dtype](&rows, &of_masses, mass_dtype == TL_FLOAT64, TL_GROUP, &of, &grads);
+        if (!in_place)
+            write_chunk(backend, out, start, count, dtype, 1, &buf);
+        if (start / TL_CANCEL_INTERVAL != (start + count) / TL_CANCEL_INTERVAL && tl_canceled(cancel))
+            return;
+    }
 }
 
 void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, double grad_scale, double softmax_factor,
                  const tl_soft_target *soft, const tl_row *out, int large, tl_cancel *cancel) {
     lse = split_far_offset(lse);
-    double offset = lse.offset;
-    int plain = !tl_is_transformed(row) && !soft->mass && !soft->weight;
-    int dtype = plain ? tl_offset_dtype(row->compute_dtype, offset) : TL_FLOAT64;
-    map_op op = {0, 0, 0, 0, large};
     assert(tl_abs(lse.log) < 2 * TL_MAX_EXACT_REDUCTION);
-    op.factor = tl_softmax_factor(lse.log, dtype, &op.exponent);
-    if (plain) {
-        op.factor = grad_scale * softmax_factor * op.factor;
-        op.subtrahend = grad_scale * soft->eps_over_v;
-        map_row(backend, row, offset, &op, out, cancel);
+    if (tl_is_transformed(row) || soft->mass || soft->weight) {
+        const double scale = grad_scale * row->logit_scale;
+        write_by_masses(backend, row, lse, scale * softmax_factor, scale, soft, out, cancel);
         return;
     }
-    for (int64_t start = 0, count; start < row->count; start += count) {
-        tl_chunk_buf buf;
-        double probability[TL_CHUNK];
-        tl_chunk_invalidate(&buf);
-        count = row->count - start < TL_CHUNK ? row->count - start : TL_CHUNK;
-        int64_t padded = tl_padded(count);
-        tl_load_chunk(backend, row, start, count, -1, 0, dtype, &buf);
-        for (int64_t i = 0; i < padded; i++)
-            probability[i] = buf.at.f64[i] - offset;
-        map_chunk(backend, &op, dtype, probability, (size_t)padded, probability, 0);
-        tl_add_masses(row, soft, grad_scale, softmax_factor, start, count, 1, buf.at.f64, probability);
-        memcpy(buf.at.f64, probability, (size_t)count * sizeof *probability);
-        write_chunk(out, start, count, dtype, &buf);
-        if (start / TL_CANCEL_INTERVAL != (start + count) / TL_CANCEL_INTERVAL && tl_canceled(cancel))
-            return;
-    }
+    map_op op = {0, 0, 0, grad_scale * soft->eps_over_v, large};
+    const int dtype = tl_offset_dtype(row->compute_dtype, lse.offset);
+    op.factor = grad_scale * softmax_factor * tl_softmax_factor(lse.log, dtype, &op.exponent);
+    map_row(backend, row, lse.offset, &op, out, cancel);
 }

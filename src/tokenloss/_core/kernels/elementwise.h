@@ -20,12 +20,8 @@ TL_INLINE double tl_softcap_grad(const tl_row *row, double logit) {
     return logit == -(double)INFINITY ? 0 : grad;
 }
 
-/* Turns the probabilities of classes from `start` on into gradients of the loss for raw logits: loss.h has the formula.
- * `softmax_factor` multiplies them, and `soft` has the target masses. Elements are `apart` from each other. */
-void tl_add_masses(const tl_row *row, const tl_soft_target *soft, double grad_scale, double softmax_factor,
-                   int64_t start, int64_t count, size_t apart, const double *logit, double *probability);
-
-/* Writes the gradients of all classes of a row. */
+/* Writes the gradients of the loss for the raw logits of a row, as if it had no class id: loss.h has the formula.
+ * `softmax_factor` multiplies probabilities, and `soft` has the target masses. */
 void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, double grad_scale, double softmax_factor,
                  const tl_soft_target *soft, const tl_row *out, int large, tl_cancel *cancel);
 

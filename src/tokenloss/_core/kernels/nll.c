@@ -152,16 +152,18 @@ static uint64_t write_by_masses(const tl_backend *backend, const tl_plain_rows *
     const tl_few_rows copies = tl_few_of_groups(groups, rows->classes, dtype);
     const int in_place = grad->dtype == dtype && !to.are_apart && n % TL_GROUP == 0;
     const size_t padded = tl_padded_rows((int)n);
-    double logsumexp[TL_BLOCK_ROWS], exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], weight[TL_BLOCK_ROWS];
+    double logsumexp[TL_BLOCK_ROWS], exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], scale[TL_BLOCK_ROWS];
+    uint64_t near = ~(uint64_t)0;
     for (size_t i = 0; i < padded; i++) {
         logsumexp[i] = of->logit[i] + of->nll[i];
-        weight[i] = tl_softmax_weight(of_all->loss, logsumexp[i], of->total[i]);
-        factor[i] = 1;
+        scale[i] = i < n ? of_all->grad_scale[start + i] : 0;
+        factor[i] = scale[i] * tl_softmax_weight(of_all->loss, logsumexp[i], of->total[i]);
+        near &= ~((uint64_t)!(dtype == TL_FLOAT64 || (tl_fits_float(scale[i]) && tl_fits_float(factor[i]))) << i);
     }
-    const uint64_t far = ~backend->softmax_factors(logsumexp, padded, TL_FLOAT64, exponent, factor) & first_rows(n);
+    const uint64_t far = ~(near & backend->softmax_factors(logsumexp, padded, dtype, exponent, factor)) & first_rows(n);
     if (far != 0)
         return far;
-    const tl_mass_gradients parts = {exponent, factor, weight, of_all->grad_scale + start, 1, grad->dtype};
+    const tl_mass_gradients parts = {exponent, factor, scale, 0, 0, grad->dtype};
     backend->mass_gradients[dtype](rows, masses, 0, padded, &parts, in_place ? &to : &copies);
     if (!in_place)
         tl_move_lanes(backend, &to, grad->dtype, n, groups, 1);

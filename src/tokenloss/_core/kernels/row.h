@@ -58,6 +58,12 @@ void tl_transform(const tl_backend *backend, const tl_row *row, double *x, size_
 double tl_transformed(const tl_backend *backend, const tl_row *row, double raw);
 double tl_logit_at(const tl_backend *backend, const tl_row *row, int64_t index);
 
+/* Groups of 16 rows, each in a lane. */
+TL_INLINE tl_few_rows tl_few_of_groups(const void *groups, size_t classes, int dtype) {
+    size_t class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
+    return (tl_few_rows){groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
+}
+
 /* A chunk of a row, copied where the row cannot be read in place. It remembers what it holds, so that a chunk that is
  * needed twice is loaded once; it must therefore be used for one row, and each chunk always with the same count and
  * excluded class. */

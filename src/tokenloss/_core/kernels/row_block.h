@@ -220,11 +220,6 @@ TL_INLINE void tl_store_to_groups(tl_groups groups, size_t at, double value) {
     tl_store((char *)groups.at + at * (size_t)tl_itemsize(groups.dtype), groups.dtype, value);
 }
 
-TL_INLINE tl_few_rows tl_few_of_groups(const void *groups, size_t classes, int dtype) {
-    size_t class_bytes = TL_GROUP * (size_t)tl_itemsize(dtype);
-    return (tl_few_rows){groups, class_bytes * classes, (ptrdiff_t)class_bytes, classes, 0, 0};
-}
-
 /* How many of `n` rows are worked on together: whole groups, or fewer, which are copied. */
 TL_INLINE size_t tl_few_together(size_t n) {
     return n < TL_GROUP ? n : n < TL_BLOCK_ROWS ? n - n % TL_GROUP : TL_BLOCK_ROWS;

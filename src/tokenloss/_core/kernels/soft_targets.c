@@ -11,6 +11,10 @@ static int are_plain(const tl_soft_target *soft) {
            soft->one_minus_eps == 1;
 }
 
+int tl_masses_dtype(const tl_soft_target *soft) {
+    return are_plain(soft) ? tl_single_or_double(soft->mass_dtype) : TL_FLOAT64;
+}
+
 /* Whether all masses before `end` have to be read, are few, or seem not to be 0, judging by two neighbors. */
 static int starts_dense(const tl_soft_target *soft, int64_t start, int64_t end) {
     if (!soft->mass || soft->eps_over_v != 0 || soft->mass_stride != tl_itemsize(soft->mass_dtype) ||
@@ -59,23 +63,19 @@ static const void *run_of(const tl_backend *backend, const tl_row *row, int64_t 
     return copy;
 }
 
-/* The masses of classes [start, end), as tl_soft_target_at: as this dtype if they are plain, else as float64. Where
- * they are, or written. */
-static const void *masses_of(const tl_backend *backend, const tl_soft_target *soft, int64_t start, int64_t end,
+const void *tl_masses_of(const tl_backend *backend, const tl_soft_target *soft, int64_t start, int64_t end,
                              int dtype, double *mass) {
     const tl_row masses = row_of(soft->mass, soft->mass_stride, soft->mass_dtype, end);
     const tl_row weights = row_of(soft->weight, soft->weight_stride, soft->weight_dtype, end);
-    const char *raw = soft->mass ? run_of(backend, &masses, start, end, dtype, mass) : NULL;
-    double copy[TL_CHUNK];
+    double copy[TL_CHUNK]; /* not `mass`, so that compilers make vectors of the loops */
     if (are_plain(soft))
-        return raw;
+        return run_of(backend, &masses, start, end, dtype, mass);
+    const char *raw = soft->mass ? run_of(backend, &masses, start, end, TL_FLOAT64, copy) : NULL;
     for (int64_t i = 0; i < end - start; i++)
         mass[i] = raw ? soft->eps_over_v + soft->one_minus_eps * tl_load(raw + 8 * i, TL_FLOAT64) : soft->eps_over_v;
     const char *weight = soft->weight ? run_of(backend, &weights, start, end, TL_FLOAT64, copy) : NULL;
-    for (int64_t i = 0; weight && i < end - start; i++) {
-        double product = mass[i] * tl_load(weight + 8 * i, TL_FLOAT64), nonzero = product == 0 ? -0.0 : product;
-        mass[i] = mass[i] == 0 ? mass[i] : nonzero;
-    }
+    for (int64_t i = 0; weight && i < end - start; i++)
+        mass[i] = tl_weighted_mass(mass[i], tl_load(weight + 8 * i, TL_FLOAT64));
     return mass;
 }
 
@@ -86,20 +86,20 @@ int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, i
         int64_t end = next_run(backend, soft, count, start, cancel);
         length = end - *start < TL_SOFT_TARGET_RUN ? (int)(end - *start) : TL_SOFT_TARGET_RUN;
     }
-    const void *from = masses_of(backend, soft, *start, *start + length, TL_FLOAT64, mass);
+    const void *from = tl_masses_of(backend, soft, *start, *start + length, TL_FLOAT64, mass);
     if (from != mass)
         memcpy(mass, from, (size_t)length * sizeof *mass);
     return length;
 }
 
 int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count, tl_cancel *cancel) {
-    const int dtype = are_plain(soft) ? tl_single_or_double(soft->mass_dtype) : TL_FLOAT64;
+    const int dtype = tl_masses_dtype(soft);
     double mass[TL_CHUNK], most, largest = 0;
     int64_t argmax = -1;
     int is_first = !are_plain(soft); /* whether a mass is the first that contributes, as nan does if it is not plain */
     for (int64_t k = 0, end, first; k < count; k = end) {
         end = next_run(backend, soft, count, &k, cancel);
-        const void *run = masses_of(backend, soft, k, end, dtype, mass);
+        const void *run = tl_masses_of(backend, soft, k, end, dtype, mass);
         for (int64_t i = 0; is_first && i < end - k; i++) {
             if (mass[i] != mass[i])
                 return k + i;
@@ -156,14 +156,13 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
 
 void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t start,
                          int64_t end, double shift, tl_dot_acc *dot, tl_cancel *cancel) {
-    const int is_wide = tl_single_or_double(row->compute_dtype) == TL_FLOAT64 || !are_plain(soft);
-    const int dtype = is_wide ? TL_FLOAT64 : tl_single_or_double(soft->mass_dtype);
+    const int dtype = tl_single_or_double(row->compute_dtype) == TL_FLOAT64 ? TL_FLOAT64 : tl_masses_dtype(soft);
     dot->compensates = row->compute_dtype == TL_FLOAT64;
     for (int64_t k = start, until; k < end; k = until) {
         double mass[TL_CHUNK], logits[TL_CHUNK];
         until = next_run(backend, soft, end, &k, cancel);
         assert((k % LANES == 0 || k == end) && until - k >= 0 && until - k <= TL_CHUNK);
-        backend->target_dot[dtype](masses_of(backend, soft, k, until, dtype, mass),
+        backend->target_dot[dtype](tl_masses_of(backend, soft, k, until, dtype, mass),
                                    run_of(backend, row, k, until, dtype, logits), (size_t)(until - k), shift, dot);
     }
 }

@@ -24,6 +24,12 @@ TL_INLINE double tl_weighed(double weight, double nll) {
     return TL_UNLIKELY(product != product) && weight == 0 && nll == (double)INFINITY ? 0 : product;
 }
 
+/* A mass times the weight of its class, a number. */
+TL_INLINE double tl_weighted_mass(double mass, double weight) {
+    const double product = mass * weight, nonzero = product == 0 ? -0.0 : product;
+    return mass == 0 ? mass : nonzero;
+}
+
 /* The effective mass of a class. */
 TL_INLINE double tl_soft_target_at(const tl_soft_target *soft, int64_t k) {
     double mass = soft->eps_over_v;
@@ -31,9 +37,14 @@ TL_INLINE double tl_soft_target_at(const tl_soft_target *soft, int64_t k) {
         mass += soft->one_minus_eps * tl_load(soft->mass + k * soft->mass_stride, soft->mass_dtype);
     if (!soft->weight || mass == 0)
         return mass;
-    mass *= tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype);
-    return mass == 0 ? -0.0 : mass;
+    return tl_weighted_mass(mass, tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype));
 }
+
+/* The effective masses of classes [start, end), a chunk at most, where they are or written to `mass`: as float64, or as
+ * float32 where tl_masses_dtype is that. */
+int tl_masses_dtype(const tl_soft_target *soft);
+const void *tl_masses_of(const tl_backend *backend, const tl_soft_target *soft, int64_t start, int64_t end, int dtype,
+                         double *mass);
 
 /* The class of the largest mass among the classes that contribute; -1 if none does. */
 int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count, tl_cancel *cancel);

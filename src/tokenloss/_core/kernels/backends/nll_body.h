@@ -431,31 +431,22 @@ TL_TARGET static void OP(mass_gradients)(const tl_few_rows *rows, const tl_few_r
                                          const tl_mass_gradients *of, const tl_few_rows *to) {
     const ptrdiff_t stride = rows->class_stride, mass_stride = masses->class_stride, out_stride = to->class_stride;
     const size_t classes = rows->classes, mass_size = are_wide ? sizeof(double) : sizeof(REAL);
-    const f64_vec logit_scale = f64_set(of->logit_scale);
     for (size_t r = 0; r < count; r += OP(WIDTH)) {
         const size_t g = r / TL_GROUP, lane = r % TL_GROUP;
         const char *x = rows->data + g * rows->group_bytes + lane * sizeof(REAL);
         const char *mass = masses->data + g * masses->group_bytes + lane * mass_size;
         char *out = (char *)(uintptr_t)to->data + g * to->group_bytes + lane * sizeof(REAL);
-        const double *factor = of->factor + r, *weight = of->weight + r, *scale = of->scale + r;
-        const int dtype = of->dtype, is_scaled = of->logit_scale != 1;
-        f64_acc acc[PARTS];
-        for (size_t i = 0; i < PARTS; i++)
-            f64_reference(of->exponent + r + i * f64_WIDTH, 0, &acc[i]);
+        const OP(vec) factor = OP(load_narrowed)(of->factor + r), scale = OP(load_narrowed)(of->scale + r);
+        const OP(vec) minus_scale = OP(sub)(OP(set)(0), scale);
+        OP(acc) acc;
+        OP(reference)(of->exponent + r, 0, &acc);
         for (size_t k = 0; k < classes; k++, x += stride, mass += mass_stride, out += out_stride) {
-            f64_vec logit[PARTS], of_mass[PARTS], grad[PARTS];
-            OP(load_widened)((const REAL *)(const void *)x, logit);
-            OP(load_masses)(mass, 0, are_wide, of_mass);
-            for (size_t i = 0; i < PARTS; i++) {
-                const f64_vec p = f64_mul(f64_whole_exp(logit[i], &acc[i]), f64_load(factor + i * f64_WIDTH));
-                grad[i] = f64_sub(f64_mul(f64_load(weight + i * f64_WIDTH), p), of_mass[i]);
-                grad[i] = f64_mul(f64_load(scale + i * f64_WIDTH), grad[i]);
-                if (is_scaled)
-                    grad[i] = f64_mul(grad[i], logit_scale);
-                if (dtype < TL_FLOAT32)
-                    grad[i] = f64_round_to_half(grad[i], dtype);
-            }
-            OP(store)((REAL *)(void *)out, OP(narrow)(grad));
+            const OP(vec) logit = OP(load)((const REAL *)(const void *)x);
+            const OP(vec) of_mass = are_wide ? OP(load_narrowed)((const double *)(const void *)mass)
+                                             : OP(load)((const REAL *)(const void *)mass);
+            const OP(vec) exp = OP(whole_exp)(PICK(logit, f64_sub(logit, f64_set(of->offset))), &acc);
+            const OP(vec) grad = OP(mul_add)(exp, factor, OP(mul)(of_mass, minus_scale));
+            OP(store)((REAL *)(void *)out, PICK(grad, f64_finish_gradient(grad, logit, of)));
         }
     }
 }

@@ -185,6 +185,16 @@ TL_TARGET TL_INLINE f64_vec f64_round_to_half(f64_vec x, int dtype) {
     return f64_if_equal(nearest, f64_set(0), f64_mul(x, f64_set(0)), nearest); /* keeps the sign of 0 */
 }
 
+/* The gradient for a raw logit, from that for the logit: as tl_softcap_grad without a scale. It is rounded. */
+TL_TARGET TL_INLINE f64_vec f64_finish_gradient(f64_vec grad, f64_vec logit, const tl_mass_gradients *of) {
+    if (of->softcap != 0) {
+        const f64_vec one = f64_set(1), tanh = f64_div(logit, f64_set(of->softcap));
+        const f64_vec slope = f64_mul(f64_sub(one, tanh), f64_add(one, tanh));
+        grad = f64_mul(grad, f64_if_equal(logit, f64_set(-(double)INFINITY), f64_set(0), slope));
+    }
+    return of->dtype < TL_FLOAT32 ? f64_round_to_half(grad, of->dtype) : grad;
+}
+
 /* A power, or 0 where `none` has all bits. */
 #ifndef f32_power_without
 #define f32_power_without(k, table, none) f32_without(f32_power(k, table), none)
