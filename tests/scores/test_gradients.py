@@ -100,6 +100,20 @@ def test_gradient_for_distributions_with_weights_at_every_length_of_row(dtype, o
             assert_same_bits(gradient, expected[1])
 
 
+@each_dtype
+@pytest.mark.parametrize("scale", [2.0**130, 2.0**-160])
+def test_gradient_for_distributions_with_sample_weights_beyond_floats(dtype, scale, rng):
+    for rows, classes in [(1, 3), (20, 10), (20, 129)]:
+        logits, targets = scores_for("cross_entropy", rng, (rows, classes), dtype), np.zeros((rows, classes), np.float32)
+        targets[:, -1] = 0.5
+        logits[:, -1] = -90
+        gradient = gradient_of(logits, targets, sample_weight=np.full(rows, scale), reduction="sum")
+        expected = reference.cross_entropy_and_grad(logits, targets, reduction="sum")[1]
+        error = gradient_error(logits, targets, expected)
+        assert_rounded_near(gradient, expected * scale, error * scale, logits.dtype)
+        assert_as_oracle(logits, targets, weight=np.full(classes, scale))
+
+
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
 def test_accuracy_of_the_gradient_with_label_smoothing_and_softcap(dtype, kind, rng):
     for length in [1, 2, 65, 513, 4097]:
