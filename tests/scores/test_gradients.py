@@ -104,7 +104,8 @@ def test_gradient_for_distributions_with_weights_at_every_length_of_row(dtype, o
 @pytest.mark.parametrize("scale", [2.0**130, 2.0**-160])
 def test_gradient_for_distributions_with_sample_weights_beyond_floats(dtype, scale, rng):
     for rows, classes in [(1, 3), (20, 10), (20, 129)]:
-        logits, targets = scores_for("cross_entropy", rng, (rows, classes), dtype), np.zeros((rows, classes), np.float32)
+        logits = scores_for("cross_entropy", rng, (rows, classes), dtype)
+        targets = np.zeros((rows, classes), np.float32)
         targets[:, -1] = 0.5
         logits[:, -1] = -90
         gradient = gradient_of(logits, targets, sample_weight=np.full(rows, scale), reduction="sum")
