@@ -218,7 +218,8 @@ def _of_shapes(cases: Cases) -> str:
     columns = dict.fromkeys(name.partition("/")[2] for name in cases)
     rows = [["function", *(column.replace("/", " ").replace("x", " x ") for column in columns)]]
     for work in works:
-        others = [_others(cases[f"{work}/{column}"])[:1] for column in columns]
+        names = [f"{work}/{column}" for column in columns]
+        others = [_others(cases[name])[:1] if name in cases else [] for name in names]
         rows.append([LABELS[f"others/{work}/"], *(_digits(_ratio(peer[0])) if peer else "" for peer in others)])
     return _markdown(rows)
 
