@@ -413,7 +413,8 @@ typedef struct {
      * logarithms of sums of this dtype, as tl_log_of_sum, and bits of those below TL_NEAR_ZERO, or nan; log-odds, losses;
      * KL divergences, and bits of those that are right; entropies, from odds and the moment of the other classes; exp(x)
      * in place; and, for rows of this dtype, exponents and factors with which exp(x) 2^-exponent factor is `factor` times
-     * softmax(x), and a bit for each logsumexp that is not far out. */
+     * softmax(x), and a bit for each logsumexp that is not far out; in float, and unless `scale` is NULL, if scales and
+     * factors are tl_fits_float. */
     uint64_t (*lse_logs)(const double *sum, const double *ref_exp, size_t count, int dtype, double *log);
     uint64_t (*near)(const double *maximum, size_t count);
     void (*log_odds)(const double *offset, const double *log, const double *logit, size_t count, tl_odds *odds);
@@ -423,7 +424,8 @@ typedef struct {
                       size_t count, double *entropy);
     void (*exps)(double *x, size_t count);
     void (*second_moments)(const double *x, size_t count, double logsumexp, tl_moment_lanes *to);
-    uint64_t (*softmax_factors)(const double *logsumexp, size_t count, int dtype, double *exponent, double *factor);
+    uint64_t (*softmax_factors)(const double *logsumexp, const double *scale, size_t count, int dtype, double *exponent,
+                                double *factor);
     /* Of as many rows: their losses with options, and their weights, if there are any; both are 0 where masked. Returns
      * a bit, as above, for each row whose dot is not finite; of masses of their own, whose loss is not, or their sum is
      * not above 0. */

@@ -52,7 +52,7 @@ uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const 
                         is_native_row(&rows->row) && is_native_row(&out->row);
     uint64_t which = along_classes ? rows->wanted : lse->grouped;
     assert(!tl_is_transformed(&rows->row)); /* rows that are not wanted might have results by then */
-    which &= backend->softmax_factors(logsumexp, padded, dtype, parts->exponent, parts->factor);
+    which &= backend->softmax_factors(logsumexp, NULL, padded, dtype, parts->exponent, parts->factor);
     if (which == 0)
         return 0;
     if (along_classes) {
@@ -105,10 +105,8 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
     for (size_t i = 0; i < padded; i++) {
         scale[i] = (int)i < rows->count ? losses[i].grad_scale * rows->row.logit_scale : 0;
         factor[i] = scale[i] * softmax_factor[i];
-        if (dtype == TL_FLOAT32 && !(tl_fits_float(scale[i]) && tl_fits_float(factor[i])))
-            which &= ~((uint64_t)1 << i);
     }
-    which &= backend->softmax_factors(logsumexp, padded, dtype, exponent, factor);
+    which &= backend->softmax_factors(logsumexp, scale, padded, dtype, exponent, factor);
     for (int start = 0; start < rows->count && which >> start != 0; start += TL_GROUP) {
         const size_t at = (size_t)start / TL_GROUP * elements;
         const void *group = tl_groups_of(rows) + at * (size_t)tl_itemsize(lse->group_dtype);

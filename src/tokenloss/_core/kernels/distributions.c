@@ -129,12 +129,6 @@ static int add_halves(const tl_backend *backend, const tl_distributions *of, int
     return refused;
 }
 
-/* Adds one or more lanes, of `count` numbers in all, to others. */
-static void add_lanes(double *restrict sum, const double *restrict other, int count) {
-    for (int i = 0; i < count; i++)
-        sum[i] += other[i];
-}
-
 /* As add_halves, of few rows in planes that follow each other: all lanes at once, of classes that have TL_TERMS. */
 static int add_adjacent(const tl_backend *backend, const tl_distributions *of, int rows, double *sum) {
     const int at_once = TL_TERMS / rows / TL_GROUP * TL_GROUP;
@@ -144,7 +138,8 @@ static int add_adjacent(const tl_backend *backend, const tl_distributions *of, i
     for (int k = 0; k < of->classes; k += at_once)
         refused |= add_classes(backend, of, rows, k, of->classes - k < at_once ? (int)of->classes - k : at_once, &to);
     for (int half = TL_GROUP / 2 * rows; half >= rows; half /= 2)
-        add_lanes(sum, sum + half, half);
+        for (int i = 0; i < half; i++)
+            sum[i] += sum[half + i];
     return refused;
 }
 

@@ -120,9 +120,9 @@ static uint64_t write_plain(const tl_backend *backend, const tl_plain_rows *of_a
     }
     backend->gradient_parts(of_all->loss, logsumexp, of->odds, smoothed, of->class_weight ? of->target_weight : ones,
                             of_all->grad_scale + start, n, &parts);
-    const uint64_t far = ~backend->softmax_factors(logsumexp, n, dtype, parts.exponent, parts.factor) & first_rows(n);
-    if (far != 0)
-        return far;
+    const uint64_t near = backend->softmax_factors(logsumexp, NULL, n, dtype, parts.exponent, parts.factor);
+    if (~near & first_rows(n))
+        return ~near & first_rows(n);
     if (grad->dtype == dtype && (!rows->are_apart || !to.are_apart || rows->classes < TL_GROUP)) {
         backend->lane_gradients[dtype](rows, n, of->target, &parts, &to);
         return 0;
@@ -145,24 +145,27 @@ static uint64_t write_plain(const tl_backend *backend, const tl_plain_rows *of_a
 
 /* The same for distributions, by way of `groups` unless gradients are written in place; of any number of neighbours. */
 static uint64_t write_by_masses(const tl_backend *backend, const tl_plain_rows *of_all, const tl_few_rows *rows,
-                           const tl_few_rows *masses, const tl_lane_losses *of, size_t n, size_t start, char *groups) {
+                                const tl_few_rows *masses, const tl_lane_losses *of, size_t n, size_t start,
+                                char *groups) {
     const tl_row *grad = &of_all->grad;
     const int dtype = tl_single_or_double(grad->dtype);
     const tl_few_rows to = tl_few_rows_at(grad, start, of_all->grad_apart);
     const tl_few_rows copies = tl_few_of_groups(groups, rows->classes, dtype);
     const int in_place = grad->dtype == dtype && !to.are_apart && n % TL_GROUP == 0;
     const size_t padded = tl_padded_rows((int)n);
-    double logsumexp[TL_BLOCK_ROWS], exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], scale[TL_BLOCK_ROWS];
-    uint64_t near = ~(uint64_t)0;
-    for (size_t i = 0; i < padded; i++) {
-        logsumexp[i] = of->logit[i] + of->nll[i];
-        scale[i] = i < n ? of_all->grad_scale[start + i] : 0;
-        factor[i] = scale[i] * tl_softmax_weight(of_all->loss, logsumexp[i], of->total[i]);
-        near &= ~((uint64_t)!(dtype == TL_FLOAT64 || (tl_fits_float(scale[i]) && tl_fits_float(factor[i]))) << i);
+    const double *scale = of_all->grad_scale + start;
+    double logsumexp[TL_BLOCK_ROWS], exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], padding[TL_BLOCK_ROWS];
+    if (padded > n) {
+        memset(padding + n, 0, (padded - n) * sizeof *padding);
+        scale = (const double *)memcpy(padding, scale, n * sizeof *scale);
     }
-    const uint64_t far = ~(near & backend->softmax_factors(logsumexp, padded, dtype, exponent, factor)) & first_rows(n);
-    if (far != 0)
-        return far;
+    for (size_t i = 0; i < padded; i++)
+        logsumexp[i] = of->logit[i] + of->nll[i];
+    for (size_t i = 0; i < padded; i++)
+        factor[i] = scale[i] * tl_softmax_weight(of_all->loss, logsumexp[i], of->total[i]);
+    const uint64_t near = backend->softmax_factors(logsumexp, scale, padded, dtype, exponent, factor);
+    if (~near & first_rows(n))
+        return ~near & first_rows(n);
     const tl_mass_gradients parts = {exponent, factor, scale, 0, 0, grad->dtype};
     backend->mass_gradients[dtype](rows, masses, 0, padded, &parts, in_place ? &to : &copies);
     if (!in_place)

@@ -22,7 +22,7 @@
 TL_INLINE double tl_abs(double x) { return tl_from_bits(tl_to_bits(x) & 0x7fffffffffffffffu); }
 
 /* Whether a number is neither too large nor too small for products of floats. */
-TL_INLINE int tl_fits_float(double x) { return x == 0 || (tl_abs(x) > 0x1p-100 && tl_abs(x) < 0x1p100); }
+TL_INLINE int tl_fits_float(double x) { return x == 0 || (tl_abs(x) >= 0x1p-100 && tl_abs(x) <= 0x1p100); }
 
 /* The integer nearest to a number below 2^51. */
 TL_INLINE double tl_nearest(double x) { return (x + 0x1.8p52) - 0x1.8p52; }

@@ -64,7 +64,7 @@ static const void *run_of(const tl_backend *backend, const tl_row *row, int64_t 
 }
 
 const void *tl_masses_of(const tl_backend *backend, const tl_soft_target *soft, int64_t start, int64_t end,
-                             int dtype, double *mass) {
+                         int dtype, double *mass) {
     const tl_row masses = row_of(soft->mass, soft->mass_stride, soft->mass_dtype, end);
     const tl_row weights = row_of(soft->weight, soft->weight_stride, soft->weight_dtype, end);
     double copy[TL_CHUNK]; /* not `mass`, so that compilers make vectors of the loops */

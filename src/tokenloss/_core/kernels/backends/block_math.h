@@ -40,8 +40,15 @@ TL_TARGET static void JOIN(log_odds_, BACKEND)(const double *offset, const doubl
     }
 }
 
-TL_TARGET SCHEDULED static uint64_t JOIN(softmax_factors_, BACKEND)(const double *logsumexp, size_t count, int dtype,
-                                                                    double *exponent, double *factor) {
+/* The bits of numbers that are tl_fits_float. */
+TL_TARGET TL_INLINE uint32_t f64_fits_float(f64_vec x) {
+    const f64_vec size = f64_if_equal(x, f64_set(0), f64_set(1), f64_and_bits(x, 0x7fffffffffffffffu));
+    return f64_mask_ge(size, f64_set(0x1p-100)) & f64_mask_ge(f64_set(0x1p100), size);
+}
+
+TL_TARGET SCHEDULED static uint64_t JOIN(softmax_factors_, BACKEND)(const double *logsumexp, const double *scale,
+                                                                    size_t count, int dtype, double *exponent,
+                                                                    double *factor) {
     enum { VECTORS = TL_GROUP / f64_WIDTH }; /* that are worked on together */
     f64_vec n[VECTORS], of[VECTORS];
     uint64_t near = 0;
@@ -50,10 +57,13 @@ TL_TARGET SCHEDULED static uint64_t JOIN(softmax_factors_, BACKEND)(const double
             of[u] = f64_softmax_factor(f64_load(logsumexp + i + u * f64_WIDTH), dtype, &n[u]);
         UNROLLED for (size_t u = 0; u < VECTORS; u++) {
             const size_t at = i + u * f64_WIDTH;
-            f64_vec size = f64_and_bits(f64_load(logsumexp + at), 0x7fffffffffffffffu);
-            near |= (uint64_t)f64_mask_ge(f64_set(TL_MAX_EXACT_REDUCTION), size) << at;
+            f64_vec size = f64_and_bits(f64_load(logsumexp + at), 0x7fffffffffffffffu), weight = f64_load(factor + at);
+            uint32_t are_near = f64_mask_ge(f64_set(TL_MAX_EXACT_REDUCTION), size);
+            if (scale && dtype == TL_FLOAT32)
+                are_near &= f64_fits_float(f64_load(scale + at)) & f64_fits_float(weight);
+            near |= (uint64_t)are_near << at;
             f64_store(exponent + at, n[u]);
-            f64_store(factor + at, f64_mul(f64_load(factor + at), of[u]));
+            f64_store(factor + at, f64_mul(weight, of[u]));
         }
     }
     return near;

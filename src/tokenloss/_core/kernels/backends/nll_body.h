@@ -170,77 +170,95 @@ TL_TARGET TL_INLINE int OP(add_logits)(const char *x, ptrdiff_t stride, size_t c
            (uint32_t)(((uint64_t)1 << OP(WIDTH)) - 1);
 }
 
-/* Sums over the classes of a vector of rows, with the bits of tl_target_dot: class k in lane k mod 16, and lanes by
- * halves. `total` is the sum of the rows' own masses, which are doubles if they `are_wide`. */
-TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const char *x, ptrdiff_t stride, size_t classes,
-                                       const char *masses, ptrdiff_t mass_stride, int are_wide, const double *shift,
-                                       double *dot, double *total) {
-    const int is_double = sizeof(REAL) == sizeof(double), compensates = is_double || kind == LOGITS;
-    const size_t sums = kind == LOGITS || kind == DOTS ? 1 : 2; /* the second of masses */
-    OP(lane) lanes[2][16], lane[2]; /* the latter in registers */
-    f64_vec term[2][PARTS];
-    size_t l = 0;
-    do { /* at least one, which compilers then know */
-        for (size_t j = 0; j < sums; j++) {
-            OP(widen)(OP(set)(0), lane[j].sum);
-            OP(widen)(OP(set)(0), lane[j].lost);
-        }
-        for (size_t k = l; k < classes; k += 16) {
-            OP(load_widened)((const REAL *)(const void *)(x + (ptrdiff_t)k * stride), term[0]);
-            if (sums == 2)
-                OP(load_masses)(masses + (ptrdiff_t)k * mass_stride, 0, are_wide, term[1]);
-            for (size_t i = 0; i < PARTS; i++) {
-                if (kind == DOTS_OF_ROWS)
-                    term[0][i] = f64_mass_term(term[1][i], term[0][i], f64_load(shift + i * f64_WIDTH));
-                else if (kind != LOGITS)
-                    term[0][i] = f64_mul(kind == DOTS ? f64_set(tl_load(masses + 8 * k, TL_FLOAT64)) : term[1][i],
-                                         f64_sub(f64_load(shift + i * f64_WIDTH), term[0][i]));
-                for (size_t j = 0; j < sums; j++) {
-                    f64_vec error = f64_add_with_error(&lane[j].sum[i], term[j][i]);
-                    lane[j].lost[i] = is_double ? f64_add(lane[j].lost[i], error) : lane[j].lost[i];
-                }
-            }
-        }
-        for (size_t j = 0; j < sums; j++)
-            for (size_t i = 0; i < PARTS; i++) {
-                lanes[j][l].sum[i] = lane[j].sum[i];
-                if (compensates)
-                    lanes[j][l].lost[i] = lane[j].lost[i];
-            }
-    } while (++l < 16 && l < classes);
-    for (size_t j = 0; j < sums; j++) {
-        OP(add_lanes)(lanes[j], classes, compensates, 0);
-        for (size_t i = 0; i < PARTS; i++)
-            f64_store((j == 0 ? dot : total) + i * f64_WIDTH,
-                      compensates ? f64_add(lanes[j]->sum[i], lanes[j]->lost[i]) : lanes[j]->sum[i]);
+/* Sums of terms, and then those of the rows' own masses. */
+typedef struct {
+    f64_vec sum[2 * PARTS], lost[2 * PARTS];
+} OP(sums);
+
+TL_TARGET TL_INLINE void OP(add_sums)(OP(sums) * to, OP(sums) of, int compensates) {
+    for (size_t i = 0; i < 2 * PARTS; i++) {
+        const f64_vec error = f64_add_with_error(&to->sum[i], of.sum[i]);
+        to->lost[i] = compensates ? f64_add(to->lost[i], f64_add(of.lost[i], error)) : to->lost[i];
     }
+}
+
+/* The sums of a lane of a vector of rows: of class l and every 16th one after it. */
+TL_TARGET TL_INLINE OP(sums) OP(sums_of_lane)(enum tl_terms kind, const tl_few_rows *rows, const tl_few_rows *masses,
+                                              int are_wide, const double *shift, size_t l) {
+    f64_vec term[2 * PARTS], *mass = term + PARTS;
+    OP(sums) lane;
+    for (size_t i = 0; i < 2 * PARTS; i++) /* memset would have compilers keep these in memory */
+        term[i] = lane.sum[i] = lane.lost[i] = f64_set(0);
+    for (size_t k = l; k < rows->classes; k += 16) {
+        OP(load_widened)((const REAL *)(const void *)(rows->data + (ptrdiff_t)k * rows->class_stride), term);
+        if (kind == DOTS_OF_ROWS)
+            OP(load_masses)(masses->data + (ptrdiff_t)k * masses->class_stride, 0, are_wide, mass);
+        for (size_t i = 0; i < PARTS && kind != LOGITS; i++) {
+            const f64_vec x = term[i], at = f64_load(shift + i * f64_WIDTH);
+            term[i] = kind == DOTS ? f64_mul(f64_set(tl_load(masses->data + 8 * k, TL_FLOAT64)), f64_sub(at, x))
+                                   : f64_mass_term(mass[i], x, at);
+        }
+        for (size_t i = 0; i < 2 * PARTS; i++) {
+            const f64_vec error = f64_add_with_error(&lane.sum[i], term[i]);
+            lane.lost[i] = sizeof(REAL) == sizeof(double) ? f64_add(lane.lost[i], error) : lane.lost[i];
+        }
+    }
+    return lane;
+}
+
+/* The sums of lanes l, l + 4, l + 8 and l + 12, as far as there are classes in them. */
+TL_TARGET TL_INLINE OP(sums) OP(sums_of_quad)(enum tl_terms kind, const tl_few_rows *rows, const tl_few_rows *masses,
+                                              int are_wide, const double *shift, size_t l, int compensates) {
+    OP(sums) sums = OP(sums_of_lane)(kind, rows, masses, are_wide, shift, l), second;
+    if (l + 8 < rows->classes)
+        OP(add_sums)(&sums, OP(sums_of_lane)(kind, rows, masses, are_wide, shift, l + 8), compensates);
+    if (l + 4 < rows->classes) {
+        second = OP(sums_of_lane)(kind, rows, masses, are_wide, shift, l + 4);
+        if (l + 12 < rows->classes)
+            OP(add_sums)(&second, OP(sums_of_lane)(kind, rows, masses, are_wide, shift, l + 12), compensates);
+        OP(add_sums)(&sums, second, compensates);
+    }
+    return sums;
+}
+
+/* Stores the sums over the classes of a vector of rows, with the bits of tl_target_dot: class k in lane k mod 16, and
+ * lanes by halves. Masses of the rows may be doubles: then they `are_wide`. */
+TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const tl_few_rows *rows, const tl_few_rows *masses,
+                                       int are_wide, const double *shift, double *dot, double *total) {
+    const int compensates = sizeof(REAL) == sizeof(double) || kind == LOGITS;
+    OP(sums) all;
+    for (size_t i = 0; i < 2 * PARTS; i++)
+        all.sum[i] = all.lost[i] = f64_set(0);
+    for (size_t l = 0; l < 2; l++) {
+        OP(sums) half = OP(sums_of_quad)(kind, rows, masses, are_wide, shift, l, compensates);
+        if (l + 2 < rows->classes)
+            OP(add_sums)(&half, OP(sums_of_quad)(kind, rows, masses, are_wide, shift, l + 2, compensates), compensates);
+        OP(add_sums)(&all, half, compensates);
+    }
+    for (size_t i = 0; i < (total ? 2 : 1) * PARTS; i++)
+        f64_store(i < PARTS ? dot + i * f64_WIDTH : total + (i - PARTS) * f64_WIDTH,
+                  compensates ? f64_add(all.sum[i], all.lost[i]) : all.sum[i]);
 }
 
 TL_TARGET TL_OUTLINE void OP(dots_of_few)(const char *x, ptrdiff_t stride, size_t classes, const double *mass,
                                           const double *shift, double *dot) {
+    const tl_few_rows rows = {x, 0, stride, classes, 0, 0}, masses = {.data = (const char *)mass};
     if (mass)
-        OP(add_terms)(DOTS, x, stride, classes, (const char *)mass, 0, 1, shift, dot, NULL);
+        OP(add_terms)(DOTS, &rows, &masses, 1, shift, dot, NULL);
     else if (sizeof(REAL) == sizeof(double) || !OP(add_logits)(x, stride, classes, dot))
-        OP(add_terms)(LOGITS, x, stride, classes, NULL, 0, 0, NULL, dot, NULL);
+        OP(add_terms)(LOGITS, &rows, NULL, 0, NULL, dot, NULL);
 }
 
 TL_TARGET static void OP(short_dots)(const tl_few_rows *rows, const tl_few_rows *masses, int are_wide, size_t count,
                                      const double *shift, double *dot, double *total) {
-    const ptrdiff_t stride = rows->class_stride, mass_stride = masses->class_stride;
-    const int widens = are_wide && sizeof(REAL) == sizeof(float);
-    const size_t classes = rows->classes, mass_size = are_wide ? sizeof(double) : sizeof(REAL);
-    for (size_t r = 0; r < count; r += OP(WIDTH), shift += OP(WIDTH), dot += OP(WIDTH), total += OP(WIDTH)) {
-        const char *x = rows->data + r / TL_GROUP * rows->group_bytes + r % TL_GROUP * sizeof(REAL);
-        const char *mass = masses->data + r / TL_GROUP * masses->group_bytes + r % TL_GROUP * mass_size;
-        uint32_t odd = 0;
-        if (widens)
-            OP(add_terms)(TAME_DOTS_OF_ROWS, x, stride, classes, mass, mass_stride, 1, shift, dot, total);
-        else
-            OP(add_terms)(TAME_DOTS_OF_ROWS, x, stride, classes, mass, mass_stride, 0, shift, dot, total);
-        for (size_t i = 0; i < OP(WIDTH); i += f64_WIDTH)
-            odd |= f64_mask_nonzero(f64_sub(f64_load(dot + i), f64_load(dot + i)));
-        if (odd)
-            OP(add_terms)(DOTS_OF_ROWS, x, stride, classes, mass, mass_stride, widens, shift, dot, total);
+    for (size_t r = 0; r < count; r += OP(WIDTH)) {
+        const size_t g = r / TL_GROUP, lane = r % TL_GROUP;
+        tl_few_rows x = *rows, mass = *masses;
+        x.data += g * rows->group_bytes + lane * sizeof(REAL);
+        mass.data += g * masses->group_bytes + lane * (are_wide ? sizeof(double) : sizeof(REAL));
+        are_wide && sizeof(REAL) == sizeof(float)
+            ? OP(add_terms)(DOTS_OF_ROWS, &x, &mass, 1, shift + r, dot + r, total + r)
+            : OP(add_terms)(DOTS_OF_ROWS, &x, &mass, 0, shift + r, dot + r, total + r);
     }
 }
 

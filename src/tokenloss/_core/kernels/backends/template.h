@@ -126,8 +126,8 @@ enum tl_mode { SUMEXP, MOMENT, KL };
 enum tl_row_map { SCALE, SUBTRACT, EXPONENTIATE };
 
 /* What is added up over the classes of rows in lanes: logits; or mass (shift - logit), with one mass for each class, or
- * for each class and row: TAME if no mass of 0 is looked for. In float, only sums of logits are compensated. */
-enum tl_terms { LOGITS, DOTS, DOTS_OF_ROWS, TAME_DOTS_OF_ROWS };
+ * for each class and row. In float, only sums of logits are compensated. */
+enum tl_terms { LOGITS, DOTS, DOTS_OF_ROWS };
 
 /* mass (shift - x), 0 where the mass is 0. */
 TL_TARGET TL_INLINE f64_vec f64_mass_term(f64_vec mass, f64_vec x, f64_vec shift) {
