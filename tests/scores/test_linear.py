@@ -405,14 +405,16 @@ def test_linear_workers_change_no_bit(rng):
     ("name", "value"),
     [("_TILE_BYTES", 1), ("_TILE_BYTES", 9000), ("_TILE_BYTES", 900_000), ("MAX_TILE_ROWS", 7), ("_CAST_BYTES", 9999)],
 )
-def test_linear_tiles_of_any_size_change_no_bit_of_exact_products(rows, name, value, rng, monkeypatch):
-    hidden, weight = whole(rng, rows, 2500)
-    hidden, ids, where = hidden * 8, rng.integers(0, 2500, rows), rng.random(rows) > 0.3
-    bias, half = np.arange(2500) % 7 / 32, weight.astype(BFLOAT16)
+@pytest.mark.parametrize("classes", [30, 1000, 2500])
+def test_linear_tiles_of_any_size_change_no_bit_of_exact_products(rows, classes, name, value, rng, monkeypatch):
+    hidden, weight = whole(rng, rows, classes)
+    hidden, ids, where = hidden * 8, rng.integers(0, classes, rows), rng.random(rows) > 0.3
+    bias, half = np.arange(classes) % 7 / 32, weight.astype(BFLOAT16)
     problems = [(hidden, weight, {}), (hidden, weight, {"where": where}), (hidden, half, {"lm_head_bias": bias})]
     problems += [(hidden.astype(BFLOAT16), half, {"where": where})]
     expected = [everything(*problem, ids, **options) for *problem, options in problems]
     monkeypatch.setattr(projection, name, value)
+    monkeypatch.setattr(projection, "_ROWS_BYTES", 2000)
     for (*problem, options), bits in zip(problems, expected, strict=True):
         assert_same_bits(everything(*problem, ids, **options), bits)
 

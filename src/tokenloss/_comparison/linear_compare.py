@@ -75,7 +75,7 @@ def _logsumexp_from(
     if rest.scores.classes:
         where = mask.reshape(rest.scores.batch)
         positions = as_positions("targets", np.zeros(where.shape, int), rest.scores, None, where, distributions=False)
-        job, columns = token_job(rest.scores, positions, transform, 0)
+        job, columns = token_job(rest.scores_of_rows(), positions, transform, 0)
         rest.run(job, workers)
         logsumexp[mask] = columns["logsumexp"].reshape(-1)[mask]
     return logsumexp

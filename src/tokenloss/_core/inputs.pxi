@@ -395,6 +395,14 @@ cdef class Positions:
         """The number of unmasked rows."""
         return self.count(NULL)
 
+    def find_unmasked(self, int64_t[::1] found):
+        """Write the numbers of the unmasked rows; returns how many they are."""
+        cdef int64_t row, count = 0
+        for row in range(self.rows):
+            if self.is_unmasked(row, self.target_of(row)):
+                found[count], count = row, count + 1
+        return count
+
     cdef double mean_class_weight(self) except? -1:
         """The mean weight of the unmasked class ids, themselves weighed by their rows: what z-loss is scaled by."""
         cdef Positions unweighted = Positions(

@@ -136,6 +136,7 @@ cdef class RowJob(Job):
     cdef bint weighs_class_ids, weighs_rows  # whether there are weights, whose sum divides a mean
     cdef readonly bint is_probability  # what scores are clipped as, not as log-probabilities
     cdef readonly bint refuses_bad_targets  # while rows are read: class ids are not checked before
+    cdef int64_t held  # the first row of the scores' array: 0, unless this has parts of them in turn
     cdef double *numbers  # one for each row, 0 where masked; NULL if only their sum is wanted
     cdef Py_buffer numbers_buffer
     cdef Totals totals
@@ -162,6 +163,13 @@ cdef class RowJob(Job):
             raise ValueError("numbers are not one float64 for each row")
         self.numbers = <double *> self.numbers_buffer.buf
         return 0
+
+    def hold_rows(self, int64_t start, int64_t stop):
+        """Let the next `run` work on these rows: the first of the scores' array is now `start`."""
+        cdef View *view = &self.scores.view
+        view.buffer.buf = <char *> view.buffer.buf + (self.held - start) * view.row_stride
+        self.held = self.next_row = start
+        self.rows = stop
 
     cdef int need_class_ids(self) except -1:
         """Raise an error if positions have no class ids, which the job would read."""

@@ -8,7 +8,6 @@ cdef enum:
 
 cdef union TiledState:
     tl_loss_acc loss  # for CrossEntropy
-    double value  # for the same, of a row that a tile has as a whole
     tl_token_stats token  # for TokenStats
     tl_pair_acc pair  # for a PairJob
     tl_divergence_state further  # for the same, once its pair is known
@@ -32,8 +31,7 @@ cdef class Tiles(Job):
     """Runs a job over logits that arrive in tiles: some rows, and of these some classes. A PairJob has two at a time.
 
     For each group of rows: `begin_rows`, `set_target_logits`, then `set_tile` and `run` for each tile, then `end_rows`;
-    all tiles once more if it returns a number. Rows of up to TILE_CLASS_MULTIPLE classes always are in a single tile,
-    and are reduced as those of an array.
+    all tiles once more if it returns a number.
     """
 
     cdef RowJob job
@@ -41,7 +39,6 @@ cdef class Tiles(Job):
     cdef TokenStats token_job
     cdef PairJob pair_job
     cdef TiledRow *tiled
-    cdef bint is_whole  # whether the rows of a tile have all classes
     cdef int64_t most, count, next_position
     cdef View tile, base_tile
     cdef int64_t first, last
@@ -57,7 +54,6 @@ cdef class Tiles(Job):
             self.pair_job = job
         else:
             self.token_job = job
-        self.is_whole = self.pair_job is None and 0 < job.scores.classes <= C_TILE_CLASS_MULTIPLE
         self.tiled = <TiledRow *> malloc(self.most * sizeof(TiledRow))
         if self.tiled == NULL:
             raise MemoryError
@@ -68,12 +64,7 @@ cdef class Tiles(Job):
         free(self.tiled)
 
     cdef double cost_of_row(self) noexcept:
-        cdef Py_ssize_t width = self.tile.buffer.shape[1]
-        if self.is_whole:
-            return self.job.cost_of_row()
-        if self.pair_job is None:
-            return LONG_ROW + cost_of_bytes(width * self.tile.buffer.itemsize)
-        return LONG_ROW + self.job.cost_of_row() * width / max(self.job.scores.classes, 1)
+        return LONG_ROW + self.job.cost_of_row() * self.tile.buffer.shape[1] / max(self.job.scores.classes, 1)
 
     cdef void begin_row(self, int64_t row, int64_t target, TiledRow *tiled, tl_cancel *cancel) noexcept nogil:
         cdef tl_loss loss
@@ -81,15 +72,12 @@ cdef class Tiles(Job):
         if self.pair_job is not None:
             tiled.compute_dtype, tiled.has_pair = self.pair_job.compute_dtype, False
             return
-        if self.is_whole:
-            tiled.excluded = -1
         if self.token_job is not None:
             tiled.top = self.token_job.top_of(row)
             return
-        if not self.is_whole:
-            loss = self.loss_job.loss_at(row, target)
-            tl_loss_begin(backend, &loss, self.job.scores.classes, &tiled.state.loss, cancel)
-            tiled.excluded = tiled.state.loss.excluded
+        loss = self.loss_job.loss_at(row, target)
+        tl_loss_begin(backend, &loss, self.job.scores.classes, &tiled.state.loss, cancel)
+        tiled.excluded = tiled.state.loss.excluded
         if target < 0 and self.job.positions.is_integer:
             self.job.one_hot_class(row, &self.totals, cancel)
 
@@ -136,7 +124,7 @@ cdef class Tiles(Job):
             self.tiled[i].target_raw = logits[i]
             if base_logits is not None:
                 self.tiled[i].base_target_raw = base_logits[i]
-            if self.loss_job is not None and not self.is_whole:
+            if self.loss_job is not None:
                 loss = self.loss_job.loss_at(self.tiled[i].row, self.tiled[i].target)
                 tl_loss_set_target_logit(backend, &row, &loss, logits[i], &self.tiled[i].state.loss)
 
@@ -167,9 +155,6 @@ cdef class Tiles(Job):
         cdef tl_row logits = self.row_of_tile(), base = self.job.row_of_scores()
         cdef tl_loss loss
         cdef int64_t i
-        if self.is_whole and self.loss_job is not None:
-            self.reduce_whole_rows(start, stop, totals, cancel)
-            return
         for i in range(start, stop):
             tiled = &self.tiled[i]
             if not tiled.is_open:
@@ -182,8 +167,6 @@ cdef class Tiles(Job):
                     continue
                 tl_pair_range(backend, &base, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
                               True, tiled.compute_dtype, TL_EXACT, &tiled.state.pair, cancel)
-            elif self.is_whole:
-                tl_token_stats_row(backend, &logits, tiled.target, &tiled.state.token, self.top_of(tiled), cancel)
             elif self.token_job is not None:
                 tl_token_stats_range(backend, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
                                      tiled.target_raw, &tiled.state.token, self.top_of(tiled), cancel)
@@ -192,43 +175,14 @@ cdef class Tiles(Job):
                 tl_loss_range(backend, &logits, &loss, self.first, self.last, C_TILE_CLASS_MULTIPLE, &tiled.state.loss,
                               cancel)
 
-    cdef void reduce_whole_rows(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """Set the values of whole rows."""
-        cdef Block block
-        cdef int most = self.loss_job.most_rows, i
-        cdef TiledRow *tiled
-        block.rows.row, block.rows.class_major, block.rows.are_copies = self.row_of_tile(), False, False
-        block.rows.row.stride, block.rows.keeps_logits = self.tile.buffer.strides[1], self.loss_job.keeps_logits
-        block.rows.has_excluded, block.rows.has_masses = True, False
-        block.is_row_alone, block.n_with_options = True, 0
-        block.rows.scratch = <char *> malloc(self.loss_job.scratch_bytes() + self.loss_job.copied_bytes[1])
-        if block.rows.scratch == NULL:  # a single row needs none
-            most = 1
-        while start < stop:
-            block.rows.count = <int> min(stop - start, most)
-            block.rows.wanted = ~(<uint64_t> 0) >> (BLOCK_ROWS - block.rows.count)
-            for i in range(block.rows.count):
-                tiled = &self.tiled[start + i]
-                block.rows.data[i], block.number[i], block.target[i] = (
-                    address_of(&self.tile, start + i), tiled.row, tiled.target)
-                block.rows.excluded[i] = max(self.loss_job.exclude(tiled.row, tiled.target, totals, cancel), -1)
-            self.loss_job.reduce_block(&block, totals, cancel)
-            for i in range(block.rows.count):
-                self.tiled[start + i].state.value = block.values[i]
-            start += block.rows.count
-        free(block.rows.scratch)
-
     cdef inline tl_topk *top_of(self, TiledRow *tiled) noexcept nogil:
         return &tiled.top if self.token_job.top_k > 0 else NULL
 
     cdef double end_row(self, TiledRow *tiled, const tl_row *logits) noexcept nogil:
         """Finish a row, and return its number."""
         cdef tl_loss loss
-        if self.is_whole and self.loss_job is not None:
-            return tiled.state.value
         if self.token_job is not None:
-            if not self.is_whole:
-                tl_token_stats_end(backend, logits, tiled.target_raw, &tiled.state.token, self.top_of(tiled))
+            tl_token_stats_end(backend, logits, tiled.target_raw, &tiled.state.token, self.top_of(tiled))
             return self.token_job.write_token(tiled.row, tiled.target, &tiled.state.token)
         loss = self.loss_job.loss_at(tiled.row, tiled.target)
         return tl_loss_end(backend, logits, &loss, &tiled.state.loss)
@@ -280,15 +234,12 @@ cdef class CastRows(Job):
 
     cdef View source, result
     cdef const int64_t[::1] numbers
-    cdef bint all_rows
 
     def __cinit__(self, source, int dtype, numbers, result, int result_dtype):
         need_backend()
         open_view(&self.source, source, dtype, source.ndim - 1, False)
         open_view(&self.result, result, result_dtype, 1, True)
-        self.all_rows = numbers is None
-        if not self.all_rows:
-            self.numbers = numbers
+        self.numbers = numbers
         self.rows = result.shape[0]
 
     def __dealloc__(self):
@@ -302,7 +253,7 @@ cdef class CastRows(Job):
         cdef int64_t i
         cdef tl_row row
         for i in range(start, stop):
-            row = row_at(&self.source, i if self.all_rows else self.numbers[i])
+            row = row_at(&self.source, i if self.numbers is None else self.numbers[i])
             tl_cast_row(backend, &row, self.result.dtype, <void *> address_of(&self.result, i))
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MAX_TILE_ROWS = 1024  # hidden states multiplied at a time; with fewer, BLAS spends its time on packing weights
 _MATVEC_MAX_ROWS = 24  # hidden states whose product takes as long as reading the weights
 _TILE_BYTES = 13 << 20  # for logits, and for hidden states that are converted
+_ROWS_BYTES = 2 << 20  # for logits of more than MAX_TILE_ROWS hidden states
 _CAST_BYTES = 2 << 20  # for weights that are converted
 _PAIR_TILE_BYTES = 8 << 20  # for logits of one of two models
 _PAIR_BYTES = 13 << 20  # for these, and for its hidden states that are converted
@@ -44,9 +45,44 @@ class Projection:
         hidden = CheckedArray(self.hidden, self.hidden_code)
         return Projection(hidden, weight, bias, (self.scores.name, *PROJECTION_NAMES[1:]))
 
+    def scores_of_rows(self) -> _core.Scores:
+        """The scores for a job that `run` gets, with an array for some rows at a time if they are short."""
+        of, most = self.scores, max(MAX_TILE_ROWS, _ROWS_BYTES // (self.dtype.itemsize * len(self.weight) or 1))
+        if not 0 < of.classes <= _core.TILE_CLASS_MULTIPLE:
+            return of
+        shape = (1,) * of.axis + (_even_part(of.rows, most), of.classes)  # one axis more than there are
+        return _core.Scores(of.name, np.empty(shape[1:], self.dtype), of.dtype, of.axis, of.shape)
+
     def run(self, job: _core.RowJob, workers: Any) -> None:
-        """Multiply, and run the job over the tiles of the product."""
-        workers, unmasked = _begin(job, workers)
+        """Multiply, and run the job over the product: over some of its rows at a time, or over its tiles."""
+        run = self._run_tiles if job.scores.array is None else self._run_rows
+        run(job, *_begin(job, workers))
+        if job.has_refused:
+            jobs.raise_refusal(job)
+
+    def _run_rows(self, job: _core.RowJob, workers: int | None, unmasked: int) -> None:
+        """Run the job over rows whose logits all are computed before they are read."""
+        held, takes_all = job.scores.array.reshape(-1, job.scores.classes), unmasked == job.rows
+        product, rows, start = _TiledProduct(self, takes_all, workers), np.arange(job.rows), 0
+        size = product.plan(len(held), 0 if takes_all else job.scores.classes, _TILE_BYTES - takes_all * held.nbytes)
+        product.use(np.empty(size, np.uint8), False, held.reshape(-1) if takes_all else None)
+        if not takes_all:
+            rows = rows[: job.positions.find_unmasked(rows)]
+        for first, last in _ranges(0, len(rows), len(held)):
+            taken = rows[first:last]
+            product.take(taken)
+            logits = product.tile(0, job.scores.classes)
+            end = job.positions.rows if last == len(rows) else int(taken[-1]) + 1
+            for begin, stop in _ranges(start, end, len(held)):
+                if not takes_all:
+                    some = slice(*np.searchsorted(taken, (begin, stop)))
+                    held[taken[some] - begin] = logits[some]
+                job.hold_rows(begin, stop)
+                threads.run(job, workers)
+            start = end
+
+    def _run_tiles(self, job: _core.RowJob, workers: int | None, unmasked: int) -> None:
+        """Run the job over tiles, which have some classes of some rows."""
         product = _TiledProduct(self, unmasked == job.rows, workers)
         rows, width = self._tile_shape(unmasked, product.copied)
         product.use(np.empty(product.plan(rows, width, sys.maxsize), np.uint8), False)
@@ -59,8 +95,6 @@ class Projection:
                 threads.run(tiles, workers)
             tiles.end_rows()
         tiles.end()
-        if job.has_refused:
-            jobs.raise_refusal(job)
 
     def _tile_shape(self, unmasked: int, copied: int) -> tuple[int, int]:
         """Rows and classes of a tile; `copied` elements of each row's hidden state need additional room."""
@@ -127,7 +161,8 @@ class Projection:
 class _TiledProduct:
     """The logits of a projection for groups of rows, computed a tile at a time."""
 
-    _memory: Array  # of a tile, then of hidden states that are copied
+    _tile: Array  # memory of a tile
+    _copies: Array  # of hidden states that are copied
     _tile_size: int
     width: int
     _step: int  # rows that are multiplied at a time
@@ -153,14 +188,19 @@ class _TiledProduct:
         self.width = max(1, _PAIR_TILE_BYTES // (rows * multiple * self._of.dtype.itemsize)) * multiple
         return self.plan(rows, min(self.width, self._of.scores.classes), _PAIR_BYTES)
 
-    def use(self, memory: Array, is_shared: bool) -> None:
-        """Use these bytes; if they are shared, products use them in turn."""
-        self._memory, self._is_shared = memory.view(self._of.dtype), is_shared
+    def use(self, memory: Array, is_shared: bool, tile: Array | None = None) -> None:
+        """Use these bytes, but a tile that is given; if they are shared, products use them in turn."""
+        memory, self._is_shared = memory.view(self._of.dtype), is_shared
+        self._tile, self._copies = memory if tile is None else tile, memory[self._tile_size :]
+
+    def take(self, taken: IntArray) -> None:
+        """Begin the rows with these numbers."""
+        self._taken, self._whole_operands = taken, None
 
     def begin(self, taken: IntArray, excluded: IntArray) -> Float64Array:
-        """Begin the rows with these numbers; return their logits for the excluded classes."""
-        of, self._taken, self._whole_operands = self._of, taken, None
-        logits = np.empty(len(taken))
+        """Begin these rows, and return their logits for the excluded classes."""
+        self.take(taken)
+        of, logits = self._of, np.empty(len(taken))
         for part in self._parts():
             hidden, _ = self._operands(part)
             _core.row_dots(of.weight, of.weight_code, hidden, of.scores.dtype, excluded[part], logits[part])
@@ -172,7 +212,7 @@ class _TiledProduct:
     def tile(self, first: int, last: int) -> Array:
         """The logits of the rows for these classes."""
         of, shape = self._of, (len(self._taken), last - first)
-        tile: Array = self._memory[: shape[0] * shape[1]].reshape(shape)
+        tile: Array = self._tile[: shape[0] * shape[1]].reshape(shape)
         with np.errstate(all="ignore"):
             for part in self._parts():
                 hidden, product = self._operands(part)
@@ -197,7 +237,7 @@ class _TiledProduct:
         if self._states is not None:
             hidden = self._states[taken[0] : taken[0] + len(taken)]
         else:
-            hidden = self._memory[self._tile_size :][: len(taken) * self._depth].reshape(len(taken), self._depth)
+            hidden = self._copies[: len(taken) * self._depth].reshape(len(taken), self._depth)
             of._cast(of.hidden, of.hidden_code, taken, hidden, self._workers)
         operands = hidden, of._own_product(hidden)
         if len(taken) == len(self._taken) and not self._is_shared:
@@ -266,8 +306,6 @@ def _is_blas_matrix(array: Array) -> bool:
 
 
 _PAIR_BASE_NAMES = "base_hidden", "base_lm_head", "base_lm_head_bias"
-
-
 _PAIR_NAMES = "hidden", "lm_head", "lm_head_bias"
 
 

@@ -116,7 +116,7 @@ def linear_cross_entropy(
     6.154944
     """
     projection = Projection(hidden, lm_head, lm_head_bias)
-    scores = projection.scores
+    scores = projection.scores_of_rows()
     positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
     options = loss_options(label_smoothing, z_loss, logit_scale, softcap)
     losses = jobs.new_losses(reduction, scores.batch)
@@ -182,7 +182,7 @@ def linear_token_scores(
            [1, 2]])
     """
     projection = Projection(hidden, lm_head, lm_head_bias)
-    scores = projection.scores
+    scores = projection.scores_of_rows()
     positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
     job, columns = token_job(scores, positions, logit_transform(logit_scale, softcap), top_k)
     projection.run(job, workers)
