@@ -63,19 +63,26 @@ static const void *run_of(const tl_backend *backend, const tl_row *row, int64_t 
     return copy;
 }
 
+static void copy_run(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double *copy) {
+    const void *run = run_of(backend, row, start, end, TL_FLOAT64, copy);
+    if (run != copy)
+        memcpy(copy, run, (size_t)(end - start) * sizeof *copy);
+}
+
 const void *tl_masses_of(const tl_backend *backend, const tl_soft_target *soft, int64_t start, int64_t end,
                          int dtype, double *mass) {
     const tl_row masses = row_of(soft->mass, soft->mass_stride, soft->mass_dtype, end);
     const tl_row weights = row_of(soft->weight, soft->weight_stride, soft->weight_dtype, end);
-    double copy[TL_CHUNK]; /* not `mass`, so that compilers make vectors of the loops */
+    const size_t count = (size_t)(end - start);
+    double weight[TL_CHUNK];
     if (are_plain(soft))
         return run_of(backend, &masses, start, end, dtype, mass);
-    const char *raw = soft->mass ? run_of(backend, &masses, start, end, TL_FLOAT64, copy) : NULL;
-    for (int64_t i = 0; i < end - start; i++)
-        mass[i] = raw ? soft->eps_over_v + soft->one_minus_eps * tl_load(raw + 8 * i, TL_FLOAT64) : soft->eps_over_v;
-    const char *weight = soft->weight ? run_of(backend, &weights, start, end, TL_FLOAT64, copy) : NULL;
-    for (int64_t i = 0; weight && i < end - start; i++)
-        mass[i] = tl_weighted_mass(mass[i], tl_load(weight + 8 * i, TL_FLOAT64));
+    memset(mass, 0, soft->mass ? 0 : count * sizeof *mass);
+    if (soft->mass)
+        copy_run(backend, &masses, start, end, mass);
+    if (soft->weight)
+        copy_run(backend, &weights, start, end, weight);
+    backend->weigh_masses(mass, count, soft->one_minus_eps, soft->eps_over_v, soft->weight ? weight : NULL, 1);
     return mass;
 }
 

@@ -24,12 +24,6 @@ TL_INLINE double tl_weighed(double weight, double nll) {
     return TL_UNLIKELY(product != product) && weight == 0 && nll == (double)INFINITY ? 0 : product;
 }
 
-/* A mass times the weight of its class, a number. */
-TL_INLINE double tl_weighted_mass(double mass, double weight) {
-    const double product = mass * weight, nonzero = product == 0 ? -0.0 : product;
-    return mass == 0 ? mass : nonzero;
-}
-
 /* The effective mass of a class. */
 TL_INLINE double tl_soft_target_at(const tl_soft_target *soft, int64_t k) {
     double mass = soft->eps_over_v;
@@ -37,7 +31,8 @@ TL_INLINE double tl_soft_target_at(const tl_soft_target *soft, int64_t k) {
         mass += soft->one_minus_eps * tl_load(soft->mass + k * soft->mass_stride, soft->mass_dtype);
     if (!soft->weight || mass == 0)
         return mass;
-    return tl_weighted_mass(mass, tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype));
+    mass *= tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype);
+    return mass == 0 ? -0.0 : mass;
 }
 
 /* The effective masses of classes [start, end), a chunk at most, where they are or written to `mass`: as float64, or as

@@ -107,6 +107,19 @@ TL_TARGET static void JOIN(exps_, BACKEND)(double *x, size_t count) {
         f64_store(x + i, f64_exp(f64_load(x + i)));
 }
 
+TL_TARGET static void JOIN(weigh_masses_, BACKEND)(double *mass, size_t count, double share, double each,
+                                                   const double *weight, size_t run) {
+    const f64_vec zero = f64_set(0);
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        f64_vec x = f64_add(f64_set(each), f64_mul(f64_set(share), f64_load(mass + i)));
+        if (weight) { /* as tl_soft_target_at */
+            f64_vec product = f64_mul(x, run == 1 ? f64_load(weight + i) : f64_set(weight[i / run]));
+            x = f64_if_equal(x, zero, x, f64_if_equal(product, zero, f64_set(-0.0), product));
+        }
+        f64_store(mass + i, x);
+    }
+}
+
 /* nan where a score is refused, else 0. */
 TL_TARGET TL_INLINE f64_vec f64_if_refused(f64_vec x, f64_vec least, f64_vec greatest) {
     const f64_vec nan = f64_set((double)NAN);

@@ -352,6 +352,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .kl_of_sums = JOIN(kl_of_sums_, BACKEND),
     .entropies = JOIN(entropies_, BACKEND),
     .exps = JOIN(exps_, BACKEND),
+    .weigh_masses = JOIN(weigh_masses_, BACKEND),
     .second_moments = JOIN(second_moments_, BACKEND),
     .softmax_factors = JOIN(softmax_factors_, BACKEND),
     .finish_losses = JOIN(finish_losses_, BACKEND),
