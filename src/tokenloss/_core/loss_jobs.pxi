@@ -79,8 +79,7 @@ cdef class CrossEntropy(LogSumExpJob):
             return False
         if not self.positions.by_class:
             most = FEW_CLASSES if row.compute_dtype == TL_FLOAT64 else MASSES_CLASSES
-            return not (is_given(&self.positions.weight_view) or self.label_smoothing != 0
-                        or masses.run < 8 and not masses.is_uniform or scores.classes > most
+            return not (masses.run < 8 and not masses.is_uniform or scores.classes > most
                         or tl_single_or_double(masses.dtype) != tl_single_or_double(row.compute_dtype))
         if scores.classes <= FEW_CLASSES and not is_given(&self.grad):
             return True
@@ -88,9 +87,9 @@ cdef class CrossEntropy(LogSumExpJob):
         if scores.dtype >= TL_SWAPPED or tl_is_transformed(&row) or size not in (stride, scores.view.row_stride):
             return False
         if is_given(&self.grad):
-            return scores.classes <= FEW_CLASSES and not (self.label_smoothing != 0 and self.weighs_class_ids)
+            return scores.classes <= FEW_CLASSES
         most = MASSES_CLASSES if stride == size else SHORT_ROW
-        return (stride == size or scores.dtype >= TL_FLOAT32) and (
+        return (stride == size or scores.dtype >= TL_FLOAT32 or scores.classes <= MASSES_CLASSES) and (
             scores.classes <= most if self.label_smoothing != 0 else scores.view.run >= 16 or scores.view.is_uniform
         )
 

@@ -143,10 +143,11 @@ static uint64_t write_plain(const tl_backend *backend, const tl_plain_rows *of_a
     return 0;
 }
 
-/* The same for distributions, by way of `groups` unless gradients are written in place; of any number of neighbours. */
+/* The same for masses, those of distributions or what smoothing adds to class ids with weights; by way of `groups` unless
+ * gradients are written in place; of any number of neighbours. */
 static uint64_t write_by_masses(const tl_backend *backend, const tl_plain_rows *of_all, const tl_few_rows *rows,
-                                const tl_few_rows *masses, const tl_lane_losses *of, size_t n, size_t start,
-                                char *groups) {
+                                const tl_few_rows *masses, int are_wide, const tl_lane_losses *of, size_t n,
+                                size_t start, char *groups) {
     const tl_row *grad = &of_all->grad;
     const int dtype = tl_single_or_double(grad->dtype);
     const tl_few_rows to = tl_few_rows_at(grad, start, of_all->grad_apart);
@@ -155,6 +156,7 @@ static uint64_t write_by_masses(const tl_backend *backend, const tl_plain_rows *
     const size_t padded = tl_padded_rows((int)n);
     const double *scale = of_all->grad_scale + start;
     double logsumexp[TL_BLOCK_ROWS], exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], padding[TL_BLOCK_ROWS];
+    tl_gradient_parts of_ids;
     if (padded > n) {
         memset(padding + n, 0, (padded - n) * sizeof *padding);
         scale = (const double *)memcpy(padding, scale, n * sizeof *scale);
@@ -162,27 +164,54 @@ static uint64_t write_by_masses(const tl_backend *backend, const tl_plain_rows *
     for (size_t i = 0; i < padded; i++)
         logsumexp[i] = of->logit[i] + of->nll[i];
     for (size_t i = 0; i < padded; i++)
-        factor[i] = scale[i] * tl_softmax_weight(of_all->loss, logsumexp[i], of->total[i]);
+        factor[i] = of->odds ? 1 : scale[i] * tl_softmax_weight(of_all->loss, logsumexp[i], of->total[i]);
+    if (of->odds) {
+        backend->gradient_parts(of_all->loss, logsumexp, of->odds, of->total, of->target_weight, factor, n, &of_ids);
+        for (size_t i = 0; i < n; i++)
+            factor[i] = scale[i] * of_ids.factor[i];
+    }
     const uint64_t near = backend->softmax_factors(logsumexp, scale, padded, dtype, exponent, factor);
     if (~near & first_rows(n))
         return ~near & first_rows(n);
     const tl_mass_gradients parts = {exponent, factor, scale, 0, 0, grad->dtype};
-    backend->mass_gradients[dtype](rows, masses, 0, padded, &parts, in_place ? &to : &copies);
+    backend->mass_gradients[dtype](rows, masses, are_wide, padded, &parts, in_place ? &to : &copies);
     if (!in_place)
         tl_move_lanes(backend, &to, grad->dtype, n, groups, 1);
+    for (size_t i = 0; of->odds && i < n; i++)
+        if (of->target[i] >= 0) /* masked ones are negative */
+            tl_store((char *)(uintptr_t)to.data + (ptrdiff_t)i * of_all->grad_apart + of->target[i] * grad->stride,
+                     grad->dtype, scale[i] * of_ids.at_target[i]);
     return 0;
 }
 
-/* Finds the losses of rows relative to the classes of their largest masses, dots with these, and the sums of masses.
- * Returns the bits of rows that have such a loss. */
+/* Writes the effective masses of rows in lanes, as doubles in groups. */
+static tl_few_rows weigh(const tl_backend *backend, const tl_soft_target *soft, const tl_few_rows *masses, int dtype,
+                         size_t groups, double *to) {
+    const size_t classes = masses->classes;
+    double weight[TL_MASSES_CLASSES];
+    for (size_t k = 0; soft->weight && k < classes; k++)
+        weight[k] = tl_load(soft->weight + (ptrdiff_t)k * soft->weight_stride, soft->weight_dtype);
+    for (size_t g = 0; g < groups; g++) {
+        const char *mass = masses->data + g * masses->group_bytes;
+        double *group = to + g * classes * TL_GROUP;
+        for (size_t k = 0; k < classes; k++, mass += masses->class_stride)
+            backend->to_f64[dtype](mass, TL_GROUP, 1, group + k * TL_GROUP);
+        backend->weigh_masses(group, classes * TL_GROUP, soft->one_minus_eps, soft->eps_over_v,
+                              soft->weight ? weight : NULL, TL_GROUP);
+    }
+    return tl_few_of_groups(to, classes, TL_FLOAT64);
+}
+
+/* Finds the losses of rows relative to the classes of their largest masses, dots with these, and the sums of masses,
+ * which are doubles if they `are_wide`. Returns the bits of rows that have such a loss. */
 static uint64_t losses_by_masses(const tl_backend *backend, const tl_few_rows *rows, const tl_few_rows *masses,
-                                 int dtype, size_t n, const tl_lane_losses *lanes, double *total) {
+                                 int are_wide, int dtype, size_t n, const tl_lane_losses *lanes, double *total) {
     static const double any[TL_BLOCK_ROWS];
     tl_short_ranks ranks;
-    backend->short_ranks[dtype](masses, n / TL_GROUP, any, &ranks);
+    backend->short_ranks[are_wide ? TL_FLOAT64 : dtype](masses, n / TL_GROUP, any, &ranks);
     const tl_lane_losses of_largest = {.target = ranks.argmax, .nll = lanes->nll, .logit = lanes->logit};
     const uint64_t near = backend->lane_losses[dtype](rows, n, &of_largest);
-    backend->short_dots[dtype](rows, masses, 0, n, lanes->logit, lanes->dot, total);
+    backend->short_dots[dtype](rows, masses, are_wide, n, lanes->logit, lanes->dot, total);
     return near;
 }
 
@@ -197,6 +226,8 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
     size_t padded = (n + TL_GROUP - 1) / TL_GROUP * TL_GROUP, classes = (size_t)row->count;
     double nll[TL_PLAIN_ROWS], logit[TL_PLAIN_ROWS], odds[TL_PLAIN_ROWS], dot[TL_PLAIN_ROWS], of_class[TL_PLAIN_ROWS];
     double total[TL_PLAIN_ROWS];
+    double *wide = (double *)(void *)(tl_aligned(scratch) + TL_GROUPS_BYTES(TL_MASSES_CLASSES) - TL_GROUP_ALIGNMENT);
+    const int are_wide = loss->soft.weight || (of->mass.count > 0 && loss->soft.eps_over_v != 0);
     tl_lane_losses lanes = of->given;
     tl_few_rows rows = {.classes = classes}, masses;
     uint64_t left;
@@ -217,10 +248,19 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
         rows = tl_rows_or_groups(backend, row, start, of->apart, n, 0, scratch);
         masses = tl_rows_or_groups(backend, &of->mass, start, of->mass_apart, n, 0,
                                    scratch + TL_GROUPS_BYTES(TL_FEW_CLASSES)); /* as large for floats of all classes */
-        left = ~losses_by_masses(backend, &rows, &masses, dtype, padded, &lanes, total);
+        if (are_wide)
+            masses = weigh(backend, &loss->soft, &masses, dtype, padded / TL_GROUP, wide);
+        left = ~losses_by_masses(backend, &rows, &masses, are_wide, dtype, padded, &lanes, total);
     } else if (classes <= (has_dots ? TL_MASSES_CLASSES : TL_FEW_CLASSES) || row->stride != tl_itemsize(row->dtype)) {
-        rows = tl_rows_or_groups(backend, row, start, of->apart, n, 1, scratch);
+        const int has_masses = of->grad_scale && lanes.mass;
+        rows = tl_rows_or_groups(backend, row, start, of->apart, n, !has_masses, scratch);
         left = ~backend->lane_losses[dtype](&rows, padded, &lanes);
+        for (size_t i = 0; has_masses && i < n; i++)
+            total[i] = lanes.total_mass;
+        for (size_t i = 0; has_masses && i < classes * TL_GROUP; i++)
+            wide[i] = lanes.mass[i / TL_GROUP];
+        masses = tl_few_of_groups(wide, classes, TL_FLOAT64);
+        masses.group_bytes = 0; /* all rows share one group */
     } else {
         const char *data[TL_BLOCK_ROWS];
         for (size_t i = 0; i < n; i++)
@@ -232,8 +272,10 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
     if (n > TL_BLOCK_ROWS)
         return left;
     left &= first_rows(n);
+    lanes.total = lanes.mass ? total : lanes.total;
     if (of->grad_scale && left == 0)
-        left = lanes.total ? write_by_masses(backend, of, &rows, &masses, &lanes, n, start, tl_aligned(scratch))
+        left = lanes.total ? write_by_masses(backend, of, &rows, &masses, are_wide, &lanes, n, start,
+                                             tl_aligned(scratch))
                            : write_plain(backend, of, &rows, dtype, &lanes, n, start);
     if (of->grad_scale && left != 0)
         left = first_rows(n);
@@ -260,7 +302,7 @@ static size_t add_by_bins(const tl_backend *backend, const tl_plain_rows *of, si
 
 size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t count, tl_superacc *sum,
                            tl_superacc *weights, int64_t *unmasked, uint64_t *left) {
-    char scratch[TL_GROUPS_BYTES(TL_MASSES_CLASSES)];
+    char scratch[TL_GROUPS_BYTES(TL_MASSES_CLASSES) + TL_BLOCK_ROWS * TL_MASSES_CLASSES * sizeof(double)];
     double losses[TL_PLAIN_ROWS], weight[TL_PLAIN_ROWS];
     int is_long = tl_are_in_place(&of->row, of->apart) && !of->grad_scale && of->mass.count == 0;
     size_t n = of->sums_only && is_long ? add_by_bins(backend, of, count, sum) : 0;

@@ -21,8 +21,8 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, i
 int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll);
 
 /* Rows of 2 to tl_nll_classes logits, `apart` bytes from each other. For class ids, those of more than TL_FEW_CLASSES
- * are native, neither scaled nor capped, without gradients, and contiguous, or neighbours in float32 or float64. With
- * smoothing, they have TL_MASSES_CLASSES classes at most, or as neighbours TL_CHUNK. With masses of their own, which
+ * are native, neither scaled nor capped, without gradients, and contiguous or neighbours, of halves of TL_MASSES_CLASSES
+ * classes at most. With smoothing, that is the most, or TL_CHUNK of other neighbours. With masses of their own, which
  * are float64 where logits are computed in it and only there, rows of any layout have TL_MASSES_CLASSES classes at most
  * (float64: TL_FEW_CLASSES); targets only say which rows are masked. Gradients are native, of the dtype of
  * the logits, and contiguous or neighbours; logits are then neither scaled nor capped. For class ids, these are
