@@ -60,6 +60,28 @@ cdef inline int64_t left_of_run(const View *view, int64_t start) noexcept nogil:
     return INT64_MAX if view.is_uniform else view.run - start % view.run
 
 
+cdef inline bint has_short_runs(const View *view) noexcept nogil:
+    """Whether rows are side by side, but so few that those of several runs are better worked on together."""
+    return not view.is_uniform and view.run < 64 and view.row_stride == tl_itemsize(view.dtype)
+
+
+cdef void move_planes(const View *view, int64_t start, int64_t count, char *planes, ptrdiff_t width,
+                      bint back) noexcept nogil:
+    """Copy neighbouring rows to planes of so many bytes, or back."""
+    cdef int64_t n, k
+    cdef char *row
+    while count > 0:
+        n, row = min(count, left_of_run(view, start)), <char *> address_of(view, start)
+        for k in range(view.buffer.shape[view.axis]):
+            if back:
+                memcpy(row, planes + k * width, n * view.row_stride)
+            else:
+                memcpy(planes + k * width, row, n * view.row_stride)
+            row += view.buffer.strides[view.axis]
+        planes += n * view.row_stride
+        start, count = start + n, count - n
+
+
 cdef inline void find_addresses(const View *view, int64_t start, int count, const char **addresses) noexcept nogil:
     """Write the addresses of neighbouring rows."""
     cdef const char *data = address_of(view, start)

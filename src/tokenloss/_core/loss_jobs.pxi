@@ -33,6 +33,9 @@ cdef class CrossEntropy(LogSumExpJob):
             self.nontemporal_stores = self.grad.buffer.len >= NONTEMPORAL_BYTES
             if is_mean:
                 self.grad_divisor = positions.mean_divisor()
+        self.take_planes(NULL if positions.by_class else &positions.targets_view)
+        if grad is not None and not has_short_runs(&self.grad):
+            self.planes_rows = 0
         self.is_plain = (positions.by_class or self.excludes_together) and self.has_plain_losses()
         self.sums_only = (grad is None and not (self.weighs_class_ids or self.weighs_rows)
                           and self.label_smoothing == self.z_loss == 0)
@@ -70,6 +73,8 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef const View *masses = &self.positions.targets_view
         cdef int64_t stride, size = tl_itemsize(scores.dtype), most = tl_nll_classes(row.compute_dtype)
         cdef int64_t together = 16 if self.positions.by_class and is_given(&self.grad) else 8
+        if self.planes_rows:
+            together = 1
         if (not 2 <= scores.classes <= most or not is_given(&scores.view)
                 or scores.view.run < together and not scores.view.is_uniform
                 or is_given(&self.grad) and (
@@ -79,7 +84,7 @@ cdef class CrossEntropy(LogSumExpJob):
             return False
         if not self.positions.by_class:
             most = FEW_CLASSES if row.compute_dtype == TL_FLOAT64 else MASSES_CLASSES
-            return not (masses.run < 8 and not masses.is_uniform or scores.classes > most
+            return not (masses.run < min(together, 8) and not masses.is_uniform or scores.classes > most
                         or tl_single_or_double(masses.dtype) != tl_single_or_double(row.compute_dtype))
         if scores.classes <= FEW_CLASSES and not is_given(&self.grad):
             return True
@@ -90,7 +95,7 @@ cdef class CrossEntropy(LogSumExpJob):
             return scores.classes <= FEW_CLASSES
         most = MASSES_CLASSES if stride == size else SHORT_ROW
         return (stride == size or scores.dtype >= TL_FLOAT32 or scores.classes <= MASSES_CLASSES) and (
-            scores.classes <= most if self.label_smoothing != 0 else scores.view.run >= 16 or scores.view.is_uniform
+            scores.classes <= most if self.label_smoothing != 0 else scores.view.run >= 16 or scores.view.is_uniform or together == 1
         )
 
     cdef double cost_of_row(self) noexcept:
@@ -158,6 +163,7 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef const View *masses = &self.positions.targets_view
         cdef tl_loss loss
         cdef tl_plain_rows rows
+        cdef char *planes
         cdef int64_t first = start, count, i, done = -1
         cdef uint64_t left = 0
         cdef bint in_place, sums_only, has_grad = is_given(&self.grad)
@@ -165,10 +171,13 @@ cdef class CrossEntropy(LogSumExpJob):
             return 0
         loss = self.loss_at(start, -1)
         self.set_plain_rows(&rows, &loss)
+        planes = self.new_planes()
+        if planes == NULL and self.planes_rows:
+            return 0
         while start < stop and left == 0 and done != 0:
-            count = min(stop - start, left_of_run(&self.scores.view, start))
+            count = min(stop - start, self.rows_at(&self.scores.view, start))
             if not self.positions.by_class:
-                count = min(count, left_of_run(masses, start))
+                count = min(count, self.rows_at(masses, start))
                 rows.mass, rows.mass_apart = row_at(masses, start), masses.row_stride
             in_place = count >= 16 and not totals.copies_ids and self.positions.ids_in_place(start) != NULL
             rows.sums_only = in_place and self.sums_only and self.numbers == NULL
@@ -178,7 +187,7 @@ cdef class CrossEntropy(LogSumExpJob):
             if not rows.sums_only or start == first:  # few at first: they may tell that there are others
                 count = min(count, <int64_t> MAX_PROBABILITY_ROWS)
             if has_grad:
-                count = min(count, left_of_run(&self.grad, start))
+                count = min(count, self.rows_at(&self.grad, start))
                 rows.grad, rows.grad_apart = row_at(&self.grad, start), self.grad.row_stride
                 self.find_grad_scales(start, NULL, <int> count, scales)
                 rows.grad_scale = scales
@@ -190,13 +199,23 @@ cdef class CrossEntropy(LogSumExpJob):
                 rows.given.row_weight = self.positions.sample_weights(start, <int> count, weights)
             rows.values = self.numbers + start if self.numbers != NULL else NULL
             rows.row.data = address_of(&self.scores.view, start)
+            if planes != NULL:
+                self.use_planes(&self.scores.view, start, count, planes, &rows.row)
+                if not self.positions.by_class:
+                    self.use_planes(masses, start, count, planes + PLANES_BYTES, &rows.mass)
+                if has_grad:
+                    self.use_planes(NULL, start, count, planes + 2 * PLANES_BYTES, &rows.grad)
             sums_only = rows.sums_only
             done = tl_add_plain_losses(backend, &rows, count, &totals.losses, &totals.weights, &totals.unmasked, &left)
+            if planes != NULL and has_grad:  # but for the last block, if some of its rows are left
+                move_planes(&self.grad, start, (done - 1) & -BLOCK_ROWS if left else done, planes + 2 * PLANES_BYTES,
+                            rows.grad.stride, True)
             totals.copies_ids |= left != 0 or sums_only and not rows.sums_only
             for i in range(done if has_grad and rows.given.some_masked else 0):
                 if targets[i] == MASKED:
                     self.mask_row(start + i)
             start += done
+        free(planes)
         if left:  # rows of the last block, which were taken but these
             done = (done - 1) % BLOCK_ROWS + 1
             start -= done

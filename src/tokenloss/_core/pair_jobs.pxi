@@ -97,16 +97,17 @@ cdef class KLDivergence(PairJob):
     def __init__(self, Scores scores, Positions positions, numbers, Scores other, dict columns):
         self.set_up_pair(scores, positions, numbers, other)
         self.set_divergences(columns)
+        self.take_planes(&other.view)
         self.has_plain_rows = self.has_plain_rows and scores.kind == other.kind == C_LOGITS and not self.divergences
 
     cdef double cost_of_row(self) noexcept:
         return PairJob.cost_of_row(self) + self.cost_of_divergences()
 
-    cdef int64_t reduce_plain(self, int64_t start, int64_t count, uint64_t *wanted, Totals *totals) noexcept nogil:
-        cdef tl_row base = self.row_at(start), other = row_at(&self.other.view, start)
-        base.compute_dtype = other.compute_dtype = self.compute_dtype
-        count = tl_add_kl_of_few(backend, &base, self.scores.view.row_stride, &other, self.other.view.row_stride, count,
-                                 &totals.losses, self.numbers + start if self.numbers != NULL else NULL)
+    cdef int64_t reduce_plain(self, int64_t start, int64_t count, tl_row *rows, uint64_t *wanted,
+                              Totals *totals) noexcept nogil:
+        rows[0].compute_dtype = rows[1].compute_dtype = self.compute_dtype
+        count = tl_add_kl_of_few(backend, &rows[0], self.scores.view.row_stride, &rows[1], self.other.view.row_stride,
+                                 count, &totals.losses, self.numbers + start if self.numbers != NULL else NULL)
         totals.unmasked += count
         return count
 

@@ -29,6 +29,8 @@ cdef class LogSumExpJob(RowJob):
     cdef bint skips_sum  # whether the sum of numbers is not wanted
     cdef bint shifts  # whether a row that overflows once it is scaled is reduced again, less its maximum
     cdef bint has_plain_rows  # whether `reduce_plain` is to find numbers without blocks
+    cdef int planes_rows  # how many rows it gets in planes, as theirs are short; or 0
+    cdef bint writes_other  # whether it writes rows of the other array
     cdef const View *other_view  # of another array whose rows it reads or writes, or that of the scores
 
     cdef int set_up(self, Scores scores, Positions positions, numbers) except -1:
@@ -197,16 +199,57 @@ cdef class LogSumExpJob(RowJob):
 
         Of the BLOCK_ROWS rows after these, those whose numbers were added as well are no longer wanted.
         """
+        cdef const View *views[2]
+        cdef tl_row rows[2]
         cdef int64_t at = start, count = 0, done = 0
+        cdef char *planes = self.new_planes() if self.has_plain_rows else NULL
+        views[0], views[1] = &self.scores.view, self.other_view
+        if planes == NULL and self.planes_rows:
+            return 0
         while self.has_plain_rows and at < stop and done == count:
-            count = min(stop - at, left_of_run(&self.scores.view, at), left_of_run(self.other_view, at))
-            done = self.reduce_plain(at, count, wanted, totals)
+            count = min(stop - at, self.rows_at(views[0], at), self.rows_at(views[1], at))
+            rows[0], rows[1] = self.row_at(at), row_at(views[1], at)
+            if planes != NULL:
+                self.use_planes(views[0], at, count, planes, &rows[0])
+                if self.writes_other:
+                    self.use_planes(NULL, at, count, planes + PLANES_BYTES, &rows[1])
+                elif views[1] != views[0]:
+                    self.use_planes(views[1], at, count, planes + PLANES_BYTES, &rows[1])
+            done = self.reduce_plain(at, count, rows, wanted, totals)
+            if planes != NULL and self.writes_other:
+                move_planes(views[1], at, done, planes + PLANES_BYTES, rows[1].stride, True)
             at += done
+        free(planes)
         return at - start
 
-    cdef int64_t reduce_plain(self, int64_t start, int64_t count, uint64_t *wanted, Totals *totals) noexcept nogil:
-        """The same of rows that are evenly apart in both arrays."""
+    cdef int64_t reduce_plain(self, int64_t start, int64_t count, tl_row *rows, uint64_t *wanted,
+                              Totals *totals) noexcept nogil:
+        """The same of rows of both arrays that are evenly apart, as in their views; returns how many it reduced."""
         return 0
+
+    cdef void take_planes(self, const View *other) noexcept:
+        """Have rows copied to planes if those of both views, or of the scores, make short runs."""
+        cdef int64_t size = tl_itemsize(self.scores.dtype)
+        if has_short_runs(&self.scores.view) and (other == NULL or has_short_runs(other)) and self.scores.classes > 0:
+            size = max(size, tl_itemsize(other.dtype)) if other != NULL else size
+            self.planes_rows = min(MAX_PROBABILITY_ROWS, PLANES_BYTES // (size * self.scores.classes) & ~15)
+        if self.planes_rows and not is_given(&self.positions.mask_view) and self.scores.classes <= FEW_CLASSES:
+            self.has_plain_rows = True
+
+    cdef char *new_planes(self) noexcept nogil:
+        """Memory for the planes of three arrays, or NULL."""
+        return <char *> malloc(3 * PLANES_BYTES) if self.planes_rows else NULL
+
+    cdef int64_t rows_at(self, const View *view, int64_t start) noexcept nogil:
+        """How many rows from this one on are evenly apart, in the view or in planes."""
+        return self.planes_rows if self.planes_rows else left_of_run(view, start)
+
+    cdef void use_planes(self, const View *view, int64_t start, int64_t count, char *planes,
+                         tl_row *row) noexcept nogil:
+        """Have rows lie in planes, with what a view has in them, unless that is NULL."""
+        row.data, row.stride = planes, self.planes_rows * tl_itemsize(row.dtype)
+        if view != NULL:
+            move_planes(view, start, count, planes, row.stride, False)
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
         """As `add`, of the wanted rows of a block."""
@@ -247,15 +290,16 @@ cdef class LogSumExp(LogSumExpJob):
 
     def __init__(self, Scores scores, Positions positions, numbers):
         self.set_up(scores, positions, numbers)
+        self.take_planes(NULL)
 
     cdef double cost_of_row(self) noexcept:
         return self.cost_of_scores(12, 0.4)
 
-    cdef int64_t reduce_plain(self, int64_t start, int64_t count, uint64_t *wanted, Totals *totals) noexcept nogil:
-        cdef tl_row row = self.row_at(start)
+    cdef int64_t reduce_plain(self, int64_t start, int64_t count, tl_row *rows, uint64_t *wanted,
+                              Totals *totals) noexcept nogil:
         if self.numbers == NULL:
             return 0
-        return tl_lse_of_few(backend, &row, self.scores.view.row_stride, count, &self.numbers[start], wanted)
+        return tl_lse_of_few(backend, rows, self.scores.view.row_stride, count, &self.numbers[start], wanted)
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         tl_logsumexp_of_block(backend, &block.rows, block.values, cancel)
@@ -276,6 +320,8 @@ cdef class Softmax(LogSumExpJob):
         open_view(&self.out, out, out_dtype, scores.axis, True)
         self.nontemporal_stores = self.out.buffer.len >= NONTEMPORAL_BYTES
         self.has_plain_rows, self.other_view = True, &self.out  # kernels refuse rows of other layouts
+        self.writes_other = True
+        self.take_planes(&self.out)
 
     def __dealloc__(self):
         PyBuffer_Release(&self.out.buffer)
@@ -283,10 +329,10 @@ cdef class Softmax(LogSumExpJob):
     cdef double cost_of_row(self) noexcept:
         return self.cost_of_scores(6, 0.4)
 
-    cdef int64_t reduce_plain(self, int64_t start, int64_t count, uint64_t *wanted, Totals *totals) noexcept nogil:
-        cdef tl_row row = self.row_at(start), out = row_at(&self.out, start)
+    cdef int64_t reduce_plain(self, int64_t start, int64_t count, tl_row *rows, uint64_t *wanted,
+                              Totals *totals) noexcept nogil:
         cdef ptrdiff_t apart = self.scores.view.row_stride
-        return tl_softmax_rows(backend, &row, apart, count, self.is_log, &out, self.out.row_stride)
+        return tl_softmax_rows(backend, &rows[0], apart, count, self.is_log, &rows[1], self.out.row_stride)
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_out_block out
