@@ -19,7 +19,7 @@ from harness import Case, Contender, UnavailableError, gather
 import tokenloss
 
 SHAPES = {  # by dtype; classes are the second axis
-    "float32": ((26214, 10), (1310, 100), (16, 5, 64, 64), (512, 100, 9)),
+    "float32": ((26214, 10), (1310, 100), (16, 5, 64, 64), (2000, 5, 20), (512, 100, 9)),
     "bfloat16": ((26214, 10), (4, 21, 64, 64)),
 }
 QUICK = (64, 10), (2, 5, 8, 8)
@@ -34,6 +34,7 @@ class Arrays(NamedTuple):
     ids: Any
     probs: Any  # distributions of another model
     log_probs: Any  # of the same
+    weights: Any  # of the classes
 
 
 # each function of ours, and torch's way to the same number or array
@@ -70,6 +71,14 @@ WORKS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         lambda a, **o: tokenloss.cross_entropy(a.x, a.ids, label_smoothing=0.1, **o),
         lambda torch, a: torch.nn.functional.cross_entropy(a.x, a.ids, label_smoothing=0.1),
     ),
+    "weighted-cross_entropy": (
+        lambda a, **o: tokenloss.cross_entropy(a.x, a.probs, weight=a.weights, **o),
+        lambda torch, a: torch.nn.functional.cross_entropy(a.x, a.probs, weight=a.weights.to(a.x.dtype)),
+    ),
+    "weighted-cross_entropy_and_grad": (
+        lambda a, **o: tokenloss.cross_entropy_and_grad(a.x, a.ids, weight=a.weights, label_smoothing=0.1, **o),
+        lambda torch, a: _weighted_gradient(torch, a),
+    ),
     "kl_divergence": (
         lambda a, **o: tokenloss.kl_divergence(a.x, a.log_probs, **o),
         lambda torch, a: (
@@ -84,6 +93,16 @@ def _soft_gradient(torch: Any, arrays: Arrays) -> Any:
     rows, log_probs = arrays.ids.numel(), torch.log_softmax(arrays.x, 1)
     of_softmax = log_probs.exp() * arrays.probs.sum(1, keepdim=True)
     return -(arrays.probs * log_probs).sum() / rows, (of_softmax - arrays.probs) / rows
+
+
+def _weighted_gradient(torch: Any, arrays: Arrays) -> Any:
+    """The mean loss for class ids with weights and smoothing, and its gradient."""
+    log_probs, of_ids = torch.log_softmax(arrays.x, 1), arrays.weights[arrays.ids]
+    each = arrays.weights.reshape(-1, *(1 for _ in arrays.x.shape[2:])) * (0.1 / arrays.x.shape[1])
+    ids = arrays.ids.unsqueeze(1)
+    masses = torch.zeros_like(log_probs, dtype=of_ids.dtype).scatter(1, ids, 0.9 * of_ids.unsqueeze(1)) + each
+    of_softmax = log_probs.exp() * masses.sum(1, keepdim=True)
+    return -(masses * log_probs).sum() / of_ids.sum(), (of_softmax - masses) / of_ids.sum()
 
 
 def all_cases(*, quick: bool) -> Iterator[tuple[str, Build]]:
@@ -103,7 +122,8 @@ def other(work: str, dtype: str, shape: tuple[int, ...]) -> Case:
         raise UnavailableError("pip install ml_dtypes") from None
     ids = np.random.default_rng(1).integers(0, shape[1], (shape[0], *shape[2:]))
     log_probs = tokenloss.log_softmax(np.ascontiguousarray(x[::-1]), axis=1)
-    arrays = Arrays(x, ids, tokenloss.softmax(log_probs, axis=1), log_probs)
+    weights = np.linspace(0.5, 1.5, shape[1], dtype=np.float32)
+    arrays = Arrays(x, ids, tokenloss.softmax(log_probs, axis=1), log_probs, weights)
     mine, theirs = WORKS[work]
     contenders = backends(lambda: _last(mine(arrays, axis=1, workers=1)))
     case = Case(f"{work}, axis=1, {dtype} of shape {shape}", contenders, rows=ids.size)

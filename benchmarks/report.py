@@ -60,6 +60,8 @@ OTHER_WORKS = {
     "others/soft-cross_entropy/": "`cross_entropy`, distributions",
     "others/soft-cross_entropy_and_grad/": "`cross_entropy_and_grad`, distributions",
     "others/smoothed-cross_entropy/": "`cross_entropy`, label_smoothing",
+    "others/weighted-cross_entropy/": "`cross_entropy`, distributions, weight",
+    "others/weighted-cross_entropy_and_grad/": "`cross_entropy_and_grad`, weight, label_smoothing",
     "others/kl_divergence/": "`kl_divergence`",
     "large/": "131072 classes",
     "divergences/": "`kl_divergence`, all five divergences",

@@ -72,9 +72,7 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef tl_row row = self.row_of_scores()
         cdef const View *masses = &self.positions.targets_view
         cdef int64_t stride, size = tl_itemsize(scores.dtype), most = tl_nll_classes(row.compute_dtype)
-        cdef int64_t together = 16 if self.positions.by_class and is_given(&self.grad) else 8
-        if self.planes_rows:
-            together = 1
+        cdef int64_t together = 1 if self.planes_rows else 16 if self.positions.by_class and is_given(&self.grad) else 8
         if (not 2 <= scores.classes <= most or not is_given(&scores.view)
                 or scores.view.run < together and not scores.view.is_uniform
                 or is_given(&self.grad) and (
@@ -84,7 +82,7 @@ cdef class CrossEntropy(LogSumExpJob):
             return False
         if not self.positions.by_class:
             most = FEW_CLASSES if row.compute_dtype == TL_FLOAT64 else MASSES_CLASSES
-            return not (masses.run < min(together, 8) and not masses.is_uniform or scores.classes > most
+            return not (masses.run < together and not masses.is_uniform or scores.classes > most
                         or tl_single_or_double(masses.dtype) != tl_single_or_double(row.compute_dtype))
         if scores.classes <= FEW_CLASSES and not is_given(&self.grad):
             return True
@@ -92,10 +90,11 @@ cdef class CrossEntropy(LogSumExpJob):
         if scores.dtype >= TL_SWAPPED or tl_is_transformed(&row) or size not in (stride, scores.view.row_stride):
             return False
         if is_given(&self.grad):
-            return scores.classes <= FEW_CLASSES
+            return scores.classes <= (MASSES_CLASSES if self.weighs_class_ids and self.label_smoothing else FEW_CLASSES)
         most = MASSES_CLASSES if stride == size else SHORT_ROW
         return (stride == size or scores.dtype >= TL_FLOAT32 or scores.classes <= MASSES_CLASSES) and (
-            scores.classes <= most if self.label_smoothing != 0 else scores.view.run >= 16 or scores.view.is_uniform or together == 1
+            scores.classes <= most if self.label_smoothing != 0
+            else scores.view.run >= 16 or scores.view.is_uniform or self.planes_rows > 0
         )
 
     cdef double cost_of_row(self) noexcept:
