@@ -137,6 +137,7 @@ cdef class RowJob(Job):
     cdef readonly bint is_probability  # what scores are clipped as, not as log-probabilities
     cdef readonly bint refuses_bad_targets  # while rows are read: class ids are not checked before
     cdef int64_t held  # the first row of the scores' array: 0, unless this has parts of them in turn
+    cdef int planes_rows  # how many rows are copied to planes at a time, since theirs are short; or 0
     cdef double *numbers  # one for each row, 0 where masked; NULL if only their sum is wanted
     cdef Py_buffer numbers_buffer
     cdef Totals totals
@@ -202,6 +203,28 @@ cdef class RowJob(Job):
         if not self.scores.view.is_copied:
             return 1
         return BLOCK_ROWS if self.rows >= 8 * BLOCK_ROWS else TL_ROWS_PER_CACHE_LINE(self.scores.dtype)
+
+    cdef void take_planes(self, const View *other) noexcept:
+        """Have rows copied to planes if those of both views, or of the scores, make short runs."""
+        cdef int64_t size = tl_itemsize(self.scores.dtype)
+        if has_short_runs(&self.scores.view) and (other == NULL or has_short_runs(other)) and self.scores.classes > 0:
+            size = max(size, tl_itemsize(other.dtype)) if other != NULL else size
+            self.planes_rows = min(MAX_PROBABILITY_ROWS, PLANES_BYTES // (size * self.scores.classes) & ~15)
+
+    cdef char *new_planes(self) noexcept nogil:
+        """Memory for the planes of three arrays, or NULL."""
+        return <char *> malloc(3 * PLANES_BYTES) if self.planes_rows else NULL
+
+    cdef int64_t rows_at(self, const View *view, int64_t start) noexcept nogil:
+        """How many rows from this one on are evenly apart, in the view or in planes."""
+        return self.planes_rows if self.planes_rows else left_of_run(view, start)
+
+    cdef void use_planes(self, const View *view, int64_t start, int64_t count, char *planes,
+                         tl_row *row) noexcept nogil:
+        """Have rows lie in planes, with what a view has in them, unless that is NULL."""
+        row.data, row.stride = planes, self.planes_rows * tl_itemsize(row.dtype)
+        if view != NULL:
+            move_planes(view, start, count, planes, row.stride, False)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         """The number of an unmasked row."""

@@ -181,6 +181,8 @@ cdef class SoftTargetLoss(RowJob):
         if not self.positions.is_integer or block.mass_class == tl_itemsize(block.mass_dtype):
             self.block_rows = min(MAX_PROBABILITY_ROWS if self.weighs_rows else DISTRIBUTION_ROWS,
                                   TL_DISTRIBUTION_ELEMENTS // block.classes)
+            if block.classes <= 24:  # kernels add more classes of few rows sooner where they lie
+                self.take_planes(targets)
 
     cdef inline int unmasked_rows(self, int64_t start, int64_t count, int *rows) noexcept nogil:
         """The unmasked rows of a block, counted from `start`; returns how many. If there is no mask, all are there."""
@@ -194,13 +196,18 @@ cdef class SoftTargetLoss(RowJob):
         return unmasked
 
     cdef inline bint reduce_block(self, int64_t start, int64_t count, int *rows, tl_distributions *block,
-                                  Totals *totals) noexcept nogil:
+                                  char *planes, Totals *totals) noexcept nogil:
         """Add the losses of a block; False if its rows have to be reduced one by one. `rows` are 0, 1, and so on."""
         cdef double nll[DISTRIBUTION_ROWS]
         cdef const View *targets = &self.positions.targets_view
         cdef int unmasked
         block.mass, block.mass_row = address_of(targets, start), targets.row_stride
         block.score, block.score_row = address_of(&self.scores.view, start), self.scores.view.row_stride
+        if planes != NULL:
+            block.score, block.score_class = planes, self.planes_rows * block.score_row
+            block.mass, block.mass_class = planes + PLANES_BYTES, self.planes_rows * block.mass_row
+            move_planes(&self.scores.view, start, count, planes, block.score_class, False)
+            move_planes(targets, start, count, planes + PLANES_BYTES, block.mass_class, False)
         unmasked = self.unmasked_rows(start, count, rows)
         if unmasked == 0:
             return True
@@ -212,6 +219,7 @@ cdef class SoftTargetLoss(RowJob):
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef int rows[DISTRIBUTION_ROWS]
         cdef tl_distributions block = self.block
+        cdef char *planes = self.new_planes()
         cdef int64_t count
         cdef int i
         block.clip = &self.clip
@@ -220,11 +228,13 @@ cdef class SoftTargetLoss(RowJob):
         while start < stop:
             count = stop - start
             if self.block_rows > 0:
-                count = min(count, self.block_rows, left_of_run(&self.scores.view, start),
-                            left_of_run(&self.positions.targets_view, start))
-            if self.block_rows == 0 or not self.reduce_block(start, count, rows, &block, totals):
+                count = min(count, self.block_rows, self.rows_at(&self.scores.view, start),
+                            self.rows_at(&self.positions.targets_view, start))
+            if (self.block_rows == 0 or self.planes_rows and planes == NULL
+                    or not self.reduce_block(start, count, rows, &block, planes, totals)):
                 RowJob.run_range(self, start, start + count, totals, cancel)
             start += count
+        free(planes)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row scores = self.row_at(row)

@@ -29,7 +29,6 @@ cdef class LogSumExpJob(RowJob):
     cdef bint skips_sum  # whether the sum of numbers is not wanted
     cdef bint shifts  # whether a row that overflows once it is scaled is reduced again, less its maximum
     cdef bint has_plain_rows  # whether `reduce_plain` is to find numbers without blocks
-    cdef int planes_rows  # how many rows it gets in planes, as theirs are short; or 0
     cdef bint writes_other  # whether it writes rows of the other array
     cdef const View *other_view  # of another array whose rows it reads or writes, or that of the scores
 
@@ -228,28 +227,9 @@ cdef class LogSumExpJob(RowJob):
         return 0
 
     cdef void take_planes(self, const View *other) noexcept:
-        """Have rows copied to planes if those of both views, or of the scores, make short runs."""
-        cdef int64_t size = tl_itemsize(self.scores.dtype)
-        if has_short_runs(&self.scores.view) and (other == NULL or has_short_runs(other)) and self.scores.classes > 0:
-            size = max(size, tl_itemsize(other.dtype)) if other != NULL else size
-            self.planes_rows = min(MAX_PROBABILITY_ROWS, PLANES_BYTES // (size * self.scores.classes) & ~15)
+        RowJob.take_planes(self, other)
         if self.planes_rows and not is_given(&self.positions.mask_view) and self.scores.classes <= FEW_CLASSES:
             self.has_plain_rows = True
-
-    cdef char *new_planes(self) noexcept nogil:
-        """Memory for the planes of three arrays, or NULL."""
-        return <char *> malloc(3 * PLANES_BYTES) if self.planes_rows else NULL
-
-    cdef int64_t rows_at(self, const View *view, int64_t start) noexcept nogil:
-        """How many rows from this one on are evenly apart, in the view or in planes."""
-        return self.planes_rows if self.planes_rows else left_of_run(view, start)
-
-    cdef void use_planes(self, const View *view, int64_t start, int64_t count, char *planes,
-                         tl_row *row) noexcept nogil:
-        """Have rows lie in planes, with what a view has in them, unless that is NULL."""
-        row.data, row.stride = planes, self.planes_rows * tl_itemsize(row.dtype)
-        if view != NULL:
-            move_planes(view, start, count, planes, row.stride, False)
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
         """As `add`, of the wanted rows of a block."""
