@@ -405,7 +405,7 @@ def test_linear_workers_change_no_bit(rng):
     ("name", "value"),
     [("_TILE_BYTES", 1), ("_TILE_BYTES", 9000), ("_TILE_BYTES", 900_000), ("MAX_TILE_ROWS", 7), ("_CAST_BYTES", 9999)],
 )
-@pytest.mark.parametrize("classes", [30, 1000, 2500])
+@pytest.mark.parametrize("classes", [30, 2500])
 def test_linear_tiles_of_any_size_change_no_bit_of_exact_products(rows, classes, name, value, rng, monkeypatch):
     hidden, weight = whole(rng, rows, classes)
     hidden, ids, where = hidden * 8, rng.integers(0, classes, rows), rng.random(rows) > 0.3
