@@ -230,6 +230,17 @@ def test_gradient_of_rows_with_nan_or_infinity_is_nan(dtype, kind, rng, backend)
         assert_same_bits(gradient[[0, 4]], expected[[0, 4]])
 
 
+@each_dtype
+@each_kind
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF], ids=hex)
+def test_gradient_with_a_weight_of_nan_is_nan_whatever_its_bits(dtype, kind, bits, backend):
+    weight = np.ones(10, np.float32)
+    weight.view(np.uint32)[3] = bits
+    targets = np.full(20, 3) if kind == "ids" else np.full((20, 10), 0.1, dtype)
+    gradient = gradient_of(np.zeros((20, 10), dtype), targets, weight=weight, label_smoothing=0.1)
+    assert np.isnan(np.float64(gradient)).all()
+
+
 def test_gradient_of_logits_of_minus_infinity_with_softcap():
     loss, gradient = cross_entropy_and_grad([0.0, -INF, 0.0], 1)
     assert loss == INF

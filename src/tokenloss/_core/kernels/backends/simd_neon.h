@@ -34,6 +34,7 @@ TL_INLINE float32x4_t f32_load_bfloat16(const uint16_t *p) {
 TL_INLINE void f32_store_float16(uint16_t *p, float32x4_t a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
 /* for a sum of 0x7fff and a bit, gcc 14 emits raddhn: halves go up */
 TL_INLINE void f32_store_bfloat16(uint16_t *p, float32x4_t a) {
+    a = f32_if_equal(a, a, a, f32_and_bits(a, 0xffff0000u)); /* rounding would carry the low bits of a nan beyond it */
     uint32x4_t bits = vreinterpretq_u32_f32(a), is_odd = vtstq_u32(bits, vdupq_n_u32(0x10000));
     vst1_u16(p, vaddhn_u32(bits, vsubq_u32(vdupq_n_u32(0x7fff), is_odd)));
 }

@@ -44,6 +44,7 @@ OPERATION void f32_store_float16(uint16_t *p, f32_vec a) {
     HALF_WHOLE(storeu)((HALF_VEC *)(void *)p, INTRINSIC(cvtps_ph)(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 OPERATION void f32_store_bfloat16(uint16_t *p, f32_vec a) {
+    a = f32_if_equal(a, a, a, f32_and_bits(a, 0xffff0000u)); /* rounding would carry the low bits of a nan beyond it */
     f32_bits bits = WHOLE(castps)(a), odd = WHOLE(and)(INTRINSIC(srli_epi32)(bits, 16), INTRINSIC(set1_epi32)(1));
     bits = INTRINSIC(add_epi32)(bits, INTRINSIC(add_epi32)(odd, INTRINSIC(set1_epi32)(0x7fff)));
     HALF_WHOLE(storeu)((HALF_VEC *)(void *)p, LOW_WORDS(INTRINSIC(srli_epi32)(bits, 16)));
