@@ -67,7 +67,7 @@ cdef inline bint has_short_runs(const View *view) noexcept nogil:
 
 cdef void move_planes(const View *view, int64_t start, int64_t count, char *planes, ptrdiff_t width,
                       bint back) noexcept nogil:
-    """Copy neighbouring rows to planes of so many bytes, or back."""
+    """Copy neighboring rows to planes of so many bytes, or back."""
     cdef int64_t n, k
     cdef char *row
     while count > 0:

@@ -136,7 +136,8 @@ static void compare_plain_losses(const question *all, const tl_soft_target *soft
     static numbers masses;
     const int is_few = all->count <= TL_FEW_CLASSES, is_raw = all->scale == 1 && all->cap == 0;
     const int has_weight = by_id && all->has_weight, dtype = all->row.dtype, is_double = !is_raw || dtype == TL_FLOAT64;
-    const int has_grad = all->has_grad && is_raw && (!by_id || (is_few && !(has_weight && all->smoothing != 0)));
+    const int has_masses = !by_id || (has_weight && all->smoothing != 0);
+    const int has_grad = all->has_grad && is_raw && (is_few || has_masses);
     const int in_planes = all->rows_in_planes && (is_few || !by_id || dtype >= TL_FLOAT32);
     const size_t padded = (size_t)(even_rows(all) + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
     tl_plain_rows *rows = &of.rows;
@@ -176,7 +177,9 @@ static void compare_plain_losses(const question *all, const tl_soft_target *soft
             put(&masses, k, tl_abs(tl_load((const char *)all->other.memory + k * size, masses.dtype)), 0);
         mass = make_even_rows(all, &masses, all->other_layout, all->others_in_planes, &rows->mass,
                               &rows->mass_apart);
-        loss.soft = (tl_soft_target){NULL, rows->mass.stride, rows->mass.dtype, NULL, 0, 0, 1, 0};
+        loss.soft = *soft; /* weights and smoothing */
+        loss.soft.mass_stride = rows->mass.stride;
+        loss.soft.mass_dtype = rows->mass.dtype;
     }
     compare_found_losses(all, &of, 0);
     if (!has_grad && !has_weight && !all->weighs_rows && loss.soft.eps_over_v == 0 && all->z_loss == 0)

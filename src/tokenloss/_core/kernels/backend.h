@@ -423,8 +423,8 @@ typedef struct {
     void (*entropies)(const tl_odds *odds, const double *log, const double *sum, const tl_short_moments *moments,
                       size_t count, double *entropy);
     void (*exps)(double *x, size_t count);
-    /* Makes masses effective ones: times their `share`, plus the mass that each gets, times a weight for each run of
-     * this many of them, unless there are none. Up to 7 more may be written. */
+    /* Turns masses into effective ones, in place: (share mass + each) weight, with one weight for each `run` masses, or
+     * none. May also write the next 7 numbers. */
     void (*weigh_masses)(double *mass, size_t count, double share, double each, const double *weight, size_t run);
     void (*second_moments)(const double *x, size_t count, double logsumexp, tl_moment_lanes *to);
     uint64_t (*softmax_factors)(const double *logsumexp, const double *scale, size_t count, int dtype, double *exponent,

@@ -39,7 +39,7 @@ static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *r
 /* Loads the effective masses into groups, and counts those above 0; finds each row's class of the largest. */
 static void group_masses(const tl_backend *backend, const tl_row_block *rows, const tl_loss *losses, double *mass,
                          tl_short_ranks *ranks) {
-    double least[TL_BLOCK_ROWS], weight[TL_CHUNK];
+    double least[TL_BLOCK_ROWS];
     const tl_soft_target *soft = &losses->soft;
     const int dtype = tl_single_or_double(soft->mass_dtype);
     const size_t groups = tl_groups_for(rows->count), elements = groups * tl_group_elements(rows);
@@ -50,13 +50,8 @@ static void group_masses(const tl_backend *backend, const tl_row_block *rows, co
     for (int i = 0; i < TL_BLOCK_ROWS; i++)
         least[i] = 0x1p-1074;
     tl_load_groups(backend, &of, rows->count, dtype, (char *)raw);
-    backend->to_f64[dtype](raw, elements, 1, mass);
-    for (int64_t k = 0; soft->weight && k < rows->row.count; k++)
-        weight[k] = tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype);
-    for (size_t i = 0; (soft->weight || soft->eps_over_v != 0) && i < elements; i += tl_group_elements(rows))
-        backend->weigh_masses(mass + i, tl_group_elements(rows), soft->one_minus_eps, soft->eps_over_v,
-                              soft->weight ? weight : NULL, TL_GROUP);
-    const tl_few_rows few = tl_few_of_groups(mass, (size_t)rows->row.count, TL_FLOAT64);
+    const tl_few_rows loaded = tl_few_of_groups(raw, (size_t)rows->row.count, dtype);
+    const tl_few_rows few = tl_weigh_groups(backend, soft, &loaded, dtype, groups, mass);
     backend->short_ranks[TL_FLOAT64](&few, groups, least, ranks);
 }
 

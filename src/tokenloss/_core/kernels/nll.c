@@ -143,8 +143,8 @@ static uint64_t write_plain(const tl_backend *backend, const tl_plain_rows *of_a
     return 0;
 }
 
-/* The same for masses, those of distributions or what smoothing adds to class ids with weights; by way of `groups` unless
- * gradients are written in place; of any number of neighbours. */
+/* The same with masses: those of distributions, or what smoothing adds to class ids with weights. Gradients that cannot
+ * be written in place go by way of `groups`; there may be any number of neighbours. */
 static uint64_t write_by_masses(const tl_backend *backend, const tl_plain_rows *of_all, const tl_few_rows *rows,
                                 const tl_few_rows *masses, int are_wide, const tl_lane_losses *of, size_t n,
                                 size_t start, char *groups) {
@@ -155,12 +155,8 @@ static uint64_t write_by_masses(const tl_backend *backend, const tl_plain_rows *
     const int in_place = grad->dtype == dtype && !to.are_apart && n % TL_GROUP == 0;
     const size_t padded = tl_padded_rows((int)n);
     const double *scale = of_all->grad_scale + start;
-    double logsumexp[TL_BLOCK_ROWS], exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], padding[TL_BLOCK_ROWS];
+    double logsumexp[TL_BLOCK_ROWS], exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS];
     tl_gradient_parts of_ids;
-    if (padded > n) {
-        memset(padding + n, 0, (padded - n) * sizeof *padding);
-        scale = (const double *)memcpy(padding, scale, n * sizeof *scale);
-    }
     for (size_t i = 0; i < padded; i++)
         logsumexp[i] = of->logit[i] + of->nll[i];
     for (size_t i = 0; i < padded; i++)
@@ -182,24 +178,6 @@ static uint64_t write_by_masses(const tl_backend *backend, const tl_plain_rows *
             tl_store((char *)(uintptr_t)to.data + (ptrdiff_t)i * of_all->grad_apart + of->target[i] * grad->stride,
                      grad->dtype, scale[i] * of_ids.at_target[i]);
     return 0;
-}
-
-/* Writes the effective masses of rows in lanes, as doubles in groups. */
-static tl_few_rows weigh(const tl_backend *backend, const tl_soft_target *soft, const tl_few_rows *masses, int dtype,
-                         size_t groups, double *to) {
-    const size_t classes = masses->classes;
-    double weight[TL_MASSES_CLASSES];
-    for (size_t k = 0; soft->weight && k < classes; k++)
-        weight[k] = tl_load(soft->weight + (ptrdiff_t)k * soft->weight_stride, soft->weight_dtype);
-    for (size_t g = 0; g < groups; g++) {
-        const char *mass = masses->data + g * masses->group_bytes;
-        double *group = to + g * classes * TL_GROUP;
-        for (size_t k = 0; k < classes; k++, mass += masses->class_stride)
-            backend->to_f64[dtype](mass, TL_GROUP, 1, group + k * TL_GROUP);
-        backend->weigh_masses(group, classes * TL_GROUP, soft->one_minus_eps, soft->eps_over_v,
-                              soft->weight ? weight : NULL, TL_GROUP);
-    }
-    return tl_few_of_groups(to, classes, TL_FLOAT64);
 }
 
 /* Finds the losses of rows relative to the classes of their largest masses, dots with these, and the sums of masses,
@@ -249,7 +227,7 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
         masses = tl_rows_or_groups(backend, &of->mass, start, of->mass_apart, n, 0,
                                    scratch + TL_GROUPS_BYTES(TL_FEW_CLASSES)); /* as large for floats of all classes */
         if (are_wide)
-            masses = weigh(backend, &loss->soft, &masses, dtype, padded / TL_GROUP, wide);
+            masses = tl_weigh_groups(backend, &loss->soft, &masses, dtype, padded / TL_GROUP, wide);
         left = ~losses_by_masses(backend, &rows, &masses, are_wide, dtype, padded, &lanes, total);
     } else if (classes <= (has_dots ? TL_MASSES_CLASSES : TL_FEW_CLASSES) || row->stride != tl_itemsize(row->dtype)) {
         const int has_masses = of->grad_scale && lanes.mass;

@@ -21,16 +21,17 @@ uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, i
 int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll);
 
 /* Rows of 2 to tl_nll_classes logits, `apart` bytes from each other. For class ids, those of more than TL_FEW_CLASSES
- * are native, neither scaled nor capped, without gradients, and contiguous or neighbours, of halves of TL_MASSES_CLASSES
- * classes at most. With smoothing, that is the most, or TL_CHUNK of other neighbours. With masses of their own, which
- * are float64 where logits are computed in it and only there, rows of any layout have TL_MASSES_CLASSES classes at most
- * (float64: TL_FEW_CLASSES); targets only say which rows are masked. Gradients are native, of the dtype of
- * the logits, and contiguous or neighbours; logits are then neither scaled nor capped. For class ids, these are
- * contiguous or neighbours, too. Arrays of one number per row have room for whole groups. */
+ * are native, neither scaled nor capped, and contiguous or neighbours, of halves of TL_MASSES_CLASSES classes at most.
+ * With smoothing, that is the most, or TL_CHUNK of other neighbours. With masses of their own, which are float64 where
+ * logits are computed in it and only there, rows of any layout have TL_MASSES_CLASSES classes at most (float64:
+ * TL_FEW_CLASSES); targets only say which rows are masked. Gradients are native, of the dtype of the logits, and
+ * contiguous or neighbours; logits are then neither scaled nor capped. For class ids, these are contiguous or
+ * neighbours, too, of TL_FEW_CLASSES at most, or of TL_MASSES_CLASSES with weights and smoothing. Arrays of one number
+ * per row have room for whole groups. */
 typedef struct {
     tl_row row; /* the first */
     ptrdiff_t apart;
-    const tl_loss *loss; /* z-loss and smoothing, which all share */
+    const tl_loss *loss; /* z-loss, smoothing, and class weights of masses, which all share */
     tl_lane_losses given; /* ids, masses and weights */
     int sums_only; /* whether only the sum of losses is wanted, without options; becomes 0 if bins do not hold it */
     double *values; /* where losses are written, 0 where masked, or NULL */

@@ -86,6 +86,24 @@ const void *tl_masses_of(const tl_backend *backend, const tl_soft_target *soft, 
     return mass;
 }
 
+tl_few_rows tl_weigh_groups(const tl_backend *backend, const tl_soft_target *soft, const tl_few_rows *masses, int dtype,
+                            size_t groups, double *to) {
+    const size_t classes = masses->classes;
+    double weight[TL_CHUNK];
+    for (size_t k = 0; soft->weight && k < classes; k++)
+        weight[k] = tl_load(soft->weight + (ptrdiff_t)k * soft->weight_stride, soft->weight_dtype);
+    for (size_t g = 0; g < groups; g++) {
+        const char *mass = masses->data + g * masses->group_bytes;
+        double *group = to + g * classes * TL_GROUP;
+        for (size_t k = 0; k < classes; k++, mass += masses->class_stride)
+            backend->to_f64[dtype](mass, TL_GROUP, 1, group + k * TL_GROUP);
+        if (soft->weight || soft->eps_over_v != 0)
+            backend->weigh_masses(group, classes * TL_GROUP, soft->one_minus_eps, soft->eps_over_v,
+                                  soft->weight ? weight : NULL, TL_GROUP);
+    }
+    return tl_few_of_groups(to, classes, TL_FLOAT64);
+}
+
 int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t *start,
                         double *mass, tl_cancel *cancel) {
     int length = 0;

@@ -41,6 +41,10 @@ int tl_masses_dtype(const tl_soft_target *soft);
 const void *tl_masses_of(const tl_backend *backend, const tl_soft_target *soft, int64_t start, int64_t end, int dtype,
                          double *mass);
 
+/* The effective masses of rows in lanes, written as doubles in groups. They may lie over masses that are such. */
+tl_few_rows tl_weigh_groups(const tl_backend *backend, const tl_soft_target *soft, const tl_few_rows *masses, int dtype,
+                            size_t groups, double *to);
+
 /* The class of the largest mass among the classes that contribute; -1 if none does. */
 int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count, tl_cancel *cancel);
 

@@ -170,7 +170,7 @@ TL_TARGET TL_INLINE int OP(add_logits)(const char *x, ptrdiff_t stride, size_t c
            (uint32_t)(((uint64_t)1 << OP(WIDTH)) - 1);
 }
 
-/* Sums of terms, and then those of the rows' own masses. */
+/* The sums of the terms, followed by the sums of the rows' own masses. */
 typedef struct {
     f64_vec sum[2 * PARTS], lost[2 * PARTS];
 } OP(sums);
