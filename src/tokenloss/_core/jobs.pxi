@@ -215,7 +215,7 @@ cdef class RowJob(Job):
         """Memory for the planes of three arrays, or NULL."""
         return <char *> malloc(3 * PLANES_BYTES) if self.planes_rows else NULL
 
-    cdef int64_t rows_at(self, const View *view, int64_t start) noexcept nogil:
+    cdef int64_t even_rows(self, const View *view, int64_t start) noexcept nogil:
         """How many rows from this one on are evenly apart, in the view or in planes."""
         return self.planes_rows if self.planes_rows else left_of_run(view, start)
 

@@ -174,9 +174,9 @@ cdef class CrossEntropy(LogSumExpJob):
         if planes == NULL and self.planes_rows:
             return 0
         while start < stop and left == 0 and done != 0:
-            count = min(stop - start, self.rows_at(&self.scores.view, start))
+            count = min(stop - start, self.even_rows(&self.scores.view, start))
             if not self.positions.by_class:
-                count = min(count, self.rows_at(masses, start))
+                count = min(count, self.even_rows(masses, start))
                 rows.mass, rows.mass_apart = row_at(masses, start), masses.row_stride
             in_place = count >= 16 and not totals.copies_ids and self.positions.ids_in_place(start) != NULL
             rows.sums_only = in_place and self.sums_only and self.numbers == NULL
@@ -186,7 +186,7 @@ cdef class CrossEntropy(LogSumExpJob):
             if not rows.sums_only or start == first:  # few at first: they may tell that there are others
                 count = min(count, <int64_t> MAX_PROBABILITY_ROWS)
             if has_grad:
-                count = min(count, self.rows_at(&self.grad, start))
+                count = min(count, self.even_rows(&self.grad, start))
                 rows.grad, rows.grad_apart = row_at(&self.grad, start), self.grad.row_stride
                 self.find_grad_scales(start, NULL, <int> count, scales)
                 rows.grad_scale = scales

@@ -228,8 +228,8 @@ cdef class SoftTargetLoss(RowJob):
         while start < stop:
             count = stop - start
             if self.block_rows > 0:
-                count = min(count, self.block_rows, self.rows_at(&self.scores.view, start),
-                            self.rows_at(&self.positions.targets_view, start))
+                count = min(count, self.block_rows, self.even_rows(&self.scores.view, start),
+                            self.even_rows(&self.positions.targets_view, start))
             if (self.block_rows == 0 or self.planes_rows and planes == NULL
                     or not self.reduce_block(start, count, rows, &block, planes, totals)):
                 RowJob.run_range(self, start, start + count, totals, cancel)

@@ -206,7 +206,7 @@ cdef class LogSumExpJob(RowJob):
         if planes == NULL and self.planes_rows:
             return 0
         while self.has_plain_rows and at < stop and done == count:
-            count = min(stop - at, self.rows_at(views[0], at), self.rows_at(views[1], at))
+            count = min(stop - at, self.even_rows(views[0], at), self.even_rows(views[1], at))
             rows[0], rows[1] = self.row_at(at), row_at(views[1], at)
             if planes != NULL:
                 self.use_planes(views[0], at, count, planes, &rows[0])
