@@ -313,6 +313,8 @@ DAMAGES = {
     "an array less": (lambda: with_header(lambda h: h.update(tails=h.pop("log_tails"))), "has no log_tails"),
     "an id below": (lambda: with_array("ids", lambda a: a.__setitem__((1, 2), -7)), "row 1 contains class ids"),
     "an id above": (lambda: with_array("ids", lambda a: a.__setitem__((1, 2), 600)), "row 1 contains class ids"),
+    "a target below": (lambda: with_array("targets", lambda a: a.__setitem__(2, -1)), "targets that are no classes"),
+    "a target above": (lambda: with_array("targets", lambda a: a.__setitem__(2, 600)), "targets that are no classes"),
     "an id twice": (lambda: with_array("ids", lambda a: a.__setitem__((1, 2), a[1, 3])), "one class twice"),
     "another order": (lambda: with_array("logits", lambda a: swap(a, 0, 5)), "logits in another order"),
     "another order of draws": (lambda: with_array("ids", lambda a: swap(a, 32, 79)), "draws in another order"),

@@ -77,13 +77,14 @@ def open_scores(path: str, array: str | None, kind: str | None, targets_array: s
             refuse(path, got, f"contain {name} of {' or '.join(dtypes)} and shape {shape or '(n,)'}, to be a sketch")
     if more := sorted(places.keys() - wanted.keys() - {"masked"}):
         refuse(path, f"contains {', '.join(more)}", f"contain only the arrays of a sketch: {', '.join(wanted)}, masked")
-    if "masked" in places:
-        facts = facts._replace(masked=_masked(path, places["masked"], classes))
-    facts = facts._replace(row_bytes=fields.itemsize)
+    masked = _masked(path, places["masked"], classes) if "masked" in places else None
+    facts = facts._replace(masked=masked, row_bytes=fields.itemsize)
     arrays: dict[str, Any] = {"segment_ids": places["sequences"].load()} if has_sequences else {}
     if not has_targets:  # rows that were left out
         arrays["attention_mask"] = places["supports"].load() >= 0
     targets = places["targets"].load() if has_targets else None
+    if has_targets and ((targets != IGNORED) & ((targets < 0) | (targets >= classes))).any():
+        refuse(path, "contains targets that are no classes", "be whole, as it was written")
 
     def blocks(most_rows: int, first: int = 0, stop: int = n[0]) -> Iterator[Array]:
         with open_regular(path) as file:
