@@ -97,7 +97,7 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
         tl_lse_row(backend, row, targets[t], &state, cancel);
         use(tl_logsumexp(tl_lse_finish(&state, row->compute_dtype)));
         if (t == 0)
-            use(tl_logsumexp_of(backend, row, &state, cancel));
+            use(logsumexp_of_row(backend, row, cancel));
     }
     int64_t most = count < 7 ? count : 7;
     tl_topk best = {most, 0, (double *)(void *)place(MASSES, 8 * most, at_end),

@@ -1,4 +1,4 @@
-/* The loss of a whole row and its gradient, made of the functions that blocks of rows use for rows which are not short,
+/* The loss of a whole row, its gradient, and its logsumexp, made of the functions that blocks of rows use for rows which are not short,
  * and of a block of one row: tests hold blocks and ranges to it. */
 #ifndef TOKENLOSS_TESTS_LOSS_OF_ROW_H
 #define TOKENLOSS_TESTS_LOSS_OF_ROW_H
@@ -36,6 +36,14 @@ TL_INLINE tl_class_odds odds_of_row(const tl_backend *backend, const tl_row *log
     row.excluded[0] = target;
     tl_odds_of_block(backend, &row, &lse, cancel);
     return tl_odds_at(&row, &lse, 0);
+}
+
+/* The logsumexp of a row, from a block of one row. */
+TL_INLINE double logsumexp_of_row(const tl_backend *backend, const tl_row *logits, tl_cancel *cancel) {
+    tl_row_block row = {.row = *logits, .data = {logits->data}, .count = 1, .excluded = {-1}, .wanted = 1};
+    double logsumexp;
+    tl_logsumexp_of_block(backend, &row, &logsumexp, cancel);
+    return logsumexp;
 }
 
 TL_INLINE double loss_of_row(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_cancel *cancel) {

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "kernels.h"
+#include "loss_of_row.h"
 #include "losses.h"
 #include "rows.h"
 
@@ -128,9 +129,7 @@ static double in_its_unit(const setting *of, long double error, long double valu
 }
 
 static double logsumexp_error(const setting *of, const tl_row *row, long double exact) {
-    tl_lse_acc state;
-    tl_lse_row(backend, row, -1, &state, cancel);
-    long double error = (long double)tl_logsumexp_of(backend, row, &state, cancel) - exact;
+    long double error = (long double)logsumexp_of_row(backend, row, cancel) - exact;
     return in_its_unit(of, error, exact);
 }
 

@@ -143,7 +143,7 @@ def test_all_but_divergences_is_exact_and_short_rows_are_wholly_so(classes, dtyp
     for name in EXACT:
         np.testing.assert_array_equal(getattr(result, name), getattr(exact, name), err_msg=name)
     for name in ("delta_p", "base_top_p"):
-        np.testing.assert_allclose(getattr(result, name), getattr(exact, name), 1e-9, 1e-9)
+        np.testing.assert_allclose(getattr(result, name), getattr(exact, name), 2e-7, 2e-7)
     for name in ("perplexity", "base_perplexity", "perplexity_ratio", "same_top"):
         assert getattr(result, name) == getattr(exact, name), name
         assert getattr(result, name).stderr == getattr(exact, name).stderr, name

@@ -277,7 +277,7 @@ cdef class LogSumExp(LogSumExpJob):
 
     cdef int64_t reduce_plain(self, int64_t start, int64_t count, tl_row *rows, uint64_t *wanted,
                               Totals *totals) noexcept nogil:
-        if self.numbers == NULL:
+        if self.numbers == NULL or self.scores.classes == 1:
             return 0
         return tl_lse_of_few(backend, rows, self.scores.view.row_stride, count, &self.numbers[start], wanted)
 

@@ -195,9 +195,7 @@ static void compare_token_stats(const question *all, const tl_row *row) {
     compare_token(&token, &best);
     compare_tail(all, row, &best);
     free_best(&best);
-    tl_lse_acc state;
-    tl_lse_row(backend, row, -1, &state, &cancel);
-    double logsumexp = tl_logsumexp_of(backend, row, &state, &cancel);
+    double logsumexp = logsumexp_of_row(backend, row, &cancel);
     compare("logsumexp", logsumexp);
     double size = tl_abs(logsumexp) > 1 ? tl_abs(logsumexp) : 1;
     if (logsumexp - logsumexp == 0 ? !(tl_abs(token.logsumexp - logsumexp) <= 4e-7 * size)

@@ -162,11 +162,13 @@ typedef struct {
     int64_t count_ge[TL_BLOCK_ROWS], argmax[TL_BLOCK_ROWS];
 } tl_short_ranks;
 
-/* Losses of few rows. Given are class ids: with `some_masked`, those that are no class do not matter. Wanted are nll,
+/* Losses of few rows. Given are class ids: with `some_masked`, those that are no class do not matter; or neighbours of
+ * the same dtype, perhaps the rows themselves: then each target is the class of the largest of these. Wanted are nll,
  * unless they are added to bins; and unless they are NULL, logits of targets, exp(log-odds against these), and dots: sums
  * of logits or, if classes have masses, of mass (target's logit - logit). What follows is for finish_losses. */
 typedef struct {
     const int64_t *target;
+    const tl_few_rows *by_largest; /* NULL with class ids */
     double *nll, *logit, *odds, *dot;
     uint64_t (*bin)[TL_BIN_LANES];
     int some_masked;
@@ -326,8 +328,8 @@ typedef struct {
     /* Of masses and logits of one dtype, float32 or float64: adds mass (shift - x), which is 0 where mass is 0 or x is
      * the shift, and mass. The first of `count` classes is in the first lane. Sums of float32 are not compensated. */
     void (*target_dot[TL_FLOAT_DTYPES])(const void *mass, const void *x, size_t count, double shift, tl_dot_acc *dot);
-    /* The first of the largest of at most TL_CHUNK masses; any if none is above 0. */
-    int64_t (*largest_mass[TL_FLOAT_DTYPES])(const void *mass, size_t count, double *largest);
+    /* The first of the largest elements; 0 if all are nan. Of halves, there are whole vectors. */
+    size_t (*largest[TL_FLOAT_DTYPES])(const void *x, size_t count, double *largest);
     /* Of neighbours of this dtype, and of masses that have it, or are wide: doubles. What target_dot adds up for
      * each row, of float64 compensated; but nan where an infinite mass has the shift as its logit. */
     void (*short_dots[TL_FLOAT_DTYPES])(const tl_few_rows *rows, const tl_few_rows *masses, int are_wide, size_t count,
@@ -410,12 +412,11 @@ typedef struct {
                                             double *odds);
 
     /* Of rows, a multiple of TL_GROUP, or of 8 at first: bits of maxima that are not too large for an exact reduction;
-     * logarithms of sums of this dtype, as tl_log_of_sum, and bits of those below TL_NEAR_ZERO, or nan; log-odds, losses;
-     * KL divergences, and bits of those that are right; entropies, from odds and the moment of the other classes; exp(x)
-     * in place; and, for rows of this dtype, exponents and factors with which exp(x) 2^-exponent factor is `factor` times
-     * softmax(x), and a bit for each logsumexp that is not far out; in float, and unless `scale` is NULL, if scales and
-     * factors are tl_fits_float. */
-    uint64_t (*lse_logs)(const double *sum, const double *ref_exp, size_t count, int dtype, double *log);
+     * logarithms of sums of this dtype, as tl_log_of_sum; log-odds, losses; KL divergences, and bits of those that are
+     * right; entropies, from odds and the moment of the other classes; exp(x) in place; and, for rows of this dtype,
+     * exponents and factors with which exp(x) 2^-exponent factor is `factor` times softmax(x), and a bit for each
+     * logsumexp that is not far out; in float, and unless `scale` is NULL, if scales and factors are tl_fits_float. */
+    void (*lse_logs)(const double *sum, const double *ref_exp, size_t count, int dtype, double *log);
     uint64_t (*near)(const double *maximum, size_t count);
     void (*log_odds)(const double *offset, const double *log, const double *logit, size_t count, tl_odds *odds);
     uint64_t (*kl_of_sums)(const tl_short_sums *base, const tl_short_sums *other, const tl_short_moments *moments,

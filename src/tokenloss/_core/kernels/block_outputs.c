@@ -113,7 +113,7 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
         double *gradient = (double *)(void *)tl_wide_groups_of(rows);
         float *singles = (float *)(void *)(gradient + elements);
         const uint64_t of_group = which >> start & ((1u << TL_GROUP) - 1);
-        const int are_grouped = (of_group & ~(masses->usable >> start)) == 0;
+        const int are_grouped = of_group != 0 && (of_group & ~(masses->usable >> start)) == 0;
         const double *mass = are_grouped ? masses->at + at : gradient;
         const tl_mass_gradients of = {exponent + start, factor + start,    scale + start,
                                       0,                rows->row.softcap, out->row.dtype & ~TL_SWAPPED};

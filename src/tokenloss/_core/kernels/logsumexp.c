@@ -171,17 +171,7 @@ double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, doub
     const double maximum = tl_maximum(backend, &raw), logit = tl_transformed(backend, row, maximum);
     if (!tl_is_dominant(logit, logsumexp))
         return logsumexp;
-    int64_t dominant = 0;
-    for (int64_t start = 0, end = 0; dominant == end && end < row->count; start = end) {
-        end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
-        dominant = tl_find(backend, &raw, start, end, maximum);
-    }
-    tl_lse_row(backend, row, dominant, &others, cancel);
+    tl_lse_row(backend, row, tl_find_first(backend, &raw, maximum), &others, cancel);
     tl_lse lse = tl_lse_finish(&others, row->compute_dtype);
     return tl_logsumexp(tl_lse_add_class(lse, logit, tl_log_odds_against_lse(lse, logit)));
-}
-
-double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, tl_cancel *cancel) {
-    const double logsumexp = tl_logsumexp(tl_lse_finish(state, row->compute_dtype));
-    return tl_may_be_dominated(state) ? tl_logsumexp_near_zero(backend, row, logsumexp, cancel) : logsumexp;
 }

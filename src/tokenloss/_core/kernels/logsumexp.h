@@ -36,13 +36,9 @@ TL_INLINE double tl_log_odds_against_lse(tl_lse others, double logit) {
 /* The logsumexp of all classes from the logsumexp of all but one, whose logit and log-odds are given. */
 tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds);
 
-/* The logsumexp of a row from the accumulator of all its classes, with relative accuracy near 0 too: there, if one
- * class outweighs all others, it is that logit plus log1p of the odds of the others, for which the row is accumulated
- * once more without that class. */
-double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, tl_cancel *cancel);
-
-/* Whether a logsumexp is so near 0, and its largest logit so near to it, that tl_logsumexp_of finds it without that
- * class; whether the lanes of an accumulator leave that open; and tl_logsumexp_of then, from the plain logsumexp. Within
+/* Whether a logsumexp is so near 0, and its largest logit so near to it, that it is found from the sum of the others:
+ * as that logit plus log1p of their odds, for which the row is accumulated once more without that class; whether the
+ * lanes of an accumulator leave that open; and the logsumexp then, from the one that was found at first. Within
  * TL_NEAR_ZERO of 0 the error of 2e-7 that a logsumexp may have is more than a millionth of it. exp(-0.5) is 0.606, and
  * two classes cannot have more than half each. */
 TL_INLINE int tl_is_near_zero(double logsumexp) { return tl_abs(logsumexp) < TL_NEAR_ZERO; }

@@ -90,6 +90,31 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
     return rows->wanted & near;
 }
 
+uint64_t tl_nll_of_largest(const tl_backend *backend, tl_row_block *rows, tl_block_nll *of) {
+    const size_t classes = (size_t)rows->row.count;
+    const int dtype = rows->row.compute_dtype;
+    const int in_place = tl_can_read_in_place(&rows->row, dtype, 0) && classes >= TL_GROUP;
+    tl_groups groups;
+    double most;
+    for (int i = 0; i < rows->count; i++)
+        of->logit[i] = of->nll[i] = (double)NAN;
+    if (!is_relative(&rows->row))
+        return 0;
+    if (rows->scratch && classes <= (rows->class_major ? TL_SHORT_ROW : TL_FEW_CLASSES)) {
+        groups = tl_load_scaled_groups(backend, rows, rows->count);
+        const tl_few_rows few = tl_few_of_groups(groups.at, classes, groups.dtype);
+        const tl_lane_losses lanes = {.by_largest = &few, .nll = of->nll, .logit = of->logit};
+        return rows->wanted & backend->lane_losses[groups.dtype](&few, tl_padded_rows(rows->count), &lanes);
+    }
+    for (uint64_t left = rows->wanted; left != 0; left &= left - 1) {
+        const int i = (int)tl_lowest_bit(left);
+        const tl_row row = tl_row_of_block(rows, i), raw = tl_raw(&row);
+        rows->excluded[i] = in_place ? (int64_t)backend->largest[dtype](row.data, classes, &most)
+                                     : tl_find_first(backend, &raw, tl_maximum(backend, &raw));
+    }
+    return tl_nll_of_block(backend, rows, of, &groups);
+}
+
 int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll) {
     const tl_row_block single = {.row = *row, .data = {row->data}, .count = 1, .excluded = {target}, .wanted = 1};
     tl_groups groups;
@@ -186,8 +211,12 @@ static uint64_t losses_by_masses(const tl_backend *backend, const tl_few_rows *r
                                  int are_wide, int dtype, size_t n, const tl_lane_losses *lanes, double *total) {
     static const double any[TL_BLOCK_ROWS];
     tl_short_ranks ranks;
-    backend->short_ranks[are_wide ? TL_FLOAT64 : dtype](masses, n / TL_GROUP, any, &ranks);
-    const tl_lane_losses of_largest = {.target = ranks.argmax, .nll = lanes->nll, .logit = lanes->logit};
+    tl_lane_losses of_largest = {.by_largest = masses, .nll = lanes->nll, .logit = lanes->logit};
+    if (are_wide && dtype != TL_FLOAT64) {
+        backend->short_ranks[TL_FLOAT64](masses, n / TL_GROUP, any, &ranks);
+        of_largest.by_largest = NULL;
+        of_largest.target = ranks.argmax;
+    }
     const uint64_t near = backend->lane_losses[dtype](rows, n, &of_largest);
     backend->short_dots[dtype](rows, masses, are_wide, n, lanes->logit, lanes->dot, total);
     return near;

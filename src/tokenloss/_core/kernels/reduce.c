@@ -66,6 +66,15 @@ int64_t tl_find(const tl_backend *backend, const tl_row *row, int64_t start, int
     return tl_indices_ge(backend, row, start, end, threshold, found) > 0 ? start + found[0] : end;
 }
 
+int64_t tl_find_first(const tl_backend *backend, const tl_row *row, double threshold) {
+    int64_t found = 0;
+    for (int64_t start = 0, end = 0; found == end && end < row->count; start = end) {
+        end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
+        found = tl_find(backend, row, start, end, threshold);
+    }
+    return found < row->count ? found : 0;
+}
+
 double tl_lanes_sum_fast(const double *lanes) {
     double half[8];
     for (int i = 0; i < 8; i++)

@@ -20,6 +20,8 @@ int64_t tl_indices_ge(const tl_backend *backend, const tl_row *row, int64_t star
 
 /* The first of them; `end` if there is none. */
 int64_t tl_find(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold);
+/* The first of a row of any length; 0 if there is none. */
+int64_t tl_find_first(const tl_backend *backend, const tl_row *row, double threshold);
 
 /* The sum of 16 lanes: as a tree, for checks whether it is nan, zero or in range; one lane after another, where results
  * depend on its last bits; and with compensation for its roundings and those of the lanes. */

@@ -2,8 +2,6 @@
 
 #include "nll.h"
 
-static const double zeros[TL_BLOCK_ROWS];
-
 static int is_short(int64_t classes) { return classes <= TL_SHORT_ROW; }
 
 int tl_row_block_rows(int64_t classes, int class_major) {
@@ -349,100 +347,50 @@ void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_bl
     }
 }
 
-/* Rows of which a class has most of a sum near 1: a group of them without it, its logit, and where results go. */
-typedef struct {
-    char *group;
-    size_t count;
-    double logit[TL_GROUP], *to[TL_GROUP];
-} dominated_rows;
-
-/* Writes the logsumexps of these rows, and empties the list. */
-static void add_dominant(const tl_backend *backend, size_t classes, int dtype, dominated_rows *of) {
-    const tl_few_rows group = tl_few_of_groups(of->group, classes, dtype);
-    double log[TL_GROUP];
-    tl_short_sums sums;
-    tl_odds odds;
-    if (of->count > 0) {
-        backend->short_sumexp[dtype](&group, 1, NULL, of->group, &sums);
-        backend->lse_logs(sums.sum, sums.ref_exp, TL_GROUP, dtype, log);
-        backend->log_odds(zeros, log, of->logit, TL_GROUP, &odds);
-    }
-    for (; of->count > 0; of->count--)
-        *of->to[of->count - 1] = of->logit[of->count - 1] + odds.nll[of->count - 1]; /* as tl_lse_add_class */
-}
-
-/* Writes the logsumexps of `n` short rows in whole groups, for which `memory` has room, or which it holds; dominated
- * ones are for add_dominant. Returns the bits of rows that are not far out. */
-static uint64_t lane_logsumexps(const tl_backend *backend, const tl_few_rows *rows, int dtype, size_t n,
-                                const tl_next_rows *next, void *memory, dominated_rows *dominated, double *logsumexp) {
-    const tl_few_rows groups = tl_few_of_groups(memory, rows->classes, dtype);
-    const tl_few_rows *from = rows->are_apart ? &groups : rows;
-    const size_t padded = tl_padded_rows((int)n), size = (size_t)tl_itemsize(dtype);
-    double log[TL_BLOCK_ROWS];
-    tl_short_sums sums;
-    backend->short_sumexp[dtype](rows, padded / TL_GROUP, next, memory, &sums);
-    const uint64_t first = ~(uint64_t)0 >> (TL_BLOCK_ROWS - n), near = first & backend->near(sums.maximum, padded);
-    uint64_t near_zero = first & backend->lse_logs(sums.sum, sums.ref_exp, padded, dtype, log);
+/* Writes the logsumexps of `n` rows, given their losses relative to their largest logits. Returns the bits of rows that
+ * have one: those that are `near`, and those whose other classes add nothing to a logit that is not near 0. */
+static uint64_t add_losses(uint64_t near, const tl_block_nll *of, size_t n, double *logsumexp) {
+    const uint64_t all = ~(uint64_t)0 >> (TL_BLOCK_ROWS - n);
     for (size_t i = 0; i < n; i++)
-        logsumexp[i] = 0 + log[i]; /* no -0.0 */
-    for (; near_zero != 0; near_zero &= near_zero - 1) {
-        const size_t i = tl_lowest_bit(near_zero), at = dominated->count;
-        if (!tl_is_dominant(sums.maximum[i], log[i]))
-            continue;
-        const char *row = from->data + (ptrdiff_t)(i / TL_GROUP * from->group_bytes) + i % TL_GROUP * size;
-        if (at == 0)
-            memset(dominated->group, 0, groups.group_bytes);
-        for (size_t k = 0; k < rows->classes; k++, row += from->class_stride) {
-            const double x = tl_load(row, dtype);
-            char *to = dominated->group + (TL_GROUP * k + at) * size;
-            tl_store(to, dtype, x == sums.maximum[i] ? -(double)INFINITY : x);
-        }
-        dominated->logit[at] = sums.maximum[i];
-        dominated->to[at] = logsumexp + i;
-        if (++dominated->count == TL_GROUP)
-            add_dominant(backend, rows->classes, dtype, dominated);
+        logsumexp[i] = 0 + (of->logit[i] + of->nll[i]); /* no -0.0 */
+    for (uint64_t left = all & ~near; left != 0; left &= left - 1) {
+        const size_t i = tl_lowest_bit(left);
+        near |= (uint64_t)(of->nll[i] < 0x1p-60 && tl_abs(tl_abs(of->logit[i]) - 0x1p15) < 0x1p15 - 0x1p-6) << i;
     }
-    return near;
+    return near & all;
 }
 
 size_t tl_lse_of_few(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t n, double *logsumexp,
                      uint64_t *left) {
     const int dtype = tl_single_or_double(row->compute_dtype);
     char scratch[TL_GROUPS_BYTES(TL_FEW_CLASSES)];
-    double group[TL_GROUP * TL_FEW_CLASSES];
-    dominated_rows again = {.group = (char *)group};
+    tl_block_nll of;
     size_t start = 0;
     for (size_t count; start < n; start += count) {
         count = tl_few_together(n - start);
         const tl_few_rows rows = tl_rows_or_groups(backend, row, start, apart, count, 1, scratch);
-        *left = ~lane_logsumexps(backend, &rows, dtype, count, NULL, tl_aligned(scratch), &again, logsumexp + start);
+        const tl_lane_losses lanes = {.by_largest = &rows, .nll = of.nll, .logit = of.logit};
+        const uint64_t near = backend->lane_losses[dtype](&rows, tl_padded_rows((int)count), &lanes);
+        *left = ~add_losses(near, &of, count, logsumexp + start);
         if (*left << (TL_BLOCK_ROWS - count))
             break;
     }
-    add_dominant(backend, (size_t)row->count, dtype, &again);
     return start;
 }
 
 void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, double *logsumexp, tl_cancel *cancel) {
-    const int count = tl_grouped_rows(rows);
     tl_row_block others = *rows;
+    tl_block_nll of;
     tl_block_lse lse;
     others.has_excluded = 0;
-    if (count > 0) {
-        const tl_groups of = tl_load_scaled_groups(backend, rows, count);
-        const tl_few_rows few = tl_few_of_groups(of.at, (size_t)rows->row.count, of.dtype);
-        const tl_next_rows next = tl_rows_after(rows);
-        dominated_rows again = {.group = tl_wide_groups_of(rows)};
-        others.wanted &= ~lane_logsumexps(backend, &few, of.dtype, (size_t)count, &next, of.at, &again, logsumexp);
-        add_dominant(backend, few.classes, of.dtype, &again);
-    }
+    others.wanted &= ~add_losses(tl_nll_of_largest(backend, &others, &of), &of, (size_t)rows->count, logsumexp);
     if (others.wanted)
-        lse_of_rows(backend, &others, 0, &lse, cancel);
+        lse_of_rows(backend, &others, tl_grouped_rows(rows), &lse, cancel);
     for (uint64_t left = others.wanted; left != 0; left &= left - 1) {
         const unsigned i = tl_lowest_bit(left);
         const tl_row row = tl_row_of_block(rows, (int)i);
         logsumexp[i] = lse.offset[i] + lse.log[i];
-        if (lse.may_be_dominated >> i & 1)
+        if ((lse.grouped | lse.may_be_dominated) >> i & 1)
             logsumexp[i] = tl_logsumexp_near_zero(backend, &row, logsumexp[i], cancel);
     }
 }

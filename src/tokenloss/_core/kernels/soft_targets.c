@@ -130,7 +130,7 @@ int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *s
                 return k + i;
             is_first = !tl_contributes(mass[i]);
         }
-        first = backend->largest_mass[dtype](run, (size_t)(end - k), &most);
+        first = (int64_t)backend->largest[dtype](run, (size_t)(end - k), &most);
         argmax = most > largest ? k + first : argmax;
         largest = most > largest ? most : largest;
     }

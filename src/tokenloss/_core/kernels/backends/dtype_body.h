@@ -200,6 +200,28 @@ TL_TARGET static uint64_t NAME(row_losses_)(const char *const *rows, size_t coun
     return near;
 }
 
+TL_TARGET static size_t NAME(largest_)(const void *start, size_t count, double *largest) {
+    const ELEMENT *x = (const ELEMENT *)start;
+    const size_t whole = count / OP(WIDTH) * OP(WIDTH);
+    const OP(vec) none = OP(set)(-(REAL)INFINITY);
+    const OP(vec) last = whole < count ? NAME(load_first_)(x + whole, count - whole, -(REAL)INFINITY) : none;
+    OP(vec) maximum[4] = {none, none, none, OP(max_skip_nan)(last, none)};
+    size_t i = 0;
+    for (; i + 4 * OP(WIDTH) <= count; i += 4 * OP(WIDTH))
+        UNROLLED for (size_t u = 0; u < 4; u++)
+            maximum[u] = OP(max_skip_nan)(LOAD(x + i + u * OP(WIDTH)), maximum[u]);
+    for (; i < whole; i += OP(WIDTH))
+        maximum[0] = OP(max_skip_nan)(LOAD(x + i), maximum[0]);
+    *largest = NAME(max_of_)(maximum, 4, -(double)INFINITY);
+    const OP(vec) most = OP(set)((REAL)*largest);
+    for (i = 0; i < whole; i += OP(WIDTH)) {
+        const uint32_t found = OP(mask_ge)(LOAD(x + i), most);
+        if (found)
+            return i + tl_lowest_bit(found);
+    }
+    return whole < count && OP(mask_ge)(last, most) ? whole + tl_lowest_bit(OP(mask_ge)(last, most)) : 0;
+}
+
 TL_TARGET static size_t NAME(indices_ge_)(const void *start, size_t count, double threshold, int32_t *found) {
     const ELEMENT *x = (const ELEMENT *)start;
     const OP(vec) least = OP(set)((REAL)threshold), none = OP(set)(-(REAL)INFINITY);

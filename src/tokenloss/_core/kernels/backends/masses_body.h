@@ -65,29 +65,3 @@ TL_TARGET static void NAME(target_dot_)(const void *masses, const void *logits, 
         NAME(add_masses_)(mass, x, count, shift, 0, 0, to);
     }
 }
-
-TL_TARGET static int64_t NAME(largest_mass_)(const void *start, size_t count, double *largest) {
-    const REAL *mass = (const REAL *)start;
-    const size_t whole = count / OP(WIDTH) * OP(WIDTH);
-    REAL last[OP(WIDTH)] = {0}, lane[OP(WIDTH)], at[OP(WIDTH)];
-    OP(vec) most = OP(set)(0), place = most;
-    memcpy(last, (const void *)(mass + whole), (count - whole) * sizeof *mass);
-    for (size_t i = 0; i < count; i += OP(WIDTH)) {
-        OP(vec) more = OP(max_skip_nan)(OP(load)(i < whole ? mass + i : last), most);
-        place = OP(if_equal)(more, most, place, OP(set)((REAL)i));
-        most = more;
-    }
-    OP(store)(lane, most);
-    OP(store)(at, place);
-    for (size_t j = 0; j < OP(WIDTH); j++)
-        at[j] += (REAL)j;
-    for (size_t half = OP(WIDTH) / 2; half > 0; half /= 2)
-        for (size_t j = 0; j < half; j++) {
-            REAL value = lane[j + half], other = at[j + half];
-            int is_first = (value > lane[j]) | ((value == lane[j]) & (other < at[j]));
-            lane[j] = is_first ? value : lane[j];
-            at[j] = is_first ? other : at[j];
-        }
-    *largest = (double)lane[0];
-    return (int64_t)at[0];
-}

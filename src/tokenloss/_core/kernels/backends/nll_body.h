@@ -117,6 +117,26 @@ TL_TARGET TL_INLINE void OP(logits_of_few)(const char *const *x, ptrdiff_t strid
     }
 }
 
+/* Finds the classes of the largest masses, and their logits. */
+TL_TARGET TL_INLINE void OP(largest_of_few)(const char *const *x, ptrdiff_t stride, const char *const *mass,
+                                            ptrdiff_t mass_stride, size_t classes, size_t together, OP(bits) * id,
+                                            OP(vec) * logit) {
+    OP(vec) most[MOST_TOGETHER], place[MOST_TOGETHER];
+    EACH_VECTOR {
+        most[u] = OP(set)(-(REAL)INFINITY);
+        place[u] = OP(set)(0);
+        logit[u] = OF_CLASS(x[u], 0);
+    }
+    for (size_t k = 0; k < classes; k++)
+        EACH_VECTOR {
+            const OP(vec) of_class = OP(load)((const REAL *)(const void *)(mass[u] + (ptrdiff_t)k * mass_stride));
+            place[u] = OP(if_less)(most[u], of_class, OP(with_bits)(OP(set)(0), (UINT)k), place[u]);
+            logit[u] = OP(if_less)(most[u], of_class, OF_CLASS(x[u], k), logit[u]);
+            most[u] = OP(max_skip_nan)(of_class, most[u]);
+        }
+    EACH_VECTOR id[u] = OP(or_bits)(OP(set_bits)(0), place[u], place[u]);
+}
+
 /* Finds the sums over the classes but the targets. Powers are added in pairs, and these to the sum with what rounding
  * loses; rests as they are. Memory is asked for the rows that follow those at `rows`, if that is not NULL. */
 TL_TARGET TL_INLINE void OP(sums_of_few)(const char *const *x, ptrdiff_t stride, size_t classes, size_t together,
@@ -336,13 +356,14 @@ TL_TARGET static OP(vec) OP(sum_of_many)(const tl_few_rows *rows, const char *x,
 TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t g, size_t end, size_t classes,
                                                size_t together, const tl_lane_losses *of, f64_bits *bad) {
     const int64_t *target = of->target;
+    const tl_few_rows *by = of->by_largest;
     char memory[(2 * TL_FEW_CLASSES + 1) * TL_GROUP * sizeof(REAL)], *aligned = memory + (-(uintptr_t)memory & 63);
-    const char *x[MOST_TOGETHER];
+    const char *x[MOST_TOGETHER], *mass[MOST_TOGETHER];
     OP(vec) at[MOST_TOGETHER], sum[MOST_TOGETHER], lost[MOST_TOGETHER];
     f64_vec nll[MOST_TOGETHER][PARTS];
     OP(bits) id[MOST_TOGETHER];
     f64_bits added[TL_SUM_BINS];
-    ptrdiff_t stride = 0;
+    ptrdiff_t stride = 0, mass_stride = 0;
     uint64_t far = 0;
     const double least = of->bin ? TL_TWO_BINS : (double)OP(LEAST_ODDS);
     const uint32_t all = (uint32_t)(((uint64_t)1 << OP(WIDTH)) - 1);
@@ -351,15 +372,23 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
     for (size_t k = 0; of->bin && k < TL_SUM_BINS; k++)
         added[k] = f64_load_bits(of->bin[k]);
     for (; g < end; g += together) {
-        EACH_VECTOR x[u] = OP(group_of)(rows, g + u, classes, 0, aligned + u * group_bytes, &stride);
-        for (size_t i = 0; i < TL_GROUP * together; i += f64_WIDTH) { /* 2^63 more than the last class has a sign bit */
+        EACH_VECTOR {
+            x[u] = OP(group_of)(rows, g + u, classes, 0, aligned + u * group_bytes, &stride);
+            mass[u] = by && by != rows ? by->data + (g + u) * by->group_bytes : x[u];
+        }
+        mass_stride = by && by != rows ? by->class_stride : stride;
+        for (size_t i = 0; !by && i < TL_GROUP * together; i += f64_WIDTH) { /* 2^63 more than the last class has a sign */
             f64_vec ids = f64_load((const double *)(const void *)(target + g * TL_GROUP + i));
             *bad = f64_or_bits(*bad, ids, f64_plus_bits(ids, ((uint64_t)1 << 63) - classes));
         }
         for (size_t i = 0, r = g * TL_GROUP; i < TL_GROUP; i += OP(WIDTH), r += OP(WIDTH)) {
             uint32_t near = all;
-            EACH_VECTOR id[u] = OP(load_ids)(target + r + u * TL_GROUP);
-            OP(logits_of_few)(x, stride, classes, together, target + r, id, at);
+            if (by) {
+                OP(largest_of_few)(x, stride, mass, mass_stride, classes, together, id, at);
+            } else {
+                EACH_VECTOR id[u] = OP(load_ids)(target + r + u * TL_GROUP);
+                OP(logits_of_few)(x, stride, classes, together, target + r, id, at);
+            }
             if (classes <= TL_FEW_CLASSES)
                 OP(sums_of_few)(x, stride, classes, together, id, at, sum, lost,
                                 prefetches ? rows->data + g * rows->group_bytes + i * classes * sizeof(REAL) : NULL);
@@ -383,6 +412,7 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
                 if (of->logit)
                     OP(store_f64)(of->logit + r + u * TL_GROUP, at[u]);
                 x[u] += OP(WIDTH) * sizeof(REAL);
+                mass[u] += OP(WIDTH) * sizeof(REAL);
             }
         }
         for (size_t r = 0; of->dot && r < TL_GROUP * together; r += OP(WIDTH))

@@ -325,7 +325,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .short_divergences = JOIN(short_divergences_float64_, BACKEND),
     .divergences = {[TL_FLOAT32] = f32_divergences, [TL_FLOAT64] = f64_divergences},
     .target_dot = COMPUTE_DTYPES(target_dot_),
-    .largest_mass = COMPUTE_DTYPES(largest_mass_),
+    .largest = ALL_DTYPES(largest_),
     .short_dots = {[TL_FLOAT32] = f32_short_dots, [TL_FLOAT64] = f64_short_dots},
     .add_exactly = JOIN(add_exactly_, BACKEND),
     .mask_targets = JOIN(mask_targets_, BACKEND),
