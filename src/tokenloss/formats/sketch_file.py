@@ -82,7 +82,7 @@ def open_scores(path: str, array: str | None, kind: str | None, targets_array: s
     arrays: dict[str, Any] = {"segment_ids": places["sequences"].load()} if has_sequences else {}
     if not has_targets:  # rows that were left out
         arrays["attention_mask"] = places["supports"].load() >= 0
-    targets = places["targets"].load() if has_targets else None
+    targets: Any = places["targets"].load() if has_targets else None
     if has_targets and ((targets != IGNORED) & ((targets < 0) | (targets >= classes))).any():
         refuse(path, "contains targets that are no classes", "be whole, as it was written")
 
