@@ -179,11 +179,12 @@ cdef class CrossEntropy(LogSumExpJob):
                 count = min(count, self.even_rows(masses, start))
                 rows.mass, rows.mass_apart = row_at(masses, start), masses.row_stride
             in_place = count >= 16 and not totals.copies_ids and self.positions.ids_in_place(start) != NULL
-            rows.sums_only = in_place and self.sums_only and self.numbers == NULL
+            sums_only = self.sums_only and self.numbers == NULL and not totals.copies_ids
+            rows.sums_only = sums_only = sums_only and (in_place or not self.positions.by_class)
             if in_place:  # kernels leave rows whose id is no class
                 count &= ~15
                 rows.given.target, rows.given.some_masked = self.positions.ids_in_place(start), False
-            if not rows.sums_only or start == first:  # few at first: they may tell that there are others
+            if not (rows.sums_only and in_place) or start == first:  # few at first: they may tell that there are others
                 count = min(count, <int64_t> MAX_PROBABILITY_ROWS)
             if has_grad:
                 count = min(count, self.even_rows(&self.grad, start))
@@ -204,7 +205,6 @@ cdef class CrossEntropy(LogSumExpJob):
                     self.use_planes(masses, start, count, planes + PLANES_BYTES, &rows.mass)
                 if has_grad:
                     self.use_planes(NULL, start, count, planes + 2 * PLANES_BYTES, &rows.grad)
-            sums_only = rows.sums_only
             done = tl_add_plain_losses(backend, &rows, count, &totals.losses, &totals.weights, &totals.unmasked, &left)
             if planes != NULL and has_grad:  # but for the last block, if some of its rows are left
                 move_planes(&self.grad, start, (done - 1) & -BLOCK_ROWS if left else done, planes + 2 * PLANES_BYTES,

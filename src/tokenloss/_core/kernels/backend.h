@@ -163,9 +163,10 @@ typedef struct {
 } tl_short_ranks;
 
 /* Losses of few rows. Given are class ids: with `some_masked`, those that are no class do not matter; or neighbours of
- * the same dtype, perhaps the rows themselves: then each target is the class of the largest of these. Wanted are nll,
- * unless they are added to bins; and unless they are NULL, logits of targets, exp(log-odds against these), and dots: sums
- * of logits or, if classes have masses, of mass (target's logit - logit). What follows is for finish_losses. */
+ * the same dtype: then each target is the class of the largest of these, which are the rows themselves or their masses.
+ * Wanted are nll, unless they are added to bins; and unless they are NULL, logits of targets, exp(log-odds against
+ * these), and dots: sums of logits or, if classes or rows have masses, of mass (target's logit - logit), and then totals
+ * of masses. To bins, losses for such distributions are added. What follows is for finish_losses. */
 typedef struct {
     const int64_t *target;
     const tl_few_rows *by_largest; /* NULL with class ids */
@@ -176,7 +177,7 @@ typedef struct {
     const double *mass;
     double total_mass;
     double *target_weight; /* set to the weights of the rows' classes */
-    const double *total;   /* the sums of the rows' masses, if these have their own: dots are of them */
+    double *total;         /* the sums of the rows' masses, if these have their own */
 } tl_lane_losses;
 
 typedef struct tl_loss tl_loss; /* see loss.h */
@@ -330,9 +331,9 @@ typedef struct {
     void (*target_dot[TL_FLOAT_DTYPES])(const void *mass, const void *x, size_t count, double shift, tl_dot_acc *dot);
     /* The first of the largest elements; 0 if all are nan. Of halves, there are whole vectors. */
     size_t (*largest[TL_FLOAT_DTYPES])(const void *x, size_t count, double *largest);
-    /* Of neighbours of this dtype, and of masses that have it, or are wide: doubles. What target_dot adds up for
-     * each row, of float64 compensated; but nan where an infinite mass has the shift as its logit. */
-    void (*short_dots[TL_FLOAT_DTYPES])(const tl_few_rows *rows, const tl_few_rows *masses, int are_wide, size_t count,
+    /* Of neighbours of this dtype, and of masses that are doubles: what target_dot adds up for each row, of float64
+     * compensated; but nan where an infinite mass has the shift as its logit. */
+    void (*short_dots[TL_FLOAT_DTYPES])(const tl_few_rows *rows, const tl_few_rows *masses, size_t count,
                                         const double *shift, double *dot, double *total);
 
     /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the bins of an exact sum, as far as all numbers of a

@@ -87,7 +87,7 @@ static uint64_t losses_of_groups(const tl_backend *backend, const tl_row_block *
         return 0;
     const tl_few_rows logits = tl_few_of_groups(tl_groups_of(rows), classes, lse->group_dtype);
     const tl_few_rows of_masses = tl_few_of_groups(masses->at, classes, TL_FLOAT64);
-    backend->short_dots[lse->group_dtype](&logits, &of_masses, 1, padded, logit, dot, mass);
+    backend->short_dots[lse->group_dtype](&logits, &of_masses, padded, logit, dot, mass);
     return which & ~backend->finish_losses(losses, &of, classes, padded, values, NULL);
 }
 

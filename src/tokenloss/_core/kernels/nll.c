@@ -211,14 +211,14 @@ static uint64_t losses_by_masses(const tl_backend *backend, const tl_few_rows *r
                                  int are_wide, int dtype, size_t n, const tl_lane_losses *lanes, double *total) {
     static const double any[TL_BLOCK_ROWS];
     tl_short_ranks ranks;
-    tl_lane_losses of_largest = {.by_largest = masses, .nll = lanes->nll, .logit = lanes->logit};
-    if (are_wide && dtype != TL_FLOAT64) {
-        backend->short_ranks[TL_FLOAT64](masses, n / TL_GROUP, any, &ranks);
-        of_largest.by_largest = NULL;
-        of_largest.target = ranks.argmax;
-    }
-    const uint64_t near = backend->lane_losses[dtype](rows, n, &of_largest);
-    backend->short_dots[dtype](rows, masses, are_wide, n, lanes->logit, lanes->dot, total);
+    const tl_lane_losses by_largest = {
+        .by_largest = masses, .nll = lanes->nll, .logit = lanes->logit, .dot = lanes->dot, .total = total};
+    const tl_lane_losses by_id = {.target = ranks.argmax, .nll = lanes->nll, .logit = lanes->logit};
+    if (!are_wide || dtype == TL_FLOAT64)
+        return backend->lane_losses[dtype](rows, n, &by_largest);
+    backend->short_ranks[TL_FLOAT64](masses, n / TL_GROUP, any, &ranks);
+    const uint64_t near = backend->lane_losses[dtype](rows, n, &by_id);
+    backend->short_dots[dtype](rows, masses, n, lanes->logit, lanes->dot, total);
     return near;
 }
 
@@ -294,13 +294,24 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
     return left;
 }
 
+/* Whether such rows lie in place for bins; with distributions, neighbours without weights do. */
+static int fit_bins(const tl_plain_rows *of) {
+    const tl_row *mass = &of->mass;
+    return tl_are_in_place(&of->row, of->apart) &&
+           (mass->count == 0 ||
+            (tl_are_in_place(mass, of->mass_apart) && !of->loss->soft.weight && !of->given.some_masked &&
+             of->row.stride != tl_itemsize(of->row.dtype) && mass->stride != tl_itemsize(mass->dtype)));
+}
+
 /* Adds losses without options of rows in place to bins, and these to a sum. Returns how many were added: 0 if one of
  * them is far out, has no class, or a loss too small for bins. */
 static size_t add_by_bins(const tl_backend *backend, const tl_plain_rows *of, size_t count, tl_superacc *sum) {
     const size_t most = TL_BIN_GROUPS * TL_SUM_GROUP, n = (count < most ? count : most) / TL_GROUP * TL_GROUP;
     const tl_few_rows rows = tl_few_rows_at(&of->row, 0, of->apart);
     tl_bins bins = {.groups = TL_BIN_GROUPS};
-    const tl_lane_losses lanes = {.target = of->given.target, .bin = bins.bin};
+    const tl_few_rows masses = tl_few_rows_at(of->mass.count > 0 ? &of->mass : &of->row, 0, of->mass_apart);
+    const tl_lane_losses lanes = {
+        .target = of->given.target, .bin = bins.bin, .by_largest = of->mass.count > 0 ? &masses : NULL};
     if (first_rows(n) & ~backend->lane_losses[of->row.dtype](&rows, n, &lanes))
         return 0;
     tl_superacc_pour(sum, &bins);
@@ -312,7 +323,7 @@ size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t 
     char scratch[TL_GROUPS_BYTES(TL_MASSES_CLASSES) + TL_BLOCK_ROWS * TL_MASSES_CLASSES * sizeof(double)];
     double losses[TL_PLAIN_ROWS], weight[TL_PLAIN_ROWS];
     int is_long = tl_are_in_place(&of->row, of->apart) && !of->grad_scale && of->mass.count == 0;
-    size_t n = of->sums_only && is_long ? add_by_bins(backend, of, count, sum) : 0;
+    size_t n = of->sums_only && fit_bins(of) ? add_by_bins(backend, of, count, sum) : 0;
     size_t most = count < TL_PLAIN_ROWS ? count : TL_PLAIN_ROWS;
     const int in_groups = of->grad_scale && (of->mass.count == 0 || of->grad.stride == tl_itemsize(of->grad.dtype));
     if (in_groups || (is_long && of->row.count > TL_MASSES_CLASSES) ||

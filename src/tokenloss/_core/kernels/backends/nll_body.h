@@ -269,16 +269,14 @@ TL_TARGET TL_OUTLINE void OP(dots_of_few)(const char *x, ptrdiff_t stride, size_
         OP(add_terms)(LOGITS, &rows, NULL, 0, NULL, dot, NULL);
 }
 
-TL_TARGET static void OP(short_dots)(const tl_few_rows *rows, const tl_few_rows *masses, int are_wide, size_t count,
+TL_TARGET static void OP(short_dots)(const tl_few_rows *rows, const tl_few_rows *masses, size_t count,
                                      const double *shift, double *dot, double *total) {
     for (size_t r = 0; r < count; r += OP(WIDTH)) {
         const size_t g = r / TL_GROUP, lane = r % TL_GROUP;
         tl_few_rows x = *rows, mass = *masses;
         x.data += g * rows->group_bytes + lane * sizeof(REAL);
-        mass.data += g * masses->group_bytes + lane * (are_wide ? sizeof(double) : sizeof(REAL));
-        are_wide && sizeof(REAL) == sizeof(float)
-            ? OP(add_terms)(DOTS_OF_ROWS, &x, &mass, 1, shift + r, dot + r, total + r)
-            : OP(add_terms)(DOTS_OF_ROWS, &x, &mass, 0, shift + r, dot + r, total + r);
+        mass.data += g * masses->group_bytes + lane * sizeof(double);
+        OP(add_terms)(DOTS_OF_ROWS, &x, &mass, 1, shift + r, dot + r, total + r);
     }
 }
 
@@ -351,6 +349,28 @@ TL_TARGET static OP(vec) OP(sum_of_many)(const tl_few_rows *rows, const char *x,
     return OP(if_less)(most, acc.maximum[0], OP(set)((REAL)NAN), OP(split_sums)(lanes[0].sum, lost));
 }
 
+/* The sums of mass (logit - x) and of masses of a vector of rows. */
+TL_TARGET TL_INLINE void OP(dots_of_vector)(const char *x, ptrdiff_t stride, const char *mass, ptrdiff_t mass_stride,
+                                            size_t classes, OP(vec) logit, double *dot, double *total) {
+    const tl_few_rows rows = {x, 0, stride, classes, 0, 0}, masses = {mass, 0, mass_stride, classes, 0, 0};
+    double shift[OP(WIDTH)];
+    OP(store_f64)(shift, logit);
+    OP(add_terms)(DOTS_OF_ROWS, &rows, &masses, 0, shift, dot, total);
+}
+
+/* Turns losses for the largest masses into those for the distributions, as finish_losses does. Returns whether two bins
+ * hold all. */
+TL_TARGET TL_INLINE int OP(finish_dots)(const double *dot, const double *total, f64_vec *nll) {
+    uint32_t fit = ~(uint32_t)0;
+    for (size_t part = 0; part < PARTS; part++) {
+        const f64_vec mass = f64_load(total + part * f64_WIDTH);
+        nll[part] = f64_add(f64_load(dot + part * f64_WIDTH), f64_mul(mass, nll[part]));
+        fit &= f64_mask_ge(nll[part], f64_set(TL_TWO_BINS)) & f64_mask_ge(f64_set(TL_SUM_ABOVE / 2), nll[part]) &
+               f64_mask_ge(mass, f64_set(0x1p-1074));
+    }
+    return fit == ((uint32_t)1 << f64_WIDTH) - 1;
+}
+
 /* Losses of the groups [g, end), `together` vectors at a time: the steps of one wait for each other. Returns the bits
  * of rows that are far out, and adds a sign bit to `bad` if an id is no class. */
 TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t g, size_t end, size_t classes,
@@ -398,6 +418,14 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
                 sum[u] = OP(losses_of_vector)(at[u], sum[u], lost[u], nll[u]);
                 near &= OP(near_rows)(at[u], sum[u], least);
             }
+            EACH_VECTOR if (by && by != rows) {
+                double memory_of_dot[OP(WIDTH)], memory_of_total[OP(WIDTH)];
+                double *dot = of->dot ? of->dot + r + u * TL_GROUP : memory_of_dot;
+                double *total = of->dot ? of->total + r + u * TL_GROUP : memory_of_total;
+                OP(dots_of_vector)(x[u], stride, mass[u], mass_stride, classes, at[u], dot, total);
+                if (of->bin && !OP(finish_dots)(dot, total, nll[u]))
+                    far = ~(uint64_t)0;
+            }
             for (size_t u = 0; TL_UNLIKELY(near != all) && u < together; u++)
                 far |= (uint64_t)(all ^ OP(near_rows)(at[u], sum[u], of->bin ? TL_THREE_BINS : least))
                        << (r + u * TL_GROUP) % TL_BLOCK_ROWS;
@@ -415,7 +443,7 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
                 mass[u] += OP(WIDTH) * sizeof(REAL);
             }
         }
-        for (size_t r = 0; of->dot && r < TL_GROUP * together; r += OP(WIDTH))
+        for (size_t r = 0; of->dot && !by && r < TL_GROUP * together; r += OP(WIDTH))
             OP(dots_of_few)(x[r / TL_GROUP] + (r % TL_GROUP) * sizeof(REAL) - TL_GROUP * sizeof(REAL), stride, classes,
                             of->mass, of->logit + g * TL_GROUP + r, of->dot + g * TL_GROUP + r);
     }
