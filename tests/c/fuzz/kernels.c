@@ -46,12 +46,13 @@ static void check_loss(const tl_row *row, const tl_loss *loss, double value) {
         scale += fabsl(term);
         mass += fabsl(q);
     }
-    /* of a logsumexp: the promise in float32, or rounding errors of the largest logit */
+    /* of a logsumexp: the promise in float32, or rounding errors of the largest logit; of masses: steps of subnormals */
     long double error = (row->compute_dtype == TL_FLOAT64 ? 0 : 2e-7L) + 1e-14L * (1 + largest);
     long double z_loss = (long double)loss->z_loss;
     compare_with_oracle("loss", value, oracle + z_loss * logsumexp * logsumexp,
                         (mass + 2 * z_loss * fabsl(logsumexp) + z_loss) * error + 1e-14L * scale +
-                            1e-14L * z_loss * logsumexp * logsumexp);
+                            1e-14L * z_loss * logsumexp * logsumexp +
+                            0x1p-1074L * (long double)row->count * (1 + largest));
 }
 
 /* The loss of a row, and its gradient in a row of its own or over the logits. */
