@@ -1,5 +1,5 @@
-/* The loss of a whole row, its gradient, and its logsumexp, made of the functions that blocks of rows use for rows which are not short,
- * and of a block of one row: tests hold blocks and ranges to it. */
+/* The loss of a whole row, its gradient and its logsumexp, made of the functions that blocks of rows use for rows which
+ * are not short, and of a block of one row: tests hold blocks and ranges to them. */
 #ifndef TOKENLOSS_TESTS_LOSS_OF_ROW_H
 #define TOKENLOSS_TESTS_LOSS_OF_ROW_H
 
@@ -38,12 +38,29 @@ TL_INLINE tl_class_odds odds_of_row(const tl_backend *backend, const tl_row *log
     return tl_odds_at(&row, &lse, 0);
 }
 
-/* The logsumexp of a row, from a block of one row. */
+/* The logsumexp of a row: its largest logit plus the loss relative to it, if there is such a loss; that logit, if the
+ * others add nothing to it; or from the sum of all, as of rows that are longer, far out, scaled or capped. */
 TL_INLINE double logsumexp_of_row(const tl_backend *backend, const tl_row *logits, tl_cancel *cancel) {
-    tl_row_block row = {.row = *logits, .data = {logits->data}, .count = 1, .excluded = {-1}, .wanted = 1};
-    double logsumexp;
-    tl_logsumexp_of_block(backend, &row, &logsumexp, cancel);
-    return logsumexp;
+    double largest = -(double)INFINITY, nll, others = 0;
+    int64_t target = 0;
+    for (int64_t k = 0; k < logits->count; k++) {
+        const double logit = tl_logit_at(backend, logits, k);
+        target = logit > largest ? k : target;
+        largest = logit > largest ? logit : largest;
+    }
+    const int is_relative = 2 <= logits->count && logits->count <= tl_nll_classes(logits->compute_dtype) &&
+                            !tl_is_transformed(logits);
+    if (is_relative && tl_nll_of_row(backend, logits, target, &nll))
+        return 0 + (largest + nll);
+    for (int64_t k = 0; k < logits->count; k++)
+        others += k == target ? 0 : tl_exp(tl_logit_at(backend, logits, k) - largest);
+    const double size = tl_abs(largest);
+    if (is_relative && others < 0x1p-60 && 0x1p-6 < size && size < TL_MAX_EXACT_REDUCTION - 0x1p-6)
+        return 0 + largest;
+    tl_lse_acc state;
+    tl_lse_row(backend, logits, -1, &state, cancel);
+    const double logsumexp = tl_logsumexp(tl_lse_finish(&state, logits->compute_dtype));
+    return tl_may_be_dominated(&state) ? tl_logsumexp_near_zero(backend, logits, logsumexp, cancel) : logsumexp;
 }
 
 TL_INLINE double loss_of_row(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_cancel *cancel) {

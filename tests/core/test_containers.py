@@ -203,7 +203,7 @@ class Producer:
 
 
 def test_dlpack_capsule_made_by_hand():
-    np.testing.assert_allclose(logsumexp(Producer()), [math.log(3)] * 2, atol=2e-8)
+    assert_same_bits(logsumexp(Producer()), logsumexp(np.zeros((2, 3), np.float32)))
     second = Producer(byte_offset=12, shape=(1, 3))
     second.memory[:] = [[7, 8, 9], [0, 1, 2]]
     assert_same_bits(logsumexp(second), logsumexp(second.memory[1:]))

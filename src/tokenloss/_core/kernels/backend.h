@@ -162,11 +162,11 @@ typedef struct {
     int64_t count_ge[TL_BLOCK_ROWS], argmax[TL_BLOCK_ROWS];
 } tl_short_ranks;
 
-/* Losses of few rows. Given are class ids: with `some_masked`, those that are no class do not matter; or neighbours of
- * the same dtype: then each target is the class of the largest of these, which are the rows themselves or their masses.
- * Wanted are nll, unless they are added to bins; and unless they are NULL, logits of targets, exp(log-odds against
- * these), and dots: sums of logits or, if classes or rows have masses, of mass (target's logit - logit), and then totals
- * of masses. To bins, losses for such distributions are added. What follows is for finish_losses. */
+/* Losses of few rows. The targets are class ids, where with `some_masked` those that are no class do not matter; or the
+ * classes of the largest logits or masses, if `by_largest` is the rows themselves or their masses, neighbours of their
+ * dtype. Wanted are nll, unless they are added to bins, as losses for the distributions if there are masses; and unless
+ * they are NULL, logits of targets, exp(log-odds against these), and dots: sums of logits or, if classes or rows have
+ * masses, of mass (target's logit - logit), with totals of the rows' masses. What follows is for finish_losses. */
 typedef struct {
     const int64_t *target;
     const tl_few_rows *by_largest; /* NULL with class ids */

@@ -98,7 +98,7 @@ uint64_t tl_nll_of_largest(const tl_backend *backend, tl_row_block *rows, tl_blo
     double most;
     for (int i = 0; i < rows->count; i++)
         of->logit[i] = of->nll[i] = (double)NAN;
-    if (!is_relative(&rows->row))
+    if (!is_relative(&rows->row) || tl_is_transformed(&rows->row))
         return 0;
     if (rows->scratch && classes <= (rows->class_major ? TL_SHORT_ROW : TL_FEW_CLASSES)) {
         groups = tl_load_scaled_groups(backend, rows, rows->count);
@@ -108,9 +108,9 @@ uint64_t tl_nll_of_largest(const tl_backend *backend, tl_row_block *rows, tl_blo
     }
     for (uint64_t left = rows->wanted; left != 0; left &= left - 1) {
         const int i = (int)tl_lowest_bit(left);
-        const tl_row row = tl_row_of_block(rows, i), raw = tl_raw(&row);
+        const tl_row row = tl_row_of_block(rows, i);
         rows->excluded[i] = in_place ? (int64_t)backend->largest[dtype](row.data, classes, &most)
-                                     : tl_find_first(backend, &raw, tl_maximum(backend, &raw));
+                                     : tl_find_first(backend, &row, tl_maximum(backend, &row));
     }
     return tl_nll_of_block(backend, rows, of, &groups);
 }
@@ -294,24 +294,20 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
     return left;
 }
 
-/* Whether such rows lie in place for bins; with distributions, neighbours without weights do. */
-static int fit_bins(const tl_plain_rows *of) {
-    const tl_row *mass = &of->mass;
-    return tl_are_in_place(&of->row, of->apart) &&
-           (mass->count == 0 ||
-            (tl_are_in_place(mass, of->mass_apart) && !of->loss->soft.weight && !of->given.some_masked &&
-             of->row.stride != tl_itemsize(of->row.dtype) && mass->stride != tl_itemsize(mass->dtype)));
-}
-
-/* Adds losses without options of rows in place to bins, and these to a sum. Returns how many were added: 0 if one of
- * them is far out, has no class, or a loss too small for bins. */
+/* Adds losses without options to bins, and these to a sum. Returns how many were added: 0 if rows do not lie in place,
+ * with distributions side by side, or if one is masked, far out, of no class, or has a loss that bins do not hold. */
 static size_t add_by_bins(const tl_backend *backend, const tl_plain_rows *of, size_t count, tl_superacc *sum) {
     const size_t most = TL_BIN_GROUPS * TL_SUM_GROUP, n = (count < most ? count : most) / TL_GROUP * TL_GROUP;
     const tl_few_rows rows = tl_few_rows_at(&of->row, 0, of->apart);
     tl_bins bins = {.groups = TL_BIN_GROUPS};
-    const tl_few_rows masses = tl_few_rows_at(of->mass.count > 0 ? &of->mass : &of->row, 0, of->mass_apart);
+    const int has_masses = of->mass.count > 0;
+    const tl_few_rows masses = tl_few_rows_at(has_masses ? &of->mass : &of->row, 0, of->mass_apart);
     const tl_lane_losses lanes = {
-        .target = of->given.target, .bin = bins.bin, .by_largest = of->mass.count > 0 ? &masses : NULL};
+        .target = of->given.target, .bin = bins.bin, .by_largest = has_masses ? &masses : NULL};
+    if (!tl_are_in_place(&of->row, of->apart) ||
+        (has_masses && (!tl_are_in_place(&of->mass, of->mass_apart) || rows.are_apart || masses.are_apart ||
+                        of->loss->soft.weight || of->given.some_masked)))
+        return 0;
     if (first_rows(n) & ~backend->lane_losses[of->row.dtype](&rows, n, &lanes))
         return 0;
     tl_superacc_pour(sum, &bins);
@@ -323,7 +319,7 @@ size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t 
     char scratch[TL_GROUPS_BYTES(TL_MASSES_CLASSES) + TL_BLOCK_ROWS * TL_MASSES_CLASSES * sizeof(double)];
     double losses[TL_PLAIN_ROWS], weight[TL_PLAIN_ROWS];
     int is_long = tl_are_in_place(&of->row, of->apart) && !of->grad_scale && of->mass.count == 0;
-    size_t n = of->sums_only && fit_bins(of) ? add_by_bins(backend, of, count, sum) : 0;
+    size_t n = of->sums_only ? add_by_bins(backend, of, count, sum) : 0;
     size_t most = count < TL_PLAIN_ROWS ? count : TL_PLAIN_ROWS;
     const int in_groups = of->grad_scale && (of->mass.count == 0 || of->grad.stride == tl_itemsize(of->grad.dtype));
     if (in_groups || (is_long && of->row.count > TL_MASSES_CLASSES) ||

@@ -17,8 +17,8 @@ uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl
 uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups,
                           tl_block_nll *of);
 
-/* The same relative to each row's largest logit: its sum with the loss is the logsumexp. Overwrites excluded classes; sets
- * nan where there is no such loss. */
+/* The same relative to each row's largest logit: its sum with the loss is the logsumexp. Overwrites excluded classes;
+ * sets nan where there is no such loss, as in rows that are scaled or capped: capped logits can be equal. */
 uint64_t tl_nll_of_largest(const tl_backend *backend, tl_row_block *rows, tl_block_nll *of);
 
 /* The loss of one row, which is left as it was where there is no such loss; returns whether there is. */

@@ -18,9 +18,9 @@ double tl_maximum(const tl_backend *backend, const tl_row *row);
 int64_t tl_indices_ge(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold,
                       int32_t *found);
 
-/* The first of them; `end` if there is none. */
+/* The first of them; `end` if there is none. The other searches a whole row of any length, and returns 0 if no element
+ * reaches the threshold. */
 int64_t tl_find(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold);
-/* The first of a row of any length; 0 if there is none. */
 int64_t tl_find_first(const tl_backend *backend, const tl_row *row, double threshold);
 
 /* The sum of 16 lanes: as a tree, for checks whether it is nan, zero or in range; one lane after another, where results

@@ -125,9 +125,9 @@ TL_INLINE tl_class_odds tl_odds_at(const tl_row_block *rows, const tl_block_lse 
     return odds;
 }
 
-/* The logsumexps of rows of 2 to TL_FEW_CLASSES classes that lie `apart` bytes from each other. Returns how many were
- * taken: all, or those before tl_few_together with some that were not found: bits of these and of later rows are set in
- * `left`. The same of each wanted row of a block. */
+/* The logsumexps of rows of 2 to TL_FEW_CLASSES classes that lie `apart` bytes from each other, neither scaled nor
+ * capped. Returns how many were taken: all, or those before tl_few_together with some that were not found: bits of these
+ * and of later rows are set in `left`. The same of each wanted row of a block. */
 size_t tl_lse_of_few(const tl_backend *backend, const tl_row *row, ptrdiff_t apart, size_t n, double *logsumexp,
                      uint64_t *left);
 void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, double *logsumexp, tl_cancel *cancel);

@@ -233,7 +233,7 @@ TL_TARGET static uint64_t JOIN(finish_losses_, BACKEND)(const tl_loss *loss_of, 
             f64_vec dot = f64_load(of->dot + i);
             if (!of->mass && !of->total)
                 dot = f64_mul(each, f64_sub(f64_mul(all, f64_load(of->logit + i)), dot));
-            loss = f64_add(f64_add(loss, dot), f64_mul(of->total ? f64_load(of->total + i) : mass, nll));
+            loss = f64_loss_with_mass(loss, dot, of->total ? f64_load(of->total + i) : mass, nll);
             if (of->total) /* of rows without mass, nothing is right */
                 dot = f64_if_less(zero, f64_load(of->total + i), loss, f64_set((double)NAN));
             odd |= (uint64_t)(f64_mask_ge(f64_sub(dot, dot), zero) ^ ((1u << f64_WIDTH) - 1)) << i % TL_BLOCK_ROWS;

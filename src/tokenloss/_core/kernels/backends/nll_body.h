@@ -96,10 +96,17 @@ TL_TARGET TL_INLINE void OP(add_powers)(OP(vec) * power, size_t lane, tl_lanes *
     EACH_VECTOR for (size_t at = (start) * sizeof(OP(vec)); rows && at < (end) * sizeof(OP(vec)); at += 64) \
         tl_prefetch_stream(rows + u * TL_GROUP * classes * sizeof(REAL) + at)
 
-/* Finds the logits of the targets, whose ids are given twice: chosen among those of all classes, or read one by one. An
- * id that is no class means class 0 here. */
-TL_TARGET TL_INLINE void OP(logits_of_few)(const char *const *x, ptrdiff_t stride, size_t classes, size_t together,
-                                           const int64_t *ids, const OP(bits) * target, OP(vec) * logit) {
+/* Finds the targets of given ids, and their logits: chosen among those of all classes, or read one by one. An id that
+ * is no class means class 0 here, and adds a sign bit to `bad`. */
+TL_TARGET TL_INLINE void OP(targets_of_few)(const char *const *x, ptrdiff_t stride, size_t classes, size_t together,
+                                            const int64_t *ids, OP(bits) * target, OP(vec) * logit, f64_bits *bad) {
+    EACH_VECTOR {
+        target[u] = OP(load_ids)(ids + u * TL_GROUP);
+        for (size_t i = 0; i < OP(WIDTH); i += f64_WIDTH) { /* 2^63 more than the last class has a sign bit */
+            const f64_vec id = f64_load((const double *)(const void *)(ids + u * TL_GROUP + i));
+            *bad = f64_or_bits(*bad, id, f64_plus_bits(id, ((uint64_t)1 << 63) - classes));
+        }
+    }
     if (classes <= 12) {
         EACH_VECTOR logit[u] = OF_CLASS(x[u], 0);
         for (size_t k = 1; k < classes; k++)
@@ -349,34 +356,45 @@ TL_TARGET static OP(vec) OP(sum_of_many)(const tl_few_rows *rows, const char *x,
     return OP(if_less)(most, acc.maximum[0], OP(set)((REAL)NAN), OP(split_sums)(lanes[0].sum, lost));
 }
 
-/* The sums of mass (logit - x) and of masses of a vector of rows. */
-TL_TARGET TL_INLINE void OP(dots_of_vector)(const char *x, ptrdiff_t stride, const char *mass, ptrdiff_t mass_stride,
-                                            size_t classes, OP(vec) logit, double *dot, double *total) {
+/* Finds the dots and the sums of the masses of a vector of rows, the first of which is row r. For bins, turns losses
+ * for the largest masses into those for all; returns whether bins hold these. */
+TL_TARGET TL_INLINE int OP(weigh_losses)(const char *x, ptrdiff_t stride, const char *mass, ptrdiff_t mass_stride,
+                                         size_t classes, OP(vec) logit, const tl_lane_losses *of, size_t r,
+                                         f64_vec *nll) {
     const tl_few_rows rows = {x, 0, stride, classes, 0, 0}, masses = {mass, 0, mass_stride, classes, 0, 0};
-    double shift[OP(WIDTH)];
+    double shift[OP(WIDTH)], memory[2][OP(WIDTH)];
+    double *dot = of->dot ? of->dot + r : memory[0], *total = of->dot ? of->total + r : memory[1];
+    uint32_t fit = ((uint32_t)1 << f64_WIDTH) - 1;
     OP(store_f64)(shift, logit);
     OP(add_terms)(DOTS_OF_ROWS, &rows, &masses, 0, shift, dot, total);
-}
-
-/* Turns losses for the largest masses into those for the distributions, as finish_losses does. Returns whether two bins
- * hold all. */
-TL_TARGET TL_INLINE int OP(finish_dots)(const double *dot, const double *total, f64_vec *nll) {
-    uint32_t fit = ~(uint32_t)0;
-    for (size_t part = 0; part < PARTS; part++) {
-        const f64_vec mass = f64_load(total + part * f64_WIDTH);
-        nll[part] = f64_add(f64_load(dot + part * f64_WIDTH), f64_mul(mass, nll[part]));
+    for (size_t part = 0; of->bin && part < PARTS; part++) {
+        const f64_vec sum = f64_load(total + part * f64_WIDTH);
+        nll[part] = f64_loss_with_mass(f64_set(0), f64_load(dot + part * f64_WIDTH), sum, nll[part]);
         fit &= f64_mask_ge(nll[part], f64_set(TL_TWO_BINS)) & f64_mask_ge(f64_set(TL_SUM_ABOVE / 2), nll[part]) &
-               f64_mask_ge(mass, f64_set(0x1p-1074));
+               f64_mask_ge(sum, f64_set(0x1p-1074));
     }
     return fit == ((uint32_t)1 << f64_WIDTH) - 1;
+}
+
+/* Adds the losses of a vector of rows to bins, or stores them, and what else is wanted, from row r on. */
+TL_TARGET TL_INLINE void OP(put_losses)(const tl_lane_losses *of, size_t r, OP(vec) logit, OP(vec) odds,
+                                        const f64_vec *nll, int are_small, f64_bits *added) {
+    for (size_t part = 0; part < PARTS; part++)
+        if (of->bin)
+            f64_add_to_bins(added, nll[part], are_small);
+        else
+            f64_store(of->nll + r + part * f64_WIDTH, nll[part]);
+    if (of->odds)
+        OP(store_f64)(of->odds + r, odds);
+    if (of->logit)
+        OP(store_f64)(of->logit + r, logit);
 }
 
 /* Losses of the groups [g, end), `together` vectors at a time: the steps of one wait for each other. Returns the bits
  * of rows that are far out, and adds a sign bit to `bad` if an id is no class. */
 TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t g, size_t end, size_t classes,
                                                size_t together, const tl_lane_losses *of, f64_bits *bad) {
-    const int64_t *target = of->target;
-    const tl_few_rows *by = of->by_largest;
+    const tl_few_rows *by = of->by_largest, *masses = by == rows ? NULL : by;
     char memory[(2 * TL_FEW_CLASSES + 1) * TL_GROUP * sizeof(REAL)], *aligned = memory + (-(uintptr_t)memory & 63);
     const char *x[MOST_TOGETHER], *mass[MOST_TOGETHER];
     OP(vec) at[MOST_TOGETHER], sum[MOST_TOGETHER], lost[MOST_TOGETHER];
@@ -394,21 +412,15 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
     for (; g < end; g += together) {
         EACH_VECTOR {
             x[u] = OP(group_of)(rows, g + u, classes, 0, aligned + u * group_bytes, &stride);
-            mass[u] = by && by != rows ? by->data + (g + u) * by->group_bytes : x[u];
+            mass[u] = masses ? masses->data + (g + u) * masses->group_bytes : x[u];
         }
-        mass_stride = by && by != rows ? by->class_stride : stride;
-        for (size_t i = 0; !by && i < TL_GROUP * together; i += f64_WIDTH) { /* 2^63 more than the last class has a sign */
-            f64_vec ids = f64_load((const double *)(const void *)(target + g * TL_GROUP + i));
-            *bad = f64_or_bits(*bad, ids, f64_plus_bits(ids, ((uint64_t)1 << 63) - classes));
-        }
+        mass_stride = masses ? masses->class_stride : stride;
         for (size_t i = 0, r = g * TL_GROUP; i < TL_GROUP; i += OP(WIDTH), r += OP(WIDTH)) {
             uint32_t near = all;
-            if (by) {
+            if (by)
                 OP(largest_of_few)(x, stride, mass, mass_stride, classes, together, id, at);
-            } else {
-                EACH_VECTOR id[u] = OP(load_ids)(target + r + u * TL_GROUP);
-                OP(logits_of_few)(x, stride, classes, together, target + r, id, at);
-            }
+            else
+                OP(targets_of_few)(x, stride, classes, together, of->target + r, id, at, bad);
             if (classes <= TL_FEW_CLASSES)
                 OP(sums_of_few)(x, stride, classes, together, id, at, sum, lost,
                                 prefetches ? rows->data + g * rows->group_bytes + i * classes * sizeof(REAL) : NULL);
@@ -418,27 +430,14 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
                 sum[u] = OP(losses_of_vector)(at[u], sum[u], lost[u], nll[u]);
                 near &= OP(near_rows)(at[u], sum[u], least);
             }
-            EACH_VECTOR if (by && by != rows) {
-                double memory_of_dot[OP(WIDTH)], memory_of_total[OP(WIDTH)];
-                double *dot = of->dot ? of->dot + r + u * TL_GROUP : memory_of_dot;
-                double *total = of->dot ? of->total + r + u * TL_GROUP : memory_of_total;
-                OP(dots_of_vector)(x[u], stride, mass[u], mass_stride, classes, at[u], dot, total);
-                if (of->bin && !OP(finish_dots)(dot, total, nll[u]))
-                    far = ~(uint64_t)0;
-            }
+            EACH_VECTOR if (masses && !OP(weigh_losses)(x[u], stride, mass[u], mass_stride, classes, at[u], of,
+                                                        r + u * TL_GROUP, nll[u]))
+                far = ~(uint64_t)0;
             for (size_t u = 0; TL_UNLIKELY(near != all) && u < together; u++)
                 far |= (uint64_t)(all ^ OP(near_rows)(at[u], sum[u], of->bin ? TL_THREE_BINS : least))
                        << (r + u * TL_GROUP) % TL_BLOCK_ROWS;
             EACH_VECTOR {
-                for (size_t part = 0; part < PARTS; part++)
-                    if (of->bin)
-                        f64_add_to_bins(added, nll[u][part], near != all);
-                    else
-                        f64_store(of->nll + r + u * TL_GROUP + part * f64_WIDTH, nll[u][part]);
-                if (of->odds)
-                    OP(store_f64)(of->odds + r + u * TL_GROUP, sum[u]);
-                if (of->logit)
-                    OP(store_f64)(of->logit + r + u * TL_GROUP, at[u]);
+                OP(put_losses)(of, r + u * TL_GROUP, at[u], sum[u], nll[u], near != all, added);
                 x[u] += OP(WIDTH) * sizeof(REAL);
                 mass[u] += OP(WIDTH) * sizeof(REAL);
             }

@@ -134,6 +134,11 @@ TL_TARGET TL_INLINE f64_vec f64_mass_term(f64_vec mass, f64_vec x, f64_vec shift
     return f64_if_equal(mass, f64_set(0), f64_set(0), f64_mul(mass, f64_sub(shift, x)));
 }
 
+/* A loss plus what masses add to it: their dot, and their sum times the loss for the class to which it is relative. */
+TL_TARGET TL_INLINE f64_vec f64_loss_with_mass(f64_vec loss, f64_vec dot, f64_vec mass, f64_vec nll) {
+    return f64_add(f64_add(loss, dot), f64_mul(mass, nll));
+}
+
 /* The lanes that a reduction adds to: a copy in registers, as far as there are enough. */
 #define LANE_VECTORS (16 / f64_WIDTH)
 typedef struct {
