@@ -162,14 +162,21 @@ typedef struct {
     int64_t count_ge[TL_BLOCK_ROWS], argmax[TL_BLOCK_ROWS];
 } tl_short_ranks;
 
+/* What makes masses effective ones: (share mass + each) weight, with a weight for each class. */
+typedef struct {
+    double share, each;
+    const double *weight;
+} tl_weighing;
+
 /* Losses of few rows. The targets are class ids, where with `some_masked` those that are no class do not matter; or the
  * classes of the largest logits or masses, if `by_largest` is the rows themselves or their masses, neighbours of their
- * dtype. Wanted are nll, unless they are added to bins, as losses for the distributions if there are masses; and unless
+ * dtype, which `weighing` makes effective ones if it is not NULL. Wanted are nll, unless they are added to bins, as losses for the distributions if there are masses; and unless
  * they are NULL, logits of targets, exp(log-odds against these), and dots: sums of logits or, if classes or rows have
  * masses, of mass (target's logit - logit), with totals of the rows' masses. What follows is for finish_losses. */
 typedef struct {
     const int64_t *target;
     const tl_few_rows *by_largest; /* NULL with class ids */
+    const tl_weighing *weighing;
     double *nll, *logit, *odds, *dot;
     uint64_t (*bin)[TL_BIN_LANES];
     int some_masked;

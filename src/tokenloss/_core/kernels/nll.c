@@ -205,21 +205,15 @@ static uint64_t write_by_masses(const tl_backend *backend, const tl_plain_rows *
     return 0;
 }
 
-/* Finds the losses of rows relative to the classes of their largest masses, dots with these, and the sums of masses,
- * which are doubles if they `are_wide`. Returns the bits of rows that have such a loss. */
-static uint64_t losses_by_masses(const tl_backend *backend, const tl_few_rows *rows, const tl_few_rows *masses,
-                                 int are_wide, int dtype, size_t n, const tl_lane_losses *lanes, double *total) {
-    static const double any[TL_BLOCK_ROWS];
-    tl_short_ranks ranks;
-    const tl_lane_losses by_largest = {
-        .by_largest = masses, .nll = lanes->nll, .logit = lanes->logit, .dot = lanes->dot, .total = total};
-    const tl_lane_losses by_id = {.target = ranks.argmax, .nll = lanes->nll, .logit = lanes->logit};
-    if (!are_wide || dtype == TL_FLOAT64)
-        return backend->lane_losses[dtype](rows, n, &by_largest);
-    backend->short_ranks[TL_FLOAT64](masses, n / TL_GROUP, any, &ranks);
-    const uint64_t near = backend->lane_losses[dtype](rows, n, &by_id);
-    backend->short_dots[dtype](rows, masses, n, lanes->logit, lanes->dot, total);
-    return near;
+/* What makes the masses of rows effective ones, with `weight` for the weights; NULL if they are such. */
+static const tl_weighing *weighing_of(const tl_plain_rows *of, double *weight, tl_weighing *weighing) {
+    const tl_soft_target *soft = &of->loss->soft;
+    if (of->mass.count == 0 || (!soft->weight && soft->eps_over_v == 0))
+        return NULL;
+    for (int64_t k = 0; k < of->row.count; k++)
+        weight[k] = soft->weight ? tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype) : 1;
+    *weighing = (tl_weighing){soft->one_minus_eps, soft->eps_over_v, weight};
+    return weighing;
 }
 
 /* Finds the losses of `n` rows from row `start` on, and their weights; both are 0 where masked. Returns a bit, modulo
@@ -234,7 +228,6 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
     double nll[TL_PLAIN_ROWS], logit[TL_PLAIN_ROWS], odds[TL_PLAIN_ROWS], dot[TL_PLAIN_ROWS], of_class[TL_PLAIN_ROWS];
     double total[TL_PLAIN_ROWS];
     double *wide = (double *)(void *)(tl_aligned(scratch) + TL_GROUPS_BYTES(TL_MASSES_CLASSES) - TL_GROUP_ALIGNMENT);
-    const int are_wide = loss->soft.weight || (of->mass.count > 0 && loss->soft.eps_over_v != 0);
     tl_lane_losses lanes = of->given;
     tl_few_rows rows = {.classes = classes}, masses;
     uint64_t left;
@@ -255,9 +248,9 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
         rows = tl_rows_or_groups(backend, row, start, of->apart, n, 0, scratch);
         masses = tl_rows_or_groups(backend, &of->mass, start, of->mass_apart, n, 0,
                                    scratch + TL_GROUPS_BYTES(TL_FEW_CLASSES)); /* as large for floats of all classes */
-        if (are_wide)
-            masses = tl_weigh_groups(backend, &loss->soft, &masses, dtype, padded / TL_GROUP, wide);
-        left = ~losses_by_masses(backend, &rows, &masses, are_wide, dtype, padded, &lanes, total);
+        const tl_lane_losses by_largest = {.by_largest = &masses, .weighing = lanes.weighing, .nll = nll,
+                                           .logit = logit, .dot = dot, .total = total};
+        left = ~backend->lane_losses[dtype](&rows, padded, &by_largest);
     } else if (classes <= (has_dots ? TL_MASSES_CLASSES : TL_FEW_CLASSES) || row->stride != tl_itemsize(row->dtype)) {
         const int has_masses = of->grad_scale && lanes.mass;
         rows = tl_rows_or_groups(backend, row, start, of->apart, n, !has_masses, scratch);
@@ -280,9 +273,11 @@ static uint64_t losses_of_rows(const tl_backend *backend, const tl_plain_rows *o
         return left;
     left &= first_rows(n);
     lanes.total = lanes.mass ? total : lanes.total;
+    if (of->grad_scale && left == 0 && lanes.weighing)
+        masses = tl_weigh_groups(backend, &loss->soft, &masses, dtype, padded / TL_GROUP, wide);
     if (of->grad_scale && left == 0)
-        left = lanes.total ? write_by_masses(backend, of, &rows, &masses, are_wide, &lanes, n, start,
-                                             tl_aligned(scratch))
+        left = lanes.total ? write_by_masses(backend, of, &rows, &masses, lanes.mass || lanes.weighing, &lanes, n,
+                                             start, tl_aligned(scratch))
                            : write_plain(backend, of, &rows, dtype, &lanes, n, start);
     if (of->grad_scale && left != 0)
         left = first_rows(n);
@@ -302,11 +297,11 @@ static size_t add_by_bins(const tl_backend *backend, const tl_plain_rows *of, si
     tl_bins bins = {.groups = TL_BIN_GROUPS};
     const int has_masses = of->mass.count > 0;
     const tl_few_rows masses = tl_few_rows_at(has_masses ? &of->mass : &of->row, 0, of->mass_apart);
-    const tl_lane_losses lanes = {
-        .target = of->given.target, .bin = bins.bin, .by_largest = has_masses ? &masses : NULL};
+    const tl_lane_losses lanes = {.target = of->given.target, .by_largest = has_masses ? &masses : NULL,
+                                  .weighing = of->given.weighing, .bin = bins.bin};
     if (!tl_are_in_place(&of->row, of->apart) ||
         (has_masses && (!tl_are_in_place(&of->mass, of->mass_apart) || rows.are_apart || masses.are_apart ||
-                        of->loss->soft.weight || of->given.some_masked)))
+                        of->given.some_masked)))
         return 0;
     if (first_rows(n) & ~backend->lane_losses[of->row.dtype](&rows, n, &lanes))
         return 0;
@@ -318,7 +313,10 @@ size_t tl_add_plain_losses(const tl_backend *backend, tl_plain_rows *of, size_t 
                            tl_superacc *weights, int64_t *unmasked, uint64_t *left) {
     char scratch[TL_GROUPS_BYTES(TL_MASSES_CLASSES) + TL_BLOCK_ROWS * TL_MASSES_CLASSES * sizeof(double)];
     double losses[TL_PLAIN_ROWS], weight[TL_PLAIN_ROWS];
+    double weight_of_class[TL_MASSES_CLASSES];
+    tl_weighing weighing;
     int is_long = tl_are_in_place(&of->row, of->apart) && !of->grad_scale && of->mass.count == 0;
+    of->given.weighing = weighing_of(of, weight_of_class, &weighing);
     size_t n = of->sums_only ? add_by_bins(backend, of, count, sum) : 0;
     size_t most = count < TL_PLAIN_ROWS ? count : TL_PLAIN_ROWS;
     const int in_groups = of->grad_scale && (of->mass.count == 0 || of->grad.stride == tl_itemsize(of->grad.dtype));

@@ -104,14 +104,9 @@ TL_TARGET static void JOIN(exps_, BACKEND)(double *x, size_t count) {
 
 TL_TARGET static void JOIN(weigh_masses_, BACKEND)(double *mass, size_t count, double share, double each,
                                                    const double *weight, size_t run) {
-    const f64_vec zero = f64_set(0);
     for (size_t i = 0; i < count; i += f64_WIDTH) {
-        f64_vec x = f64_add(f64_set(each), f64_mul(f64_set(share), f64_load(mass + i)));
-        if (weight) { /* as tl_soft_target_at */
-            f64_vec product = f64_mul(x, run == 1 ? f64_load(weight + i) : f64_set(weight[i / run]));
-            x = f64_if_equal(x, zero, x, f64_if_equal(product, zero, f64_set(-0.0), product));
-        }
-        f64_store(mass + i, x);
+        const f64_vec of_class = !weight ? f64_set(1) : run == 1 ? f64_load(weight + i) : f64_set(weight[i / run]);
+        f64_store(mass + i, f64_effective_mass(f64_load(mass + i), share, each, of_class));
     }
 }
 

@@ -96,6 +96,13 @@ TL_TARGET TL_INLINE void OP(add_powers)(OP(vec) * power, size_t lane, tl_lanes *
     EACH_VECTOR for (size_t at = (start) * sizeof(OP(vec)); rows && at < (end) * sizeof(OP(vec)); at += 64) \
         tl_prefetch_stream(rows + u * TL_GROUP * classes * sizeof(REAL) + at)
 
+/* The masses of class k of a vector of rows, as they are or effective ones. */
+TL_TARGET TL_INLINE void OP(load_effective)(const char *at, size_t k, const tl_weighing *weighing, f64_vec *mass) {
+    OP(load_widened)((const REAL *)(const void *)at, mass);
+    for (size_t i = 0; weighing && i < PARTS; i++)
+        mass[i] = f64_effective_mass(mass[i], weighing->share, weighing->each, f64_set(weighing->weight[k]));
+}
+
 /* Finds the targets of given ids, and their logits: chosen among those of all classes, or read one by one. An id that
  * is no class means class 0 here, and adds a sign bit to `bad`. */
 TL_TARGET TL_INLINE void OP(targets_of_few)(const char *const *x, ptrdiff_t stride, size_t classes, size_t together,
@@ -142,6 +149,27 @@ TL_TARGET TL_INLINE void OP(largest_of_few)(const char *const *x, ptrdiff_t stri
             most[u] = OP(max_skip_nan)(of_class, most[u]);
         }
     EACH_VECTOR id[u] = OP(or_bits)(OP(set_bits)(0), place[u], place[u]);
+}
+
+/* Finds the classes of the largest effective masses. */
+TL_TARGET static void OP(largest_effective)(const char *const *mass, ptrdiff_t mass_stride, size_t classes,
+                                            size_t together, const tl_weighing *weighing, int64_t *ids) {
+    for (size_t u = 0; u < together; u++) {
+        f64_vec most[PARTS], place[PARTS], of_class[PARTS];
+        for (size_t i = 0; i < PARTS; i++) {
+            most[i] = f64_set(-(double)INFINITY);
+            place[i] = f64_set(0);
+        }
+        for (size_t k = 0; k < classes; k++) {
+            OP(load_effective)(mass[u] + (ptrdiff_t)k * mass_stride, k, weighing, of_class);
+            for (size_t i = 0; i < PARTS; i++) {
+                place[i] = f64_if_less(most[i], of_class[i], f64_with_bits(f64_set(0), k), place[i]);
+                most[i] = f64_max_skip_nan(of_class[i], most[i]);
+            }
+        }
+        for (size_t i = 0; i < PARTS; i++)
+            f64_store((double *)(void *)(ids + u * TL_GROUP + i * f64_WIDTH), place[i]);
+    }
 }
 
 /* Finds the sums over the classes but the targets. Powers are added in pairs, and these to the sum with what rounding
@@ -211,7 +239,7 @@ TL_TARGET TL_INLINE void OP(add_sums)(OP(sums) * to, OP(sums) of, int compensate
 
 /* The sums of a lane of a vector of rows: of class l and every 16th one after it. */
 TL_TARGET TL_INLINE OP(sums) OP(sums_of_lane)(enum tl_terms kind, const tl_few_rows *rows, const tl_few_rows *masses,
-                                              int are_wide, const double *shift, size_t l) {
+                                              const tl_weighing *weighing, const double *shift, size_t l) {
     f64_vec term[2 * PARTS], *mass = term + PARTS;
     OP(sums) lane;
     for (size_t i = 0; i < 2 * PARTS; i++) /* memset would have compilers keep these in memory */
@@ -219,7 +247,10 @@ TL_TARGET TL_INLINE OP(sums) OP(sums_of_lane)(enum tl_terms kind, const tl_few_r
     for (size_t k = l; k < rows->classes; k += 16) {
         OP(load_widened)((const REAL *)(const void *)(rows->data + (ptrdiff_t)k * rows->class_stride), term);
         if (kind == DOTS_OF_ROWS)
-            OP(load_masses)(masses->data + (ptrdiff_t)k * masses->class_stride, 0, are_wide, mass);
+            OP(load_effective)(masses->data + (ptrdiff_t)k * masses->class_stride, k, weighing, mass);
+        for (size_t i = 0; i < PARTS && kind == DOTS_OF_DOUBLES; i++)
+            mass[i] = f64_load((const double *)(const void *)(masses->data + (ptrdiff_t)k * masses->class_stride) +
+                               i * f64_WIDTH);
         for (size_t i = 0; i < PARTS && kind != LOGITS; i++) {
             const f64_vec x = term[i], at = f64_load(shift + i * f64_WIDTH);
             term[i] = kind == DOTS ? f64_mul(f64_set(tl_load(masses->data + 8 * k, TL_FLOAT64)), f64_sub(at, x))
@@ -235,31 +266,32 @@ TL_TARGET TL_INLINE OP(sums) OP(sums_of_lane)(enum tl_terms kind, const tl_few_r
 
 /* The sums of lanes l, l + 4, l + 8 and l + 12, as far as there are classes in them. */
 TL_TARGET TL_INLINE OP(sums) OP(sums_of_quad)(enum tl_terms kind, const tl_few_rows *rows, const tl_few_rows *masses,
-                                              int are_wide, const double *shift, size_t l, int compensates) {
-    OP(sums) sums = OP(sums_of_lane)(kind, rows, masses, are_wide, shift, l), second;
+                                              const tl_weighing *weighing, const double *shift, size_t l,
+                                              int compensates) {
+    OP(sums) sums = OP(sums_of_lane)(kind, rows, masses, weighing, shift, l), second;
     if (l + 8 < rows->classes)
-        OP(add_sums)(&sums, OP(sums_of_lane)(kind, rows, masses, are_wide, shift, l + 8), compensates);
+        OP(add_sums)(&sums, OP(sums_of_lane)(kind, rows, masses, weighing, shift, l + 8), compensates);
     if (l + 4 < rows->classes) {
-        second = OP(sums_of_lane)(kind, rows, masses, are_wide, shift, l + 4);
+        second = OP(sums_of_lane)(kind, rows, masses, weighing, shift, l + 4);
         if (l + 12 < rows->classes)
-            OP(add_sums)(&second, OP(sums_of_lane)(kind, rows, masses, are_wide, shift, l + 12), compensates);
+            OP(add_sums)(&second, OP(sums_of_lane)(kind, rows, masses, weighing, shift, l + 12), compensates);
         OP(add_sums)(&sums, second, compensates);
     }
     return sums;
 }
 
 /* Stores the sums over the classes of a vector of rows, with the bits of tl_target_dot: class k in lane k mod 16, and
- * lanes by halves. Masses of the rows may be doubles: then they `are_wide`. */
+ * lanes by halves. */
 TL_TARGET TL_INLINE void OP(add_terms)(enum tl_terms kind, const tl_few_rows *rows, const tl_few_rows *masses,
-                                       int are_wide, const double *shift, double *dot, double *total) {
+                                       const tl_weighing *weighing, const double *shift, double *dot, double *total) {
     const int compensates = sizeof(REAL) == sizeof(double) || kind == LOGITS;
     OP(sums) all;
     for (size_t i = 0; i < 2 * PARTS; i++)
         all.sum[i] = all.lost[i] = f64_set(0);
     for (size_t l = 0; l < 2; l++) {
-        OP(sums) half = OP(sums_of_quad)(kind, rows, masses, are_wide, shift, l, compensates);
+        OP(sums) half = OP(sums_of_quad)(kind, rows, masses, weighing, shift, l, compensates);
         if (l + 2 < rows->classes)
-            OP(add_sums)(&half, OP(sums_of_quad)(kind, rows, masses, are_wide, shift, l + 2, compensates), compensates);
+            OP(add_sums)(&half, OP(sums_of_quad)(kind, rows, masses, weighing, shift, l + 2, compensates), compensates);
         OP(add_sums)(&all, half, compensates);
     }
     for (size_t i = 0; i < (total ? 2 : 1) * PARTS; i++)
@@ -271,9 +303,9 @@ TL_TARGET TL_OUTLINE void OP(dots_of_few)(const char *x, ptrdiff_t stride, size_
                                           const double *shift, double *dot) {
     const tl_few_rows rows = {x, 0, stride, classes, 0, 0}, masses = {.data = (const char *)mass};
     if (mass)
-        OP(add_terms)(DOTS, &rows, &masses, 1, shift, dot, NULL);
+        OP(add_terms)(DOTS, &rows, &masses, NULL, shift, dot, NULL);
     else if (sizeof(REAL) == sizeof(double) || !OP(add_logits)(x, stride, classes, dot))
-        OP(add_terms)(LOGITS, &rows, NULL, 0, NULL, dot, NULL);
+        OP(add_terms)(LOGITS, &rows, NULL, NULL, NULL, dot, NULL);
 }
 
 TL_TARGET static void OP(short_dots)(const tl_few_rows *rows, const tl_few_rows *masses, size_t count,
@@ -283,7 +315,7 @@ TL_TARGET static void OP(short_dots)(const tl_few_rows *rows, const tl_few_rows 
         tl_few_rows x = *rows, mass = *masses;
         x.data += g * rows->group_bytes + lane * sizeof(REAL);
         mass.data += g * masses->group_bytes + lane * sizeof(double);
-        OP(add_terms)(DOTS_OF_ROWS, &x, &mass, 1, shift + r, dot + r, total + r);
+        OP(add_terms)(DOTS_OF_DOUBLES, &x, &mass, NULL, shift + r, dot + r, total + r);
     }
 }
 
@@ -359,14 +391,14 @@ TL_TARGET static OP(vec) OP(sum_of_many)(const tl_few_rows *rows, const char *x,
 /* Finds the dots and the sums of the masses of a vector of rows, the first of which is row r. For bins, turns losses
  * for the largest masses into those for all; returns whether bins hold these. */
 TL_TARGET TL_INLINE int OP(weigh_losses)(const char *x, ptrdiff_t stride, const char *mass, ptrdiff_t mass_stride,
-                                         size_t classes, OP(vec) logit, const tl_lane_losses *of, size_t r,
-                                         f64_vec *nll) {
+                                         size_t classes, OP(vec) logit, const tl_lane_losses *of,
+                                         const tl_weighing *weighing, size_t r, f64_vec *nll) {
     const tl_few_rows rows = {x, 0, stride, classes, 0, 0}, masses = {mass, 0, mass_stride, classes, 0, 0};
     double shift[OP(WIDTH)], memory[2][OP(WIDTH)];
     double *dot = of->dot ? of->dot + r : memory[0], *total = of->dot ? of->total + r : memory[1];
     uint32_t fit = ((uint32_t)1 << f64_WIDTH) - 1;
     OP(store_f64)(shift, logit);
-    OP(add_terms)(DOTS_OF_ROWS, &rows, &masses, 0, shift, dot, total);
+    OP(add_terms)(DOTS_OF_ROWS, &rows, &masses, weighing, shift, dot, total);
     for (size_t part = 0; of->bin && part < PARTS; part++) {
         const f64_vec sum = f64_load(total + part * f64_WIDTH);
         nll[part] = f64_loss_with_mass(f64_set(0), f64_load(dot + part * f64_WIDTH), sum, nll[part]);
@@ -393,13 +425,15 @@ TL_TARGET TL_INLINE void OP(put_losses)(const tl_lane_losses *of, size_t r, OP(v
 /* Losses of the groups [g, end), `together` vectors at a time: the steps of one wait for each other. Returns the bits
  * of rows that are far out, and adds a sign bit to `bad` if an id is no class. */
 TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t g, size_t end, size_t classes,
-                                               size_t together, const tl_lane_losses *of, f64_bits *bad) {
+                                               size_t together, const tl_lane_losses *of, const tl_weighing *weighing,
+                                               f64_bits *bad) {
     const tl_few_rows *by = of->by_largest, *masses = by == rows ? NULL : by;
     char memory[(2 * TL_FEW_CLASSES + 1) * TL_GROUP * sizeof(REAL)], *aligned = memory + (-(uintptr_t)memory & 63);
     const char *x[MOST_TOGETHER], *mass[MOST_TOGETHER];
     OP(vec) at[MOST_TOGETHER], sum[MOST_TOGETHER], lost[MOST_TOGETHER];
     f64_vec nll[MOST_TOGETHER][PARTS];
     OP(bits) id[MOST_TOGETHER];
+    int64_t largest[MOST_TOGETHER * TL_GROUP];
     f64_bits added[TL_SUM_BINS];
     ptrdiff_t stride = 0, mass_stride = 0;
     uint64_t far = 0;
@@ -417,10 +451,12 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
         mass_stride = masses ? masses->class_stride : stride;
         for (size_t i = 0, r = g * TL_GROUP; i < TL_GROUP; i += OP(WIDTH), r += OP(WIDTH)) {
             uint32_t near = all;
-            if (by)
+            if (weighing)
+                OP(largest_effective)(mass, mass_stride, classes, together, weighing, largest);
+            if (by && !weighing)
                 OP(largest_of_few)(x, stride, mass, mass_stride, classes, together, id, at);
             else
-                OP(targets_of_few)(x, stride, classes, together, of->target + r, id, at, bad);
+                OP(targets_of_few)(x, stride, classes, together, by ? largest : of->target + r, id, at, bad);
             if (classes <= TL_FEW_CLASSES)
                 OP(sums_of_few)(x, stride, classes, together, id, at, sum, lost,
                                 prefetches ? rows->data + g * rows->group_bytes + i * classes * sizeof(REAL) : NULL);
@@ -431,7 +467,7 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
                 near &= OP(near_rows)(at[u], sum[u], least);
             }
             EACH_VECTOR if (masses && !OP(weigh_losses)(x[u], stride, mass[u], mass_stride, classes, at[u], of,
-                                                        r + u * TL_GROUP, nll[u]))
+                                                        weighing, r + u * TL_GROUP, nll[u]))
                 far = ~(uint64_t)0;
             for (size_t u = 0; TL_UNLIKELY(near != all) && u < together; u++)
                 far |= (uint64_t)(all ^ OP(near_rows)(at[u], sum[u], of->bin ? TL_THREE_BINS : least))
@@ -451,19 +487,31 @@ TL_TARGET TL_INLINE uint64_t OP(lane_losses_of)(const tl_few_rows *rows, size_t 
     return far;
 }
 
+/* The same of all groups, by effective masses. */
+TL_TARGET SCHEDULED TL_OUTLINE uint64_t OP(effective_losses)(const tl_few_rows *rows, size_t end,
+                                                             const tl_lane_losses *of) {
+    const size_t n = end / TOGETHER * TOGETHER;
+    f64_bits unused = f64_set_bits(0);
+    return OP(lane_losses_of)(rows, 0, n, rows->classes, TOGETHER, of, of->weighing, &unused) |
+           OP(lane_losses_of)(rows, n, end, rows->classes, 1, of, of->weighing, &unused);
+}
+
 TL_TARGET SCHEDULED static uint64_t OP(lane_losses)(const tl_few_rows *rows, size_t count, const tl_lane_losses *of) {
     const size_t most = rows->classes == 2 ? MOST_TOGETHER : TOGETHER, end = count / TL_GROUP, n = end / most * most;
+    const uint64_t all = count < TL_BLOCK_ROWS ? ~(~(uint64_t)0 << count) : ~(uint64_t)0;
     f64_bits bad = f64_set_bits(0);
-    uint64_t far = OP(lane_losses_of)(rows, n, end, rows->classes, 1, of, &bad);
+    if (of->weighing)
+        return all & ~OP(effective_losses)(rows, end, of);
+    uint64_t far = OP(lane_losses_of)(rows, n, end, rows->classes, 1, of, NULL, &bad);
     switch (rows->classes) { /* loops that compilers unroll */
-    case 2: far |= OP(lane_losses_of)(rows, 0, n, 2, MOST_TOGETHER, of, &bad); break;
-    case 3: far |= OP(lane_losses_of)(rows, 0, n, 3, TOGETHER, of, &bad); break;
-    case 5: far |= OP(lane_losses_of)(rows, 0, n, 5, TOGETHER, of, &bad); break;
-    default: far |= OP(lane_losses_of)(rows, 0, n, rows->classes, TOGETHER, of, &bad);
+    case 2: far |= OP(lane_losses_of)(rows, 0, n, 2, MOST_TOGETHER, of, NULL, &bad); break;
+    case 3: far |= OP(lane_losses_of)(rows, 0, n, 3, TOGETHER, of, NULL, &bad); break;
+    case 5: far |= OP(lane_losses_of)(rows, 0, n, 5, TOGETHER, of, NULL, &bad); break;
+    default: far |= OP(lane_losses_of)(rows, 0, n, rows->classes, TOGETHER, of, NULL, &bad);
     }
     for (size_t r = 0; !of->some_masked && TL_UNLIKELY(f64_any_negative(bad)) && r < count; r++)
         far |= (uint64_t)((uint64_t)of->target[r] >= rows->classes) << r % TL_BLOCK_ROWS;
-    return count < TL_BLOCK_ROWS ? ~(far | ~(uint64_t)0 << count) : ~far;
+    return all & ~far;
 }
 
 TL_TARGET TL_INLINE void OP(lane_gradients_of)(const tl_few_rows *rows, size_t groups, size_t classes,

@@ -127,11 +127,18 @@ enum tl_row_map { SCALE, SUBTRACT, EXPONENTIATE };
 
 /* What is added up over the classes of rows in lanes: logits; or mass (shift - logit), with one mass for each class, or
  * for each class and row. In float, only sums of logits are compensated. */
-enum tl_terms { LOGITS, DOTS, DOTS_OF_ROWS };
+enum tl_terms { LOGITS, DOTS, DOTS_OF_ROWS, DOTS_OF_DOUBLES };
 
 /* mass (shift - x), 0 where the mass is 0. */
 TL_TARGET TL_INLINE f64_vec f64_mass_term(f64_vec mass, f64_vec x, f64_vec shift) {
     return f64_if_equal(mass, f64_set(0), f64_set(0), f64_mul(mass, f64_sub(shift, x)));
+}
+
+/* An effective mass, as tl_soft_target_at: -0.0 of a class whose weight is 0. */
+TL_TARGET TL_INLINE f64_vec f64_effective_mass(f64_vec mass, double share, double each, f64_vec weight) {
+    const f64_vec zero = f64_set(0), x = f64_add(f64_set(each), f64_mul(f64_set(share), mass));
+    const f64_vec product = f64_mul(x, weight);
+    return f64_if_equal(x, zero, x, f64_if_equal(product, zero, f64_set(-0.0), product));
 }
 
 /* A loss plus what masses add to it: their dot, and their sum times the loss for the class to which it is relative. */
@@ -331,7 +338,6 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .divergences = {[TL_FLOAT32] = f32_divergences, [TL_FLOAT64] = f64_divergences},
     .target_dot = COMPUTE_DTYPES(target_dot_),
     .largest = ALL_DTYPES(largest_),
-    .short_dots = {[TL_FLOAT32] = f32_short_dots, [TL_FLOAT64] = f64_short_dots},
     .add_exactly = JOIN(add_exactly_, BACKEND),
     .mask_targets = JOIN(mask_targets_, BACKEND),
     .nonzeros = JOIN(nonzeros_, BACKEND),
@@ -349,6 +355,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .lane_softmax = COMPUTE_DTYPES(lane_softmax_),
     .lane_losses = {[TL_FLOAT32] = f32_lane_losses, [TL_FLOAT64] = f64_lane_losses},
     .lane_gradients = {[TL_FLOAT32] = f32_lane_gradients, [TL_FLOAT64] = f64_lane_gradients},
+    .short_dots = {[TL_FLOAT32] = f32_short_dots, [TL_FLOAT64] = f64_short_dots},
     .mass_gradients = {[TL_FLOAT32] = f32_mass_gradients, [TL_FLOAT64] = f64_mass_gradients},
     .row_losses = ALL_DTYPES(row_losses_),
     .lse_logs = JOIN(lse_logs_, BACKEND),
