@@ -196,7 +196,13 @@ static void read_distributions(const tl_backend *backend, int64_t classes, int d
         masses[2 * classes * size - 1] = 0x3f;
         tl_distributions block = {masses, scores.data, NULL,  size * classes, size,    size * classes,
                                   size,   0,           dtype, dtype,          0,       classes,
-                                  &clip, 0};
+                                  &clip, 0,           0};
+        tl_nll_of_distributions(backend, &block, rows, 2, nll);
+        use(nll[0] + nll[1]);
+        if (classes > TL_PART)
+            continue;
+        block.mass_row = block.score_row = size;
+        block.sample_rows = 2;
         tl_nll_of_distributions(backend, &block, rows, 2, nll);
         use(nll[0] + nll[1]);
     }

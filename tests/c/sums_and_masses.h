@@ -100,6 +100,36 @@ static void fill_masses(char *masses, int dtype, int64_t rows, int64_t classes, 
         }
 }
 
+/* Places the rows of some samples in planes: `together` rows of a sample side by side, class after class. */
+static void place_samples(const char *from, int size, int64_t classes, int rows, int together, char *to) {
+    for (int r = 0; r < rows; r++)
+        for (int64_t k = 0; k < classes; k++)
+            memcpy(to + ((r / together * classes + k) * together + r % together) * size,
+                   from + (r * classes + k) * size, (size_t)size);
+}
+
+/* The same rows in samples: those of a block that have losses, and no others. */
+static void check_samples(const tl_backend *backend, const tl_distributions *of, int rows, const double *expected) {
+    static char masses[8 * 80 * MOST_CLASSES], scores[8 * 80 * MOST_CLASSES];
+    tl_distributions block = *of;
+    int taken[80];
+    double nll[80];
+    block.sample_rows = 1 + die(rows < 20 ? rows : 20);
+    rows = rows / block.sample_rows * block.sample_rows;
+    if (block.classes > TL_PART || block.sample_rows * block.classes > TL_TERMS || rows == 0)
+        return;
+    place_samples(of->mass, (int)of->mass_class, of->classes, rows, block.sample_rows, masses);
+    place_samples(of->score, (int)of->score_class, of->classes, rows, block.sample_rows, scores);
+    block.mass = masses;
+    block.score = scores;
+    block.mass_row = block.score_row = of->mass_class;
+    for (int i = 0; i < rows; i++)
+        taken[i] = i;
+    need_same(tl_nll_of_distributions(backend, &block, taken, rows, nll), "samples that are accepted");
+    for (int i = 0; i < rows; i++)
+        need_same(have_same_bits(nll[i], expected[i]), "losses of distributions in samples");
+}
+
 /* A block of rows against each of them. */
 static void check_distributions(const tl_backend *backend, int dtype, int64_t classes, int rows, int kind, int is_log,
                                 tl_cancel *cancel) {
@@ -133,6 +163,7 @@ static void check_distributions(const tl_backend *backend, int dtype, int64_t cl
                               TL_FLOAT32,
                               classes,
                               &clip,
+                              0,
                               0};
     if (count == 0)
         return;
@@ -145,6 +176,8 @@ static void check_distributions(const tl_backend *backend, int dtype, int64_t cl
         double by_itself = tl_nll_of_distribution(backend, &row, &soft, &clip, &refused, cancel);
         need_same(have_same_bits(nll[i], by_itself), "losses of distributions");
     }
+    if (count == rows)
+        check_samples(backend, &block, rows, nll);
 }
 
 static void check_sums_and_masses(const tl_backend *backend, tl_cancel *cancel) {

@@ -457,6 +457,30 @@ def test_distributions_in_planes_have_the_bits_of_rows_alone(classes, pixels, dt
 
 
 @each_dtype
+@pytest.mark.parametrize("pixels", [2, 3, 20, 63, 65, 300])
+@pytest.mark.parametrize("classes", [2, 5, 17, 100, 140])
+def test_probabilities_with_distributions_in_planes_have_the_bits_of_rows_alone(classes, pixels, dtype, rng, backend):
+    """Of several samples, contiguous or not; what a row that is left out has for a probability is not looked at."""
+    masses = np.moveaxis(rng.dirichlet(np.ones(classes), (3, pixels + 1)), -1, 1).astype(dtype)
+    probs = np.moveaxis(rng.dirichlet(np.ones(classes), (3, pixels + 1)), -1, 1).astype(dtype)
+    masses[rng.random(masses.shape) < 0.2], probs[rng.random(probs.shape) < 0.1] = 0, 0
+    where = rng.random((3, pixels)) < 0.8
+    weights = np.linspace(0.5, 2, classes)
+    for weight in (None, weights):
+        options = {"axis": 1, "reduction": "none", "weight": weight}
+        sliced = masses[..., :pixels], probs[..., :pixels]
+        y, p = map(np.ascontiguousarray, sliced)
+        expected = np.array(
+            [[cross_entropy_loss(y[n, :, i], p[n, :, i], weight=weight) for i in range(pixels)] for n in range(3)]
+        )
+        for given in (y, p), sliced, (y, sliced[1]):
+            assert_same_bits(cross_entropy_loss(*given, **options), expected)
+        p[2, 0, np.flatnonzero(~where[2])[:1]], y[2, 0] = 7, 0.5
+        masked = cross_entropy_loss(y, p, where=where, **options)
+        assert_same_bits(masked[:2], np.where(where, expected, 0)[:2])
+
+
+@each_dtype
 @pytest.mark.parametrize(("classes", "pixels"), [(2, 70), (5, 9), (21, 64), (100, 100), (128, 48)])
 def test_gradients_of_distributions_in_groups_have_the_bits_of_weighted_ones(classes, pixels, dtype, rng, backend):
     """With class weights, even of 1, masses are added row by row.

@@ -198,8 +198,9 @@ cdef class RowJob(Job):
         return per_row + per_class * self.scores.classes
 
     cdef int64_t rows_together(self) noexcept:
-        if self.scores.classes <= SHORT_ROW:
-            return BLOCK_ROWS
+        cdef int64_t run = self.scores.view.run
+        if self.scores.classes <= SHORT_ROW:  # whole runs of few rows
+            return BLOCK_ROWS if self.scores.view.is_uniform or run > 1024 else (BLOCK_ROWS + run - 1) // run * run
         if not self.scores.view.is_copied:
             return 1
         return BLOCK_ROWS if self.rows >= 8 * BLOCK_ROWS else TL_ROWS_PER_CACHE_LINE(self.scores.dtype)

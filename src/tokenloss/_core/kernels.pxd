@@ -13,7 +13,7 @@ cdef extern from "kernels/platform.h" nogil:
     double tl_seconds()
 
 cdef extern from "kernels/elements.h" nogil:
-    int TL_FLOAT16, TL_BFLOAT16, TL_FLOAT32, TL_FLOAT64
+    int TL_FLOAT16, TL_BFLOAT16, TL_FLOAT32, TL_FLOAT64, TL_FLOAT_DTYPES
     int TL_INT8, TL_INT16, TL_INT32, TL_INT64, TL_UINT8, TL_UINT16, TL_UINT32, TL_UINT64, TL_DTYPES
     int TL_SWAPPED
     int tl_itemsize(int)
@@ -237,7 +237,7 @@ cdef extern from "kernels/kernels.h" nogil:
     double tl_score_at(const tl_clip *, const void *, size_t)
     void tl_set_score(const tl_clip *, void *, size_t, double)
     bint tl_negative_log(const tl_backend *, const tl_clip *, void *, size_t, double *)
-    int TL_DISTRIBUTION_ROWS, TL_DISTRIBUTION_ELEMENTS
+    int TL_DISTRIBUTION_ROWS, TL_DISTRIBUTION_ELEMENTS, TL_PART, TL_TERMS
     ctypedef struct tl_distributions:
         const char *mass
         const char *score
@@ -246,6 +246,7 @@ cdef extern from "kernels/kernels.h" nogil:
         int mass_dtype, score_dtype, weight_dtype
         int64_t classes
         const tl_clip *clip
+        int sample_rows
     bint tl_nll_of_distributions(const tl_backend *, tl_distributions *, const int *, int, double *)
     ctypedef struct tl_refused:
         int64_t class_id

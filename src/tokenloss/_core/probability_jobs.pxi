@@ -156,6 +156,7 @@ cdef class SoftTargetLoss(RowJob):
     cdef tl_clip clip
     cdef tl_distributions block  # what all blocks have in common
     cdef int64_t block_rows  # rows of a block, 0 if rows are reduced one by one
+    cdef int64_t sample_rows  # rows of a sample if kernels read several of these, or 0
 
     def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
         self.set_up(scores, positions, numbers)
@@ -181,8 +182,15 @@ cdef class SoftTargetLoss(RowJob):
         if not self.positions.is_integer or block.mass_class == tl_itemsize(block.mass_dtype):
             self.block_rows = min(MAX_PROBABILITY_ROWS if self.weighs_rows else DISTRIBUTION_ROWS,
                                   TL_DISTRIBUTION_ELEMENTS // block.classes)
-            if block.classes <= 24:  # kernels add more classes of few rows sooner where they lie
-                self.take_planes(targets)
+            if not (self.follow_each_other(&self.scores.view) and self.follow_each_other(targets)):
+                if block.classes <= 24:  # kernels add more classes of few rows sooner where they lie
+                    self.take_planes(targets)
+            elif self.scores.view.run * block.classes <= TL_TERMS and block.classes <= TL_PART:
+                self.sample_rows = self.scores.view.run
+
+    cdef bint follow_each_other(self, const View *view) noexcept:
+        """Whether planes are short, and those of the next rows come right after them."""
+        return has_short_runs(view) and view.dtype < TL_FLOAT_DTYPES and PyBuffer_IsContiguous(&view.buffer, b'C')
 
     cdef inline int unmasked_rows(self, int64_t start, int64_t count, int *rows) noexcept nogil:
         """The unmasked rows of a block, counted from `start`; returns how many. If there is no mask, all are there."""
@@ -220,20 +228,27 @@ cdef class SoftTargetLoss(RowJob):
         cdef int rows[DISTRIBUTION_ROWS]
         cdef tl_distributions block = self.block
         cdef char *planes = self.new_planes()
-        cdef int64_t count
+        cdef int64_t count, alone = start  # samples before this row are reduced one by one
         cdef int i
         block.clip = &self.clip
         for i in range(DISTRIBUTION_ROWS):
             rows[i] = i
         while start < stop:
-            count = stop - start
-            if self.block_rows > 0:
+            count, block.sample_rows = stop - start, 0
+            if start >= alone and count >= self.sample_rows > 0 and start % self.sample_rows == 0:
+                block.sample_rows = <int> self.sample_rows
+                count = min(count, self.block_rows) // self.sample_rows * self.sample_rows
+            elif self.block_rows > 0:
                 count = min(count, self.block_rows, self.even_rows(&self.scores.view, start),
                             self.even_rows(&self.positions.targets_view, start))
-            if (self.block_rows == 0 or self.planes_rows and planes == NULL
-                    or not self.reduce_block(start, count, rows, &block, planes, totals)):
+            if (self.block_rows > 0 and not (self.planes_rows and planes == NULL)
+                    and self.reduce_block(start, count, rows, &block, planes, totals)):
+                start += count
+            elif block.sample_rows > 0:
+                alone = start + count
+            else:
                 RowJob.run_range(self, start, start + count, totals, cancel)
-            start += count
+                start += count
         free(planes)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:

@@ -266,13 +266,11 @@ typedef struct {
  * factors, which overflows from 2^996 on. */
 #define TL_MIN_FMA_SAFE 0x1p990
 
-/* The sums of rows, `count` at most. Rows of one class may be planes: more of them begin with the first sum again. As
- * many sums as are `added`, each `count` after the other, are added to what is written, the last one first. What lies
- * `ahead` of terms, and TL_AHEAD bytes more, is prefetched. */
+/* The sums of rows, and whether they are added to what is there. What lies `ahead` of terms, and TL_AHEAD bytes more, is
+ * prefetched. */
 typedef struct {
     double *sum;
-    size_t count;
-    int added;
+    int adds;
     ptrdiff_t ahead;
 } tl_sums_at;
 
@@ -360,6 +358,9 @@ typedef struct {
      * allowed, or nan. Losses of nan may be any numbers then. */
     int (*add_losses[TL_FLOAT_DTYPES])(const void *scores, const void *masses, int are_wide, size_t count,
                                        size_t classes, const double *weight, const tl_clip *clip, const tl_sums_at *to);
+    /* The sums of rows in planes, each of which has `rows` terms and follows the one before. Reads and writes whole
+     * vectors of rows, and never writes -0.0. */
+    void (*sum_planes)(const double *term, size_t classes, size_t rows, double *sum);
     /* Of groups of rows of up to TL_FEW_CLASSES, as long as each row has a single class with mass: writes that mass and
      * its score. Returns how many groups these were. */
     size_t (*pick_masses[TL_FLOAT_DTYPES])(const tl_few_rows *scores, const tl_few_rows *masses, size_t groups,

@@ -45,7 +45,7 @@ static int add_losses(const tl_backend *backend, const tl_distributions *of, con
             continue;
         refused |= tl_is_refused(of->clip, one);
         if (one != one)
-            to->sum[(size_t)(i / classes) % to->count] = one;
+            to->sum[i / classes] = one;
     }
     return refused;
 }
@@ -70,7 +70,7 @@ TL_OUTLINE int add_copies(const tl_backend *backend, const tl_distributions *of,
     double weight[TL_TERMS + 2 * TL_GROUP], part[TL_TERMS / TL_PART + TL_GROUP];
     int refused = 0;
     for (int i = 0, n; i < count; i += n) {
-        const tl_sums_at to = {is_long ? part : nll + i, COPIED, 0, 0};
+        const tl_sums_at to = {is_long ? part : nll + i, 0, 0};
         double sum = 0, lost = 0;
         n = count - i < at_once ? count - i : at_once;
         for (int64_t k = 0; k < of->classes; k += TL_TERMS) {
@@ -93,9 +93,11 @@ TL_OUTLINE int add_copies(const tl_backend *backend, const tl_distributions *of,
     return refused;
 }
 
+#define PLANE_ROWS 512 /* whose classes are added one after another */
+
 /* Whether planes have just this many rows, few enough to read 16 classes at once, and follow each other. */
 static int are_adjacent(const tl_distributions *of, int rows) {
-    return rows <= TL_BLOCK_ROWS && of->score_class == rows * of->score_row && of->mass_class == rows * of->mass_row;
+    return rows <= PLANE_ROWS && of->score_class == rows * of->score_row && of->mass_class == rows * of->mass_row;
 }
 
 /* Adds some classes of planes, each of as many rows, from class k on. If they are several, they follow each other. */
@@ -111,44 +113,58 @@ static int add_classes(const tl_backend *backend, const tl_distributions *of, in
                       weight, to);
 }
 
-/* Adds up every `step`-th class of planes from k on, lanes by halves: one half right after the other, so that few sums
- * are needed at a time. Adds these to as many sums as lie `before` them; `next` is the class to read afterwards. */
-static int add_halves(const tl_backend *backend, const tl_distributions *of, int rows, int k, int step, int next,
-                      int before, double *sum) {
-    if (step < TL_GROUP && k + step < of->classes)
-        return add_halves(backend, of, rows, k, 2 * step, k + step, 0, sum) |
-               add_halves(backend, of, rows, k + step, 2 * step, next, before + 1, sum + rows);
-    int refused = 0, added = 0;
-    for (; k < of->classes; k += TL_GROUP, added = 1) {
-        const int is_last = k + TL_GROUP >= of->classes, others = is_last ? before : 0;
-        const int until_next = is_last ? next - k : TL_GROUP, is_copied = of->score_dtype != TL_FLOAT32;
-        const tl_sums_at to = {sum - others * rows, (size_t)rows, added + others,
-                               is_copied ? 0 : until_next * of->score_class - TL_AHEAD};
-        refused |= add_classes(backend, of, rows, k, 1, &to);
-    }
-    return refused;
+/* Copies the sums of some rows, where those from the first one on have theirs. */
+static void copy_sums(const double *sum, const int *rows, int first, int count, double *nll) {
+    if (rows[count - 1] - first == count - 1)
+        memcpy(nll, sum, (size_t)count * sizeof *sum);
+    else
+        for (int i = 0; i < count; i++)
+            nll[i] = sum[rows[i] - first];
 }
 
-/* As add_halves, of few rows in planes that follow each other: all lanes at once, of classes that have TL_TERMS. */
-static int add_adjacent(const tl_backend *backend, const tl_distributions *of, int rows, double *sum) {
-    const int at_once = TL_TERMS / rows / TL_GROUP * TL_GROUP;
-    const tl_sums_at to = {sum, (size_t)(TL_GROUP * rows), 1, 0};
+/* Adds all classes of samples: the planes of a few rows, and after these those of the next ones. As many samples at a
+ * time as have TL_TERMS. */
+static int add_samples(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, double *nll) {
+    const int in_sample = of->sample_rows, classes = (int)of->classes, elements = classes * in_sample;
+    const int at_once = TL_TERMS / elements, samples = rows[count - 1] / in_sample + 1;
+    double term[TL_TERMS + 2 * TL_GROUP], weight[TL_TERMS + 2 * TL_GROUP], sum[TL_DISTRIBUTION_ROWS + TL_GROUP];
     int refused = 0;
-    memset(sum, 0, to.count * sizeof *sum);
-    for (int k = 0; k < of->classes; k += at_once)
-        refused |= add_classes(backend, of, rows, k, of->classes - k < at_once ? (int)of->classes - k : at_once, &to);
-    for (int half = TL_GROUP / 2 * rows; half >= rows; half /= 2)
-        for (int i = 0; i < half; i++)
-            sum[i] += sum[half + i];
+    for (int j = 0; of->weight && j < TL_TERMS + 2 * TL_GROUP; j++)
+        weight[j] = tl_load(of->weight + j / in_sample % classes * of->weight_class, of->weight_dtype);
+    for (int s = 0, n; s < samples; s += n) {
+        const tl_sums_at to = {term, 0, 0};
+        n = samples - s < at_once ? samples - s : at_once;
+        refused |= add_losses(backend, of, of->score + s * elements * of->score_row,
+                              of->mass + s * elements * of->mass_row, n * elements, 1, weight, &to);
+        for (int i = 0; i < n; i++)
+            backend->sum_planes(term + i * elements, (size_t)classes, (size_t)in_sample, sum + (s + i) * in_sample);
+    }
+    copy_sums(sum, rows, 0, count, nll);
     return refused;
 }
 
-#define PLANE_ROWS 512 /* whose classes are added one after another */
+/* Adds up to TL_PART classes of planes: each in its lane, several at a time if planes follow each other. */
+static int add_lanes(const tl_backend *backend, const tl_distributions *of, int rows, double *sum) {
+    double memory[TL_GROUP * PLANE_ROWS + 2 * TL_GROUP], *lane = memory + (-(uintptr_t)memory & 63) / 8;
+    const int classes = (int)of->classes, lanes = classes < TL_GROUP ? classes : TL_GROUP;
+    const int adjacent = are_adjacent(of, rows), at_once = adjacent ? TL_TERMS / rows : 1;
+    int refused = 0;
+    for (int k = 0, n; k < classes; k += n) {
+        const int first = k % lanes, left = classes - k < lanes - first ? classes - k : lanes - first;
+        const ptrdiff_t next = k + 1 < classes ? of->score_class : rows * of->score_row - k * of->score_class;
+        const tl_sums_at to = {lane + first * rows, k >= lanes,
+                               adjacent || of->score_dtype != TL_FLOAT32 ? 0 : next - TL_AHEAD};
+        n = left < at_once ? left : at_once;
+        refused |= add_classes(backend, of, rows, k, n, &to);
+    }
+    backend->sum_planes(lane, (size_t)lanes, (size_t)rows, sum);
+    return refused;
+}
 
 /* Adds all classes of rows in planes. Rows in between are read as well. */
 TL_OUTLINE int add_planes(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
                           double *nll) {
-    double sum[5 * PLANE_ROWS + TL_GROUP], part[2][PLANE_ROWS];
+    double sum[PLANE_ROWS + TL_GROUP], part[2][PLANE_ROWS];
     int refused = 0;
     for (int i = 0, end, n; i < count; i = end) {
         end = count - i < PLANE_ROWS ? count : i + PLANE_ROWS;
@@ -162,17 +178,13 @@ TL_OUTLINE int add_planes(const tl_backend *backend, const tl_distributions *of,
             some.mass += rows[i] * of->mass_row + k * of->mass_class;
             some.score += rows[i] * of->score_row + k * of->score_class;
             some.weight = of->weight ? of->weight + k * of->weight_class : NULL;
-            refused |= are_adjacent(of, n) ? add_adjacent(backend, &some, n, sum)
-                                           : add_halves(backend, &some, n, 0, 1, (int)some.classes, 0, sum);
+            refused |= add_lanes(backend, &some, n, sum);
             for (int r = 0; of->classes > TL_PART && r < n; r++)
                 tl_add_part(sum[r], &part[0][r], &part[1][r]);
         }
         for (int r = 0; of->classes > TL_PART && r < n; r++)
             sum[r] = tl_sum_of_parts(part[0][r], part[1][r]);
-        if (end - i == n)
-            memcpy(nll + i, sum, (size_t)n * sizeof *sum);
-        for (int j = i; end - i < n && j < end; j++)
-            nll[j] = sum[rows[j] - rows[i]];
+        copy_sums(sum, rows + i, rows[i], end - i, nll + i);
     }
     return refused;
 }
@@ -324,7 +336,7 @@ static int add_single_masses(const tl_backend *backend, const tl_distributions *
     tl_few_rows masses = in_lanes(of, of->mass + rows[0] * of->mass_row, of->mass_row, of->mass_class);
     count = TL_GROUP * (int)backend->pick_masses[of->score_dtype](&scores, &masses, (size_t)(count / TL_GROUP), score,
                                                                   mass);
-    const tl_sums_at to = {nll, TL_DISTRIBUTION_ROWS, 0, 0};
+    const tl_sums_at to = {nll, 0, 0};
     *refused |= count > 0 && add_losses(backend, of, (const char *)score, (const char *)mass, count, 1, NULL, &to);
     return count;
 }
@@ -332,7 +344,9 @@ static int add_single_masses(const tl_backend *backend, const tl_distributions *
 int tl_nll_of_distributions(const tl_backend *backend, tl_distributions *of, const int *rows, int count, double *nll) {
     const int is_float = of->mass_dtype < TL_FLOAT_DTYPES;
     int refused = 0, status = 2, single = 0;
-    if (of->dense_blocks == 0) {
+    if (of->sample_rows > 0)
+        status = add_samples(backend, of, rows, count, nll);
+    else if (of->dense_blocks == 0) {
         single = add_single_masses(backend, of, rows, count, &refused, nll);
         if (single == count)
             return !refused;

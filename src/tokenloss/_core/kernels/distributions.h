@@ -19,6 +19,7 @@ typedef struct {
     int64_t classes; /* at most TL_DISTRIBUTION_ELEMENTS */
     const tl_clip *clip;
     int dense_blocks; /* 0 at first: how many of the next ones are taken for dense */
+    int sample_rows; /* or 0. If given: that many rows lie in planes, and so do the next ones right after these planes */
 } tl_distributions;
 
 /* Writes the losses of these rows, `count` rising numbers; there is room for whole groups. Returns 0 if a score is

@@ -141,20 +141,16 @@ TL_TARGET TL_INLINE void sums_of_rows(const double *term, size_t count, size_t c
         f64_store(sum, f64_add(f64_set(0), sums_of_vector(term + i, count - i, classes, are_few)));
 }
 
-/* Writes a vector of terms, to which `added` sums are added. */
-TL_TARGET TL_INLINE void write_sums(f64_vec term, double *sum, size_t count, int added) {
-    for (int k = added; k-- > 0;)
-        term = f64_add(term, f64_load(sum + (size_t)k * count));
-    f64_store(sum, term);
+/* Writes a vector of sums, or adds it to what is there. */
+TL_TARGET TL_INLINE void write_sums(f64_vec term, double *sum, int adds) {
+    f64_store(sum, adds ? f64_add(term, f64_load(sum)) : term);
 }
 
 /* The sums of rows, but of those before term `start`. */
 TL_TARGET TL_OUTLINE void sum_terms(const double *term, size_t start, size_t count, size_t classes,
                                     const tl_sums_at *to) {
-    for (size_t i = start, at = start % to->count; classes == 1 && i < count; i += f64_WIDTH) {
-        write_sums(f64_load(term + i), to->sum + at, to->count, to->added);
-        at = at + f64_WIDTH < to->count ? at + f64_WIDTH : 0;
-    }
+    for (size_t i = start; classes == 1 && i < count; i += f64_WIDTH)
+        write_sums(f64_load(term + i), to->sum + i, to->adds);
     double *sum = to->sum + start / classes;
     term += start;
     count -= start;
@@ -165,6 +161,28 @@ TL_TARGET TL_OUTLINE void sum_terms(const double *term, size_t start, size_t cou
                    : sums_of_rows(term, count, classes, 0, sum);
 }
 
+/* The sums of rows in planes whose classes have up to so many lanes. */
+TL_TARGET TL_INLINE void sum_in_lanes(const double *term, size_t classes, size_t rows, size_t lanes, double *sum) {
+    for (size_t r = 0; r < rows; r += f64_WIDTH, term += f64_WIDTH) {
+        f64_vec lane[16];
+        for (size_t k = 0; k < lanes; k++)
+            lane[k] = k < classes ? f64_load(term + k * rows) : f64_set(0);
+        for (size_t k = 16; k < classes; k++)
+            lane[k % 16] = f64_add(lane[k % 16], f64_load(term + k * rows));
+        for (size_t half = lanes / 2; half > 0; half /= 2)
+            for (size_t k = 0; k < half; k++)
+                lane[k] = f64_add(lane[k], lane[half + k]);
+        f64_store(sum + r, f64_add(lane[0], f64_set(0)));
+    }
+}
+
+TL_TARGET static void JOIN(sum_planes_, BACKEND)(const double *term, size_t classes, size_t rows, double *sum) {
+    classes <= 2   ? sum_in_lanes(term, classes, rows, 2, sum)
+    : classes <= 4 ? sum_in_lanes(term, classes, rows, 4, sum)
+    : classes <= 8 ? sum_in_lanes(term, classes, rows, 8, sum)
+                   : sum_in_lanes(term, classes, rows, 16, sum);
+}
+
 /* -- INSIDE terms of floats ---------------------------------------------------------------------------------------- */
 
 /* In two loops: what needs floats only, and what needs doubles, which are widened as they are loaded. */
@@ -173,10 +191,9 @@ TL_TARGET TL_OUTLINE void sum_terms(const double *term, size_t start, size_t cou
 #endif
 
 TL_TARGET TL_INLINE void sum_lines_of(const float *score, const float *mass, const float *below, size_t count,
-                                      size_t together, int added, const tl_sums_at *given) {
+                                      size_t together, int adds, double *sum) {
     const size_t step = 2 * f64_WIDTH * together;
-    const tl_sums_at to = *given;
-    for (size_t i = 0, at = 0; i < count; i += step, at = at + 2 * f64_WIDTH < to.count ? at + 2 * f64_WIDTH : 0) {
+    for (size_t i = 0; i < count; i += step, sum += 2 * f64_WIDTH) {
         double term[6 * f64_WIDTH];
         for (size_t k = 0; k < step; k += f32_WIDTH) {
             f64_vec bits[f32_WIDTH / f64_WIDTH], loss[f32_WIDTH / f64_WIDTH], masses[f32_WIDTH / f64_WIDTH];
@@ -189,18 +206,16 @@ TL_TARGET TL_INLINE void sum_lines_of(const float *score, const float *mass, con
             }
         }
         UNROLLED for (size_t k = 0; k < 2 * f64_WIDTH; k += f64_WIDTH)
-            write_sums(sums_of_vector(term + k * together, step, together, 1), to.sum + at + k, to.count, added);
+            write_sums(sums_of_vector(term + k * together, step, together, 1), sum + k, adds);
     }
 }
 
 TL_TARGET static void sum_lines(const float *score, const float *mass, const float *below, size_t count,
                                 size_t together, const tl_sums_at *to) {
-    together == 3    ? sum_lines_of(score, mass, below, count, 3, 0, to)
-    : together == 2  ? sum_lines_of(score, mass, below, count, 2, 0, to)
-    : to->added == 0 ? sum_lines_of(score, mass, below, count, 1, 0, to)
-    : to->added == 1 ? sum_lines_of(score, mass, below, count, 1, 1, to)
-    : to->added == 2 ? sum_lines_of(score, mass, below, count, 1, 2, to)
-                     : sum_lines_of(score, mass, below, count, 1, to->added, to);
+    together == 3   ? sum_lines_of(score, mass, below, count, 3, 0, to->sum)
+    : together == 2 ? sum_lines_of(score, mass, below, count, 2, 0, to->sum)
+    : to->adds      ? sum_lines_of(score, mass, below, count, 1, 1, to->sum)
+                    : sum_lines_of(score, mass, below, count, 1, 0, to->sum);
 }
 
 /* The sums of up to three terms that belong `together`, of whole steps. Returns 0, and writes none, if a score is not

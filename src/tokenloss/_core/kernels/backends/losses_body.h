@@ -88,7 +88,7 @@ TL_TARGET static int OP(add_losses)(const void *scores, const void *masses, int 
     const char *mass = (const char *)masses;
     int is_inside = kind == CLIPPED && !weight && !are_wide, odd = 0;
     double memory[TERMS_ROOM];
-    tl_sums_at sums = *to, terms = {NULL, TL_TERMS, 0, 0};
+    tl_sums_at sums = *to, terms = {NULL, 0, 0};
     for (size_t i = 0, n; i < count; i += n, score += n, mass += n * mass_size, sums.sum += rows) {
         double *term = terms.sum = place_of_terms(memory, score, mass);
         n = count - i < rows * classes ? count - i : rows * classes;

@@ -341,6 +341,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .add_exactly = JOIN(add_exactly_, BACKEND),
     .mask_targets = JOIN(mask_targets_, BACKEND),
     .nonzeros = JOIN(nonzeros_, BACKEND),
+    .sum_planes = JOIN(sum_planes_, BACKEND),
     .class_losses = {[TL_FLOAT32] = f32_class_losses, [TL_FLOAT64] = f64_class_losses},
     .add_losses = {[TL_FLOAT32] = f32_add_losses, [TL_FLOAT64] = f64_add_losses},
     .pick_masses = {[TL_FLOAT32] = f32_pick_masses, [TL_FLOAT64] = f64_pick_masses},
