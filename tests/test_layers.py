@@ -151,7 +151,7 @@ assert space.keys() - {"__builtins__"} == set(tokenloss.__all__)
 
 # Raising a budget takes a commit of its own, which gives the reason.
 LINES = {
-    "_core": 7040, "kernels": 11425, "_scores": 1785, "_statistics": 3205, "formats": 7763, "_comparison": 6602,
+    "_core": 7042, "kernels": 11425, "_scores": 1785, "_statistics": 3205, "formats": 7763, "_comparison": 6602,
     "_evaluation": 8319, "_output": 2802, "_command": 1329, "": 250,
 }  # fmt: skip
 
