@@ -69,6 +69,7 @@ cdef extern from *:
 cdef enum:
     BLOCK_ROWS = 64  # TL_BLOCK_ROWS of the kernels: rows that are processed together
     MAX_PROBABILITY_ROWS = 256  # rows of probabilities or of few classes that are processed together
+    SHORT_RUN = 2048  # elements of a run of rows, up to which a last incomplete block of it costs more than copies
     PLANES_BYTES = 1 << 15  # of short runs of rows that are copied to planes, which fit in the first cache
     GATHERED_ROWS = 128  # scores are read in blocks of this many, while the next block is prefetched
     DISTRIBUTION_ROWS = 1024  # TL_DISTRIBUTION_ROWS of the kernels: rows of distributions in a block

@@ -62,7 +62,8 @@ cdef inline int64_t left_of_run(const View *view, int64_t start) noexcept nogil:
 
 cdef inline bint has_short_runs(const View *view) noexcept nogil:
     """Whether rows are side by side, but so few that those of several runs are better worked on together."""
-    return not view.is_uniform and view.run < BLOCK_ROWS and view.row_stride == tl_itemsize(view.dtype)
+    cdef bint is_short = view.run % BLOCK_ROWS != 0 and view.run * view.buffer.shape[view.axis] <= SHORT_RUN
+    return not view.is_uniform and view.row_stride == tl_itemsize(view.dtype) and (view.run < BLOCK_ROWS or is_short)
 
 
 cdef void move_planes(const View *view, int64_t start, int64_t count, char *planes, ptrdiff_t width,
